@@ -50,7 +50,10 @@ def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = 
         derived = derived_files(found.records, kept)
     placed = dict(_attempts(results))
     if len(placed) != len(found.records):
-        raise ResultsError(f"{shown(str(results))}: changed while it was read; bundle it when no sweep writes there")
+        raise ResultsError(
+            f"{shown(str(results))}: changed while it was read, or holds an attempt twice; bundle a folder without "
+            "copies, when no sweep writes there"
+        )
     part = target.with_name(f".{target.name}.{current_owner()}.part")
     disk = Disk()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +10,20 @@ from harness.api.checked import Checked, attempts
 from harness.core.foreign import shown
 from harness.core.owner import temporary_folder
 from harness.errors import ResultsError
-from harness.report.derived_files import TABLE, derived_files, report_code, unlike_tables
+from harness.plugins import plugin_figures
+from harness.report.derived_files import TABLE, derived_files, report_code, unlike_tables, unlike_texts
 from harness.storage.bundle import RESULTS, SIGNATURE, Bundle, open_bundle
 from harness.storage.reading import all_records, read_results
+from harness.storage.repair import FILES
 from harness.storage.signature import check_signature
 
 
 def verify_bundle(path: Path, signers: Path | None = None) -> Iterator[Checked]:
     """Yields every file of a bundle. ``signers`` is a file of those who may have signed it.
 
-    Files that follow from the records are derived again; if other code made the bundle, only the numbers of its table
-    are compared. Raises ResultsError for what is no bundle, or may do harm when it is unpacked.
+    Files that follow from the records are derived again, and may differ in the last digits of numbers. If other code
+    made the bundle, only the numbers of its table are compared, and the names that they are of. Raises ResultsError for
+    what is no bundle, or may do harm when it is unpacked.
     """
     with open_bundle(path) as bundle:
         is_whole = True
@@ -31,10 +34,15 @@ def verify_bundle(path: Path, signers: Path | None = None) -> Iterator[Checked]:
             return
         with temporary_folder() as folder:
             bundle.unpack(RESULTS, folder)
+            found = set[str]()
             for each in attempts(folder):
                 name = Path(each.path).relative_to(folder).as_posix()
+                found.add(f"{RESULTS}/{name}")
                 is_whole &= each.state in ("ok", "not sealed")
                 yield replace(each, path=f"{shown(path)}/{RESULTS}/{name}", reason=each.reason.replace(str(folder), ""))
+            for stranger in _strangers(bundle, found):
+                is_whole = False
+                yield stranger
             if is_whole:
                 yield from _derived(bundle, derived_files(all_records(read_results(folder))))
 
@@ -49,7 +57,7 @@ def _signed(bundle: Bundle, signers: Path | None) -> Iterator[Checked]:
     if not found.holds:
         yield Checked(name, "damaged", f"the signature does not hold: {found.words}")
     else:
-        whose = "" if signers else "; whose key that is, --signers FILE tells"
+        whose = "" if signers else "; give --signers FILE to check whose key that is"
         yield Checked(name, "signed", f"{found.words}{whose}")
 
 
@@ -58,9 +66,17 @@ def _misfits(bundle: Bundle) -> Iterator[Checked]:
         yield Checked(f"{shown(bundle.path)}/{each.name}", "damaged", each.reason)
 
 
+def _strangers(bundle: Bundle, attempts: Collection[str]) -> Iterator[Checked]:
+    """The files among the records that belong to none of them."""
+    for name in bundle.names(RESULTS):
+        folder, _, file = name.rpartition("/")
+        if folder not in attempts or file not in FILES:
+            yield Checked(f"{shown(bundle.path)}/{name}", "damaged", "belongs to no record")
+
+
 def _derived(bundle: Bundle, derived: Mapping[str, bytes]) -> Iterator[Checked]:
     """Each file beside the records; ``derived`` are those that should be there."""
-    same_code = bundle.manifest.code == report_code()
+    same_code = bundle.manifest.code == report_code() and not plugin_figures()  # whose code may be another
     others = {name for name in bundle.manifest.files if not name.startswith(f"{RESULTS}/")}
     for name in sorted(others | derived.keys()):
         at = f"{shown(bundle.path)}/{name}"
@@ -71,20 +87,20 @@ def _derived(bundle: Bundle, derived: Mapping[str, bytes]) -> Iterator[Checked]:
             yield Checked(at, "damaged", "does not follow from the records")
         elif bundle.read(name) == expected:
             yield Checked(at, "ok")
-        elif name == TABLE:
-            yield _table(at, bundle.read(name), expected)
-        elif same_code:
-            yield Checked(at, "damaged", "is not what follows from the records")
+        elif same_code or name == TABLE:
+            yield _compared(at, name, bundle.read(name), expected, same_code)
         else:
             made_by = f"other code made it ({bundle.manifest.made_by})"
             yield Checked(at, "not compared", f"{made_by}; the numbers of {TABLE} were compared instead")
 
 
-def _table(at: str, bundled: bytes, derived: bytes) -> Checked:
+def _compared(at: str, name: str, bundled: bytes, derived: bytes, same_code: bool) -> Checked:
     try:
-        unlike = unlike_tables(bundled, derived)
+        unlike = unlike_tables(bundled, derived) if name == TABLE else None
+        if unlike is None and same_code:
+            unlike = unlike_texts(bundled, derived)
     except ValueError as error:
-        unlike = f"no table: {error}"
+        unlike = f"it cannot be read: {error}"
     return (
         Checked(at, "ok") if unlike is None else Checked(at, "damaged", f"does not follow from the records: {unlike}")
     )

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from harness.core.record import Fingerprint, RunRecord
 from harness.errors import UsageError
 from harness.figures.summary import code
 from harness.planning.recipe_of import recipe_of
+from harness.plugins import plugin_figures
 from harness.report.write import report_files
 
 CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
@@ -31,7 +33,12 @@ TABLE = f"{REPORT}/report.csv"
 FORMATS = ("html", "md", "csv")
 LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 CLOSE = 1e-6
-"""The relative difference of two numbers that versions of libraries explain."""
+"""The relative difference of two numbers that libraries and processors explain, which add up in other orders."""
+ROUNDING = 1e-12
+"""The absolute difference that they explain: where terms cancel, only rounding is left."""
+NAMES = ("model", "method", "engine")
+"""Columns of the table whose words any code writes alike."""
+_NUMBER_OR_LINE = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\n)")
 
 
 def derived_files(records: Sequence[RunRecord], summaries: Summaries | None = None) -> dict[str, bytes]:
@@ -49,7 +56,7 @@ def derived_files(records: Sequence[RunRecord], summaries: Summaries | None = No
 @cache
 def report_code() -> str:
     """A digest of the code and the libraries that ``derived_files`` depends on."""
-    found = hashlib.sha256(" ".join([code(), *map(version, LIBRARIES)]).encode())
+    found = hashlib.sha256(" ".join([code(), str(plugin_figures()), *map(version, LIBRARIES)]).encode())
     root = Path(__file__).parents[1]
     files = [path for path in (root / "report").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     for path in sorted([*files, root / "planning" / "recipe_of.py"]):
@@ -58,10 +65,10 @@ def report_code() -> str:
 
 
 def unlike_tables(bundled: bytes, derived: bytes) -> str | None:
-    """The first number of a bundle's table that does not follow from the records; None if all do.
+    """The first number or name of a bundle's table that does not follow from the records; None if all do.
 
-    Words are not compared, and columns that only one has are not: other code may have written it. Raises ValueError for
-    what is no table.
+    Other words are not compared, and columns that only one has are not: other code may have written it. Raises
+    ValueError for what is no table, or has no column that is known.
     """
     theirs, ours = (list(csv.reader(io.StringIO(each.decode()))) for each in (bundled, derived))
     if len(theirs) != len(ours):
@@ -69,12 +76,28 @@ def unlike_tables(bundled: bytes, derived: bytes) -> str | None:
     if uneven := next((row for row in theirs if len(row) != len(theirs[0])), None):
         raise ValueError(f"a row of {len(uneven)} cells below {len(theirs[0])} columns")
     shared = [(name, theirs[0].index(name), ours[0].index(name)) for name in theirs[0] if name in ours[0]]
+    if not shared:
+        raise ValueError("none of its columns is known")
     for number, (one, other) in enumerate(zip(theirs[1:], ours[1:], strict=True), 1):
         for name, left, right in shared:
             mine, found = _number(other[right]), _number(one[left])
-            if (mine is None) != (found is None) or not _close(mine, found):
+            renamed = name in NAMES and one[left] != other[right]
+            if renamed or (mine is None) != (found is None) or not _close(mine, found):
                 return f"row {number}, {name}: {one[left] or 'nothing'}, and {other[right] or 'nothing'} follows"
     return None
+
+
+def unlike_texts(bundled: bytes, derived: bytes) -> str | None:
+    """The first line of a file that is not what the same code derives from the records; None if there is none.
+
+    Numbers with a fraction may differ in their last digits. Raises ValueError for what is no text.
+    """
+    theirs, ours = (_NUMBER_OR_LINE.split(each.decode()) for each in (bundled, derived))
+    for place, (one, other) in enumerate(zip(theirs, ours, strict=False)):
+        fractions = place % 2 and "." in one + other and "\n" not in (one, other)
+        if one != other and not (fractions and _close(float(one), float(other))):
+            return f"line {1 + theirs[:place].count(chr(10))} is not what follows"
+    return None if len(theirs) == len(ours) else "it ends too early" if len(theirs) < len(ours) else "it goes on"
 
 
 def _number(cell: str) -> float | None:
@@ -87,7 +110,7 @@ def _number(cell: str) -> float | None:
 def _close(one: float | None, other: float | None) -> bool:
     if one is None or other is None:
         return True
-    return math.isclose(one, other, rel_tol=CLOSE) or (math.isnan(one) and math.isnan(other))
+    return math.isclose(one, other, rel_tol=CLOSE, abs_tol=ROUNDING) or (math.isnan(one) and math.isnan(other))
 
 
 def _contents(records: Sequence[RunRecord]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def check_signature(content: bytes, signature: bytes, signers: Path | None = Non
             ended = _run([program, "-Y", "check-novalidate", *options], content)
             return SignatureCheck(ended.returncode == 0, _words(ended))
         found = _run([program, "-Y", "find-principals", "-f", str(signers), "-s", str(file)], b"")
-        names = found.stdout.decode(errors="replace").split()
+        names = found.stdout.decode(errors="replace").splitlines()
         if found.returncode or not names:
             return SignatureCheck(False, f"by a key that {shown(signers)} does not list")
         ended = _run([program, "-Y", "verify", "-f", str(signers), "-I", names[0], *options], content)

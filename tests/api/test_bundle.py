@@ -8,6 +8,7 @@ import json
 import shutil
 import stat
 import subprocess
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +22,10 @@ from harness.cli.app import app
 from harness.core.job import VariantJob
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.recipe import load_recipe
-from harness.report.derived_files import TABLE, unlike_tables
+from harness.report.derived_files import TABLE, unlike_tables, unlike_texts
 from harness.storage.bundle import MANIFEST, SIGNATURE, write_bundle
 from harness.storage.reading import attempt_folders, read_records
+from harness.storage.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 NAME = "example.qh.zip"
@@ -154,6 +156,8 @@ def test_a_report_that_does_not_follow_from_the_records_is_refused_though_the_ma
     found = wrong(resealed(tmp_path / NAME, files))
     assert found.keys() == {TABLE}
     assert f"row {number}, perplexity" in found[TABLE]
+    files[TABLE] = contents(made)[TABLE].replace(b",rtn,", b",gptq,")
+    assert wrong(resealed(tmp_path / NAME, files)).keys() == {TABLE}
     files = contents(made)
     files["report/report.md"] = files["report/report.md"].replace(b"int8", b"int9")
     files["report/extra.md"] = b"more"
@@ -161,11 +165,11 @@ def test_a_report_that_does_not_follow_from_the_records_is_refused_though_the_ma
     assert wrong(resealed(tmp_path / NAME, files)).keys() == {"report/report.md", "report/extra.md", "contents.json"}
 
 
-def test_a_record_that_was_edited_is_refused_by_its_own_seal(tmp_path: Path, made: Path) -> None:
-    files = contents(made)
+def test_a_record_that_was_edited_is_refused_by_its_own_seal(tmp_path: Path) -> None:
+    for record in read_records(EXAMPLE):
+        Store(tmp_path / "sealed").save(record)
+    files = contents(bundle(tmp_path / "sealed", tmp_path / NAME).path)
     sealed = [name for name in files if name.endswith("record.json") and b'"seal"' in files[name]]
-    if not sealed:
-        pytest.skip("the example's records are of a schema without seals")
     files[sealed[0]] = files[sealed[0]].replace(b'"wall_s"', b'"wall_s" ')
     assert wrong(resealed(tmp_path / NAME, files)) == {}  # spaces say nothing
     files[sealed[0]] = files[sealed[0]].replace(b'"attempt": 1', b'"attempt": 2')
@@ -189,9 +193,31 @@ def test_tables_of_other_code_may_differ_in_words_columns_and_the_last_digits() 
     assert unlike_tables(b"old,kl,variant\n7,0.2500000001,the baseline\n", ours) is None
     assert unlike_tables(b"kl\n0.26\n", ours) == "row 1, kl: 0.26, and 0.25 follows"
     assert unlike_tables(b'kl\n""\n', ours) == "row 1, kl: nothing, and 0.25 follows"
+    assert unlike_tables(b"kl,method\n0.25,rtn\n", b"method,kl\ngptq,0.25\n") == "row 1, method: rtn, and gptq follows"
+    assert unlike_tables(b"kl\n1e-17\n", b"kl\n0.0\n") is None
+    with pytest.raises(ValueError, match="none of its columns"):
+        unlike_tables(b"better\n7\n", ours)
     with pytest.raises(ValueError, match="1 cells"):
         unlike_tables(b"kl,variant\n0.25\n", ours)
     assert unlike_tables(b"kl\n0.25\n0.25\n", ours) == "2 rows, and 1 follow from the records"
+
+
+def test_what_the_same_code_derived_differs_in_the_last_digits_of_numbers_alone() -> None:
+    ours = b"rtn 8 bits\nkl 0.25 1e-05 of 1234567890\n"
+    assert unlike_texts(b"rtn 8 bits\nkl 0.2500000001 1.0000000000000002e-05 of 1234567890\n", ours) is None
+    for other in (ours.replace(b"0.25", b"0.26"), ours.replace(b"890", b"891"), ours.replace(b"kl", b"kL")):
+        assert unlike_texts(other, ours) == "line 2 is not what follows"
+    assert unlike_texts(ours.replace(b"rtn", b"awq"), ours) == "line 1 is not what follows"
+    assert unlike_texts(ours[:10], ours) is not None
+    assert unlike_texts(ours + b"0.5", ours) is not None
+
+
+def test_a_file_among_the_records_that_belongs_to_none_is_refused(made: Path, tmp_path: Path) -> None:
+    strangers = {"results/example/notes.txt": b"mine", "results/.hidden/record.json": b"{}"}
+    attempt = next(name for name in contents(made) if name.endswith("record.json")).removesuffix("record.json")
+    strangers[f"{attempt}more.txt"] = b"more"
+    found = wrong(resealed(tmp_path / NAME, contents(made) | strangers))
+    assert found == dict.fromkeys(strangers, "damaged: belongs to no record")
 
 
 def _entry(name: str, mode: int = 0o100644) -> zipfile.ZipInfo:
@@ -243,12 +269,19 @@ def test_a_zip_bomb_is_refused_by_its_declared_size_and_a_lie_about_it_is_found(
             file.write(bytes(2**20))
     with pytest.raises(ResultsError, match="unpacks to 135266304 bytes"):
         list(verify(bomb))
-    content = bytearray(written(tmp_path / "lie.qh.zip", {**contents(made), "zeros": bytes(10**6)}).read_bytes())
-    size = (10**6).to_bytes(4, "little")
+    many = 64 * 2**20 + 12345
+    content = bytearray(resealed(tmp_path / "lie.qh.zip", {**contents(made), "zeros": bytes(many)}).read_bytes())
+    size = many.to_bytes(4, "little")
     place = content.rindex(size)  # in the directory at the end
     content[place : place + 4] = (10).to_bytes(4, "little")
     (tmp_path / "lie.qh.zip").write_bytes(content)
-    assert "zeros" in wrong(tmp_path / "lie.qh.zip")  # and no more than ten bytes were unpacked
+    tracemalloc.start()
+    found = wrong(tmp_path / "lie.qh.zip")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.keys() == {"zeros"}
+    assert "cannot be read" in found["zeros"]
+    assert peak_bytes < many / 2, "no more than was declared is unpacked"
 
 
 def test_broken_files_get_one_message(made: Path, tmp_path: Path) -> None:
