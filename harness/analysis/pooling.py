@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -103,14 +104,15 @@ def pool(sources: Mapping[str, Sequence[RunRecord]]) -> Pool:
 
     A source's own figure is that of its current runs, as in tables.
     """
-    found: dict[tuple[str, ...], dict[str, list[_Keyed]]] = defaultdict(lambda: defaultdict(list))
-    for name, records in sources.items():
-        for each in _keyed(name, records):
-            alike = found[each.names][each.comparability.key]
-            if all(other.source != name for other in alike):  # a count is the same in every run of a variant
-                alike.append(each)
-    pooled = [_pooled(members) for groups in found.values() for members in groups.values() if len(members) > 1]
-    unlike = [_unlike(groups) for groups in found.values() if len(groups) > 1]
+    alike: dict[str, dict[str, _Keyed]] = defaultdict(dict)
+    named: dict[tuple[str, ...], dict[str, dict[str, _Keyed]]] = defaultdict(dict)
+    for source, records in sources.items():
+        for each in _keyed(source, records):
+            members = alike[each.comparability.key]
+            members.setdefault(source, each)  # a count is the same in every run of a variant
+            named[each.names][each.comparability.key] = members
+    pooled = [_pooled(list(members.values())) for members in alike.values() if len(members) > 1]
+    unlike = [_unlike(list(groups.values())) for groups in named.values()]
     return Pool(tuple(pooled), tuple(each for each in unlike if each is not None))
 
 
@@ -125,14 +127,17 @@ def _keyed(source: str, records: Sequence[RunRecord]) -> Iterator[_Keyed]:
                 yield _Keyed(source, case, by_name[name], value, comparability(case, by_name[name], value))
 
 
-def _unlike(groups: Mapping[str, Sequence[_Keyed]]) -> UnlikeFigures | None:
-    """The first two groups of different sources; None if only one source has both, such as two texts under one name."""
-    first, *others = (members[0] for members in groups.values())
-    other = next((each for each in others if each.source != first.source), None)
-    if other is None:
-        return None
-    differing = tuple(first.comparability.differing(other.comparability))
-    return UnlikeFigures(*first.names, (first.source, other.source), differing)
+def _unlike(groups: Sequence[Mapping[str, _Keyed]]) -> UnlikeFigures | None:
+    """The first two groups, of figures under the same names, that share no source; None if there are none.
+
+    A source that has both measured, for example, two texts under one name.
+    """
+    for one, other in combinations(groups, 2):
+        if one.keys().isdisjoint(other):
+            first, second = next(iter(one.values())), next(iter(other.values()))
+            differing = tuple(first.comparability.differing(second.comparability))
+            return UnlikeFigures(*first.names, (first.source, second.source), differing)
+    return None
 
 
 def _pooled(members: Sequence[_Keyed]) -> PooledFigure:
@@ -185,7 +190,7 @@ def _of_processes(
     statistic: PerProcess, members: Sequence[_Keyed], same: bool
 ) -> tuple[bool, Heterogeneity | None, str, str]:
     """On the logarithms of processes: speeds differ by factors."""
-    effects, variances = [], []
+    effects, variances, degrees = [], [], []
     for each in members:
         found = [
             statistic.of(measurement)
@@ -193,12 +198,15 @@ def _of_processes(
             for measurement in process.values()
             if processes.where(measurement) == each.value.where
         ]
-        if len(found) < 2 or min(found) <= 0:
+        if found and min(found) <= 0:
+            return same, None, "", f"{each.source} has a figure that is zero or negative: no ratio can be made of it"
+        if len(found) < 2:
             return same, None, "", f"{each.source} has {len(found)} processes, and its noise takes two or more to tell"
         logarithms = np.log(np.asarray(found))
         effects.append(float(logarithms.mean()))
         variances.append(float(logarithms.var(ddof=1)) / len(found))
+        degrees.append(len(found) - 1)
     try:
-        return False, heterogeneity(effects, variances), f"logarithm of {statistic.unit}", ""
+        return False, heterogeneity(effects, variances, degrees), f"logarithm of {statistic.unit}", ""
     except ValueError as error:
         return same, None, "", str(error)

@@ -17,6 +17,7 @@ from harness.api.bundle import bundle
 from harness.api.merge import merge
 from harness.api.pool import pool
 from harness.cli.app import app
+from harness.core.job import MeasureQuality
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.workload import ThroughputWorkload
@@ -134,6 +135,26 @@ def test_another_text_or_model_stands_apart_and_the_difference_is_named(tmp_path
     ended = command("merge", sources["one"], sources["text"], "--into", tmp_path / "all", "--figures", "--json")
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [line["comparable"] for line in lines if line.get("metric") == "perplexity"] == [False]
+
+
+def test_who_calls_a_model_or_a_method_otherwise_measured_the_same(tmp_path: Path) -> None:
+    mine, theirs = quality("mine", 0.01), quality("theirs", 0.01)
+    job = theirs.spec.job
+    assert isinstance(job, MeasureQuality)
+    named = replace(job.variant, model=replace(job.variant.model, label="theirs"), method=replace(NONE, label="plain"))
+    theirs = replace(theirs, spec=replace(theirs.spec, job=replace(job, variant=named)))
+    found = pool([bundled(tmp_path, "one", mine), bundled(tmp_path, "two", theirs)])
+    (pooled,) = (each for each in found.figures if each.metric == "perplexity")
+    assert len(pooled.sources) == 2
+    assert found.unlike == ()
+
+
+def test_what_two_sources_share_is_not_incomparable_because_one_has_more(tmp_path: Path) -> None:
+    mine, theirs, more = quality("mine", 0.01), quality("theirs", 0.01), quality("further", 0.01, text="2")
+    second = replace(more, spec=changed(more.spec, threads=3))
+    found = pool([bundled(tmp_path, "one", mine), bundled(tmp_path, "two", theirs, second)])
+    assert [len(each.sources) for each in found.figures if each.metric == "perplexity"] == [2]
+    assert found.unlike == ()
 
 
 def test_speeds_are_compared_on_one_class_of_machine_only(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi2, norm
+from scipy.stats import chi2, norm, ttest_ind
 from statsmodels.stats.meta_analysis import combine_effects
+from statsmodels.stats.oneway import anova_oneway
 
 from harness.stats.heterogeneity import effects_of_items, heterogeneity
 
@@ -43,6 +44,32 @@ def test_of_two_sources_it_is_the_paired_difference(pairs: list[tuple[float, flo
     z = apart.mean() / (apart.std(ddof=1) / np.sqrt(len(apart)))
     assert found.q == pytest.approx(z**2, rel=1e-6, abs=1e-9)
     assert found.p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-6, abs=1e-9)
+
+
+GROUPS = st.lists(st.lists(NUMBERS, min_size=2, max_size=6), min_size=2, max_size=6)
+
+
+@given(GROUPS)
+def test_of_few_values_it_is_welchs_test(groups: list[list[float]]) -> None:
+    samples = [np.array(each) for each in groups]
+    if min(each.std() for each in samples) < 1e-3:
+        return
+    variances = [each.var(ddof=1) / len(each) for each in samples]
+    found = heterogeneity([each.mean() for each in samples], variances, [len(each) - 1 for each in samples])
+    theirs = anova_oneway(samples, use_var="unequal", welch_correction=True)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
+    if len(samples) == 2:
+        assert found.p == pytest.approx(ttest_ind(*samples, equal_var=False).pvalue, rel=1e-6, abs=1e-12)
+
+
+def test_few_processes_of_sources_that_measure_the_same_are_seldom_found_to_differ() -> None:
+    draw = np.random.default_rng(0)
+
+    def p() -> float:
+        speeds = draw.normal(0, 1, (3, 3))
+        return heterogeneity(speeds.mean(axis=1), speeds.var(axis=1, ddof=1) / 3, [2, 2, 2]).p
+
+    assert 0.02 <= np.mean([p() < 0.05 for _ in range(1000)]) <= 0.08
 
 
 def test_sources_that_measure_the_same_are_seldom_found_to_differ_and_others_nearly_always() -> None:

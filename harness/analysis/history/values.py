@@ -80,13 +80,20 @@ def comparability(case: Case, figure: Figure[Any], value: CaseValue) -> Comparab
 
     It is what a history asks of the next value, but content takes the place of names: a model or a checkpoint that
     keeps its name is the same in a history, and another one here. The machine counts only for what processes measure.
+    What names a series in a history is a condition here: labels of models and methods are not, people choose them.
     """
     conditions = dict(conditions_of(case, value))
     if not isinstance(figure.statistic, PerProcess):
         conditions.pop(MACHINE, None)
-    question = case.spec.question
+    spec, question = case.spec, case.spec.question
+    series = {
+        "figure": figure.name,
+        "engine": spec.engine_label,
+        "cache of keys and values": spec.kv_cache,
+        "decode mode": spec.decode_mode,
+    }
     content = {f"asked {name}": _text(question[name]) for name in ("model", "method", "baseline") if name in question}
-    return Comparability(conditions | {name: text for name, text in content.items() if name in conditions})
+    return Comparability(conditions | series | {name: text for name, text in content.items() if name in conditions})
 
 
 _read: Callable[[Any], tuple[tuple[str, CaseValue], ...]] = builder(tuple[tuple[str, CaseValue], ...])
