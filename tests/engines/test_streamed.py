@@ -355,13 +355,14 @@ DTYPES = (
 )
 
 
-DISK_TO_DISK = {"rtn": {"bits": 4, "group_size": 8}}
+DISK_TO_DISK = {"rtn": {"bits": 4, "group_size": 8}, "hqq": {"bits": 3, "group_size": 8}}
 
 
 @pytest.mark.parametrize(
     ("method", "name"),
     [
         *(("rtn", name) for name in ("llama", "llama with a tied head", "gemma3", "phi3", "olmo2", *MIXTURES)),
+        *(("hqq", name) for name in ("llama with a tied head", "qwen3_moe", "gpt_oss")),
     ],
 )
 def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model_in_memory(
@@ -506,6 +507,7 @@ def test_routers_are_seen_as_in_the_model_loaded_whole(name: str, tmp_path: Path
 CHECKPOINTS = {
     "gptq": {"bits": 4, "group_size": 32},
     "awq": {"group_size": 32},
+    "hqq": {"bits": 4, "group_size": 32},
     "llmc-rtn": {"bits": 4, "group_size": 32, "symmetric": False},
     "llmc-fp8": {},
     "llmc-int8": {},
@@ -532,7 +534,7 @@ def test_gptq_in_eight_bits_is_the_same_part_by_part(tmp_path: Path) -> None:
     assert any(entry.quantized for entry in same_streamed(quantized("gptq", source, tmp_path / "out", bits=8)))
 
 
-@pytest.mark.parametrize("name", ["gptq", "llmc-rtn"])
+@pytest.mark.parametrize("name", ["gptq", "llmc-rtn", "hqq"])
 def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_part(name: str, tmp_path: Path) -> None:
     config = transformers.Qwen3MoeConfig(**WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4)
     stored = same_streamed(quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_families import families
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
@@ -102,3 +102,23 @@ def test_half_precision_reloads_too(make: Make) -> None:
     made = make("hqq", bits=4, group_size=64, dtype="bfloat16")
     assert made.reload_difference < 1e-3
     assert made.linear_bits == pytest.approx(4 + 2 * 16 / 64, rel=0.02)
+
+
+def test_single_experts_that_are_skipped_are_read_as_they_were(tmp_path: Path) -> None:
+    pytest.importorskip("hqq")
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+    experts = {"num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(vocab_size=64, intermediate_size=64, head_dim=16, **shape, **experts)
+    source = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    source.save_pretrained(tmp_path / "source")
+    skipped = [f"model.layers.0.mlp.experts.3.{name}_proj" for name in ("gate", "up", "down")]
+    untouched = ("lm_head", "model.layers.0.mlp.gate", *skipped)
+    job = QuantizeJob(
+        HqqParams(group_size=32), tmp_path, tmp_path / "out", "cpu", "float32", 0, lambda: source, untouched=untouched
+    )
+    model = HQQ.quantize(job)  # type: ignore[misc]
+    again = HQQ.read(LoadRequest(tmp_path / "out", "float32", "cpu", untouched=untouched))  # type: ignore[misc]
+    tokens = torch.arange(2, 34).unsqueeze(0)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=0, atol=1e-5)

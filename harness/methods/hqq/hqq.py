@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any, Literal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from harness.core.engine import LoadRequest
 from harness.core.method import MAX_GROUP, Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.models.loading import load_transformers
 from harness.models.scope import UNFUSES
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.methods.hqq.driver import HqqCodes
 
 WORD_CODES = 10
 """3-bit codes in a 32-bit word."""
 LAYERS = "hqq.json"
 """The file beside the weights with the bits, group size and shape of each quantized layer."""
-STORED = ("W_q", "scale", "zero")
-"""Packed codes, and the scales and zero points of their groups; ``bias`` beside them if the layer has one."""
+Layers = dict[str, dict[str, Any]]
 
 
 class HqqParams(MethodParams):
@@ -34,62 +41,55 @@ class HqqParams(MethodParams):
     group_size: Annotated[int, Field(gt=0, le=MAX_GROUP, multiple_of=8)] = 64
 
 
-def quantize(job: QuantizeJob[HqqParams]) -> Any:
-    import torch
-    from hqq.core.quantize import HQQLinear
-    from safetensors.torch import save_file
+def enable() -> None:
+    """Imports the library."""
+    import hqq.core.quantize  # noqa: F401
 
+
+def quantize(job: QuantizeJob[HqqParams]) -> Any:
     from harness.models.scope import decoder_linears
     from harness.models.unfuse import unfuse
 
     model = job.load()
     unfuse(model, job.untouched)
-    kept: dict[str, torch.Tensor] = {}
-    layers: dict[str, dict[str, Any]] = {}
+    layers: Layers = {}
     for name, linear in decoder_linears(model, job.untouched):
-        own = job.params.model_copy(update=dict(job.overrides.get(name, {})))
-        layers[name] = {"bits": own.bits, "group_size": own.group_size, "shape": list(linear.weight.shape)}
-        layer = HQQLinear(
-            linear,
-            configuration(own.bits, own.group_size),
-            compute_dtype=getattr(torch, job.dtype),
-            device=job.device,
-        )
-        model.set_submodule(name, layer)
-        state = {"W_q": layer.W_q.data, **{key: layer.meta[key] for key in STORED[1:]}}
-        if layer.bias is not None:
-            state["bias"] = layer.bias
-        kept |= {f"{name}.{key}": tensor.contiguous().cpu() for key, tensor in state.items()}
-    tied = set(model.all_tied_weights_keys)
-    for name, tensor in model.state_dict().items():
-        if name.rpartition(".")[0] not in layers and name not in tied:
-            kept[name] = tensor.contiguous().cpu()
-    model.config.save_pretrained(job.out)
-    save_file(kept, job.out / "model.safetensors", metadata={"format": "pt"})
-    (job.out / LAYERS).write_text(json.dumps(layers, indent=1), encoding="utf-8")
+        model.set_submodule(name, _codes(job, layers, name, linear))
+    model.save_pretrained(job.out)
+    _write(layers, job.out)
     return model
 
 
-def read(request: LoadRequest) -> Any:
+def quantize_parts(job: QuantizeJob[HqqParams]) -> None:
+    from harness.models.streaming.quantizing import quantize_parts
+
+    layers: Layers = {}
+    quantize_parts(job, partial(_codes, job, layers), lambda model: None)
+    _write(layers, job.out)
+
+
+def _codes(job: QuantizeJob[HqqParams], layers: Layers, name: str, linear: torch.nn.Linear) -> HqqCodes:
+    """The quantized layer, whose bits, group size and shape are added to ``layers``."""
     import torch
 
-    from harness.models.headers import read_json
-    from harness.models.skeleton import skeleton, tensors
-    from harness.models.unfuse import unfuse_named
+    from harness.methods.hqq.driver import HqqCodes
 
-    model = skeleton(request)
-    state = tensors(request.path)
-    dtype = getattr(torch, request.dtype)
-    layers = read_json(request.path / LAYERS)
-    unfuse_named(model, layers)
-    for name, layer in layers.items():
-        stored = {key: state.pop(f"{name}.{key}") for key in (*STORED, "bias") if f"{name}.{key}" in state}
-        shape = (layer["shape"][0], layer["shape"][1])
-        restored = restore(stored, layer["bits"], layer["group_size"], shape, dtype, request.device)
-        model.set_submodule(name, restored)
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    return model.to(request.device).eval()
+    own = job.params.model_copy(update=dict(job.overrides.get(name, {})))
+    shape = [linear.out_features, linear.in_features]
+    layers[name] = {"bits": own.bits, "group_size": own.group_size, "shape": shape}
+    return HqqCodes.from_linear(linear, own.bits, own.group_size, getattr(torch, job.dtype))
+
+
+def _write(layers: Layers, folder: Path) -> None:
+    (folder / LAYERS).write_text(json.dumps(layers, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def read(request: LoadRequest) -> Any:
+    from harness.methods.hqq.driver import HqqConfig, register
+    from harness.models.headers import read_json
+
+    register()
+    return load_transformers(request, quantization_config=HqqConfig(read_json(request.path / LAYERS), request.dtype))
 
 
 def _bits(params: HqqParams, plain_bits: float, width: int) -> float:
@@ -106,40 +106,6 @@ def _beside(params: HqqParams, plain_bits: float, shape: tuple[int, int]) -> Bes
     return Beside(memory=padding, disk=padding)
 
 
-def configuration(bits: int, group_size: int) -> dict[str, Any]:
-    """hqq's configuration: groups along the input columns, as its authors recommend."""
-    from hqq.core.quantize import BaseQuantizeConfig
-
-    return BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)  # type: ignore[no-any-return]
-
-
-def restore(stored: dict[str, Any], bits: int, group_size: int, shape: tuple[int, int], dtype: Any, device: str) -> Any:
-    """The HQQLinear of ``shape`` (outputs, inputs) with the stored tensors, on ``device``."""
-    import torch
-    from hqq.core.quantize import HQQLinear, Quantizer
-
-    layer = HQQLinear(None, configuration(bits, group_size), compute_dtype=dtype, device=device, initialize=False)
-    packing = Quantizer.bit_to_packing[bits]
-    state = {
-        "W_q": torch.nn.Parameter(stored["W_q"], requires_grad=False),
-        "scale": stored["scale"],
-        "zero": stored["zero"],
-        "nbits": bits,
-        "group_size": group_size,
-        "shape": torch.Size(shape),
-        "axis": 1,
-        "packing": packing,
-        "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
-        "view_as_float": False,
-        "quant_scale": False,
-        "quant_zero": False,
-    }
-    if "bias" in stored:
-        state["bias"] = stored["bias"]
-    layer.load_state_dict(state)
-    return layer
-
-
 HQQ = Method(
     name="hqq",
     version=1,
@@ -148,7 +114,10 @@ HQQ = Method(
     packages=("hqq",),
     extra="hqq",
     quantize=quantize,
+    quantize_parts=quantize_parts,
     read=read,
+    streams=True,
+    enable=enable,
     quantizes_experts=UNFUSES,
     kernel="dequantize",
     overrides=True,
