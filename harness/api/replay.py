@@ -11,6 +11,8 @@ from pathlib import Path
 from harness.analysis.regression import Regression, track
 from harness.analysis.regression.cases import Case, cases
 from harness.analysis.regression.endings import title
+from harness.analysis.regression.findings import RUNS, Finding
+from harness.api.locations import open_results
 from harness.api.run import run_part
 from harness.api.verify_bundle import refuse_unverified
 from harness.core.foreign import shown
@@ -44,11 +46,23 @@ class Replay:
 
     @property
     def exit_code(self) -> ExitCode:
-        """As that of a comparison; what was not run again is not known to agree."""
+        """As that of a comparison, but a gated figure that is better than the bundle's does not agree with it either.
+
+        What was not run again, or not compared, is not known to agree.
+        """
         if self.regression is None:
             return ExitCode.INCONCLUSIVE
+        if any(found.gated and found.verdict == "improved" for found in self.figures):
+            return ExitCode.GATE_FAILED
+        agrees = not self.left_out and any(found.verdict == "unchanged" for found in self.figures)
         code = self.regression.exit_code
-        return ExitCode.INCONCLUSIVE if code == ExitCode.OK and self.left_out else code
+        return code if code != ExitCode.OK or agrees else ExitCode.INCONCLUSIVE
+
+    @property
+    def figures(self) -> tuple[Finding, ...]:
+        """The findings about figures; the others say how runs ended."""
+        found = self.regression.findings if self.regression else ()
+        return tuple(each for each in found if each.metric != RUNS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,8 @@ def replay(
     Each question that ended well is asked again, as often as it was, by the recipe that follows from its records.
     Models and texts are those with the same content, wherever they are: where the bundle's recipe had them, on a hub,
     or at one of the paths ``sources``. The records are kept in the folder ``results``; a repeated call resumes.
-    ``strict`` gates every metric. Raises ResultsError, and runs nothing, for a bundle that is not as it was written.
+    ``strict`` gates every metric. Runs nothing, and raises ResultsError for a bundle that is not as it was written, and
+    UsageError for ``results`` that hold the bundle's own runs, which would not be made again.
     """
     path = Path(bundle)
     refuse_unverified(path)
@@ -123,10 +138,12 @@ def replay(
             raise ResultsError(
                 f"{shown(path)}: no run that measures a variant ended well, so there is nothing to replay"
             )
+        recipes = sorted({case.spec.recipe for case in asked.values()})
+        _refuse_own_runs(results, recipes, base)
         here = _Here([Path(each).expanduser() for each in sources])
         reasons: dict[str, str] = {}
         head: list[RunRecord] = []
-        for name in sorted({case.spec.recipe for case in asked.values()}):
+        for name in recipes:
             part = {case_id: case for case_id, case in asked.items() if case.spec.recipe == name}
             reasons |= {case_id: why for case_id, case in part.items() if (why := here.missing(case.spec))}
             part = {case_id: case for case_id, case in part.items() if case_id not in reasons}
@@ -153,6 +170,16 @@ def replay(
         names = (anonymizer.path(str(path)), anonymizer.path(str(results)))
         regression = track(compared, head, names=names, strict=strict) if head and compared else None
     return Replay(regression, {title(asked[case_id]): why for case_id, why in reasons.items()})
+
+
+def _refuse_own_runs(results: str | Path, recipes: Sequence[str], base: Sequence[RunRecord]) -> None:
+    store, own = open_results(results), {record.key for record in base}
+    for name in recipes:
+        if any(record.key in own for record in store.read(name).records):
+            raise UsageError(
+                f"{shown(str(results))}: holds runs of the bundle itself, which would not be made again; name another "
+                "folder with --results"
+            )
 
 
 @dataclass(frozen=True)

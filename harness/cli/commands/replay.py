@@ -31,7 +31,7 @@ def replay(
 ) -> None:
     """Run what a bundle measured again, as far as this machine can, and compare: BASE is the bundle.
 
-    Exits as 'compare' does: with 1 if a gate failed, with 4 if one could not be evaluated or something was not run.
+    Exits with 1 if a gated figure differs or a run fails, with 4 if one could not be evaluated or was not run again.
     """
     from harness.api.replay import replay as replayed
     from harness.cli.render.replay import show

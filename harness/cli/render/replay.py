@@ -38,6 +38,7 @@ def show(found: Replay, as_json: bool) -> None:
         return
     from harness.report.comparison.terminal import show as show_comparison
 
-    show_comparison(found.regression)
-    counts = Counter(AGREEMENT[each.verdict] for each in found.regression.findings)
-    say("; ".join(f"{count} figures {words}" for words, count in counts.items()))
+    if found.regression.findings:
+        show_comparison(found.regression)
+    counts = Counter(AGREEMENT[each.verdict] for each in found.figures)
+    say("; ".join(f"{count} figures {words}" for words, count in counts.items()) or "no figure was compared")
