@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import re
 import subprocess
@@ -163,6 +164,15 @@ def transformers_as_it_is() -> Iterator[None]:
     mapping = sys.modules.get("transformers.conversion_mapping")
     if hasattr(mapping, "orig_get_checkpoint_conversion_mapping"):
         pytest.fail("gptqmodel has replaced classes of transformers in this process: quantize with quantize_alone")
+
+
+@pytest.fixture(autouse=True)
+def garbage_is_collected() -> Iterator[None]:
+    """Commands that read records freeze every object, because their process ends; this process goes on."""
+    before = gc.get_freeze_count()
+    yield
+    if gc.get_freeze_count() > before:
+        gc.unfreeze()
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 from harness.analysis.pooling import Pool
 from harness.analysis.pooling import pool as pooled
 from harness.api.results import read_folder
+from harness.core.collector import uncollected
 from harness.errors import UsageError
-from harness.storage.reading import uncollected
 
 
 def pool(sources: Sequence[str | Path]) -> Pool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.api.baselines import Baselines
 from harness.api.locations import read_location
+from harness.core.collector import uncollected
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.plugins import plugin_figures
@@ -20,7 +21,7 @@ from harness.storage.anonymizer import Anonymizer
 from harness.storage.bundle import is_bundle
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
-from harness.storage.reading import Contents, uncollected
+from harness.storage.reading import Contents
 from harness.storage.summaries import SUMMARIES, SummaryFile
 
 if TYPE_CHECKING:

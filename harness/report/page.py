@@ -108,19 +108,20 @@ def page(
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),
         asked=asked(counted),
-        commands=tuple(
-            command
-            for recipe in recipes
-            for command in (
-                f"qharness run {shlex.quote(f'{recipe}.yaml')}",
-                f"qharness report {shlex.quote(f'results/{recipe}')}",
-            )
-        ),
+        commands=tuple(command for recipe in recipes for command in _commands(recipe)),
         sessions=tuple(dict.fromkeys(record.session for record in counted)),
         measured=_period(counted),
         damaged=tuple(damaged),
         redacted=left_out,
     )
+
+
+def _commands(recipe: str) -> tuple[str, str]:
+    """A built-in recipe is run by its name; the file of any other is taken to have its name."""
+    from harness.recipe.built_in import built_in_recipes
+
+    named = recipe if recipe in built_in_recipes() else f"{recipe}.yaml"
+    return f"qharness run {shlex.quote(named)}", f"qharness report {shlex.quote(f'results/{recipe}')}"
 
 
 def table_labels(table: Table) -> tuple[Label, ...]:

@@ -9,16 +9,15 @@ that contain it.
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.core.collector import uncollected
 from harness.core.column import LazyColumn
 from harness.core.foreign import parse_json, quoted, shown
 from harness.core.identity import NAME, RUN_ID
@@ -110,18 +109,6 @@ def read_contents(folder: Path, root: Path) -> Contents:
     """
     with uncollected():
         return _read_contents(folder, root)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would walk all records again and again while they are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_contents(folder: Path, root: Path) -> Contents:

@@ -190,12 +190,18 @@ def test_the_page_says_what_must_be_said(records: list[RunRecord]) -> None:
         "context 512",
         "quantize: killed: more than 8 GiB of memory",
         "RuntimeError: int4 weight-only needs CUDA of sm_80 or newer",
-        "qharness run smollm2-cpu.yaml",
+        "qharness run smollm2-cpu",
         "torch 2.13.0",
         "AMD EPYC 9B14",
         "2 runs without figures",
     ):
         assert words in text
+
+
+def test_a_recipe_that_is_built_in_is_run_by_its_name_and_another_by_its_file(records: list[RunRecord]) -> None:
+    assert page_of(records).commands[0] == "qharness run smollm2-cpu"
+    own = [replace(record, spec=replace(record.spec, recipe="my own")) for record in records]
+    assert page_of(own).commands == ("qharness run 'my own.yaml'", "qharness report 'results/my own'")
 
 
 def test_a_native_reference_is_said_without_a_label(bench: Any, none: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.cli.collector import uncollected
+from harness.cli.collector import never_collected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 from harness.errors import UsageError
 from harness.report.terminal import say
@@ -59,7 +59,7 @@ def compare(
     from harness.report.comparison.words import verdict_line
     from harness.report.write import write_file
 
-    with uncollected():
+    with never_collected():
         own = _own(gate or [])
         comparison = compared(
             base, head, own, gates, strict=strict, results=results, baselines=baselines, redact=redact

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.cli.collector import uncollected
+from harness.cli.collector import never_collected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 from harness.report.terminal import say
 
@@ -57,7 +57,7 @@ def history(
     from harness.report.history import only_changed, render
     from harness.report.write import write_file
 
-    with uncollected():
+    with never_collected():
         found = traced(
             *places,
             metrics=metric or (),

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from harness.cli import interrupts
-from harness.cli.collector import uncollected
+from harness.cli.collector import never_collected
 from harness.cli.options import (
     CacheFolder,
     EngineName,
@@ -67,7 +67,7 @@ def pick(
         say("interrupted; run the same command to resume", error=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     folder = below(results, _name(path))
-    with uncollected():
+    with never_collected():
         recommendations = recommend(folder)
         show(recommendations)
     for each in recommendations:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from harness.cli.collector import uncollected
+from harness.cli.collector import never_collected
 from harness.cli.options import Results
 from harness.errors import ExitCode
 
@@ -97,7 +97,7 @@ def recommend(
     from harness.api.recommend import recommend as recommended
     from harness.cli.render.damage import say_damaged
 
-    with uncollected():
+    with never_collected():
         recommendations = recommended(
             results,
             minimize=minimize,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.collector import uncollected
+from harness.cli.collector import never_collected
 from harness.cli.options import Redact, Results
 from harness.report.terminal import say
 
@@ -49,7 +49,7 @@ def report(
     named = os.environ.get(SUMMARY)
     summary = Path(named) if named and out is None else None
     damaged: list[Damaged] = []
-    with uncollected():
+    with never_collected():
         written = write_folder_report(
             results,
             out or Path("reports"),

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.cli.collector import uncollected
+from harness.cli.collector import never_collected
 from harness.cli.commands.run import run
 from harness.cli.options import (
     CacheFolder,
@@ -85,7 +85,7 @@ def _conclude(folder: str, reports: Path) -> None:
     from harness.api.report import write_folder_report
     from harness.cli.render.recommend import show
 
-    with uncollected():
+    with never_collected():
         written = write_folder_report(folder, reports)
         show(recommend(folder))
     for path in written:

@@ -35,7 +35,7 @@
     return made;
   };
 
-  // A variant of a table that the page has as data: see lazy_rows.py. Its row looks as macros.html.j2 writes one.
+  // A variant of a table that the page has as data: see page_table.py. Its row looks as macros.html.j2 writes one.
   class Lazy {
     constructor(data, place) { this.data = data; this.place = place; }
     of(repeated) { return repeated.words[repeated.of[this.place]]; }
@@ -205,9 +205,10 @@
     }, {once: true});
 
     // The footnotes of such variants likewise; and what a mark says, where the pointer is over it.
-    if (source && listed) listed.addEventListener("toggle", () => {
-      listed.querySelector("ol").append(...notes.slice(first.length).map(note => element("li", note)));
-    }, {once: true});
+    const writeNotes = () => listed.querySelector("ol").append(...notes.slice(first.length).map(note => element("li", note)));
+    if (source && listed.open) writeNotes();
+    else if (source) listed.addEventListener("toggle", writeNotes, {once: true});
+    if (source && !notes.length) listed.remove();
     table.addEventListener("pointerover", event => {
       const mark = event.target.closest("sup");
       if (mark && !mark.title) mark.title = noted([mark.textContent], notes).join("; ");
