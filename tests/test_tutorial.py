@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import re
@@ -64,20 +65,25 @@ def test_the_report_has_the_rows_that_the_tutorial_speaks_of(reader) -> None:
     for page in re.findall(r"reports/first/report\.\w+", TUTORIAL.read_text(encoding="utf-8")):
         assert (work / page).is_file()
     assert len(printed(told, "qharness report")[0].split()) == 3
-    frame = load_results(work / "results" / "first")
-    assert set(frame.method.dropna()) == {"none", "int8", "bnb-nf4", "rtn bits=8 group_size=64"}
-    assert set(frame.status) == {"ok"}
+    with (work / "reports" / "first" / "report.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"none", "int8", "bnb-nf4", "rtn bits=8 group_size=64"}
+    change = "perplexity_change_fraction"
+    assert float(rows["int8"][f"{change}_low"]) < 0 < float(rows["int8"][f"{change}_high"])
+    assert float(rows["bnb-nf4"][f"{change}_low"]) > 0.05
+    assert {rows[name]["perplexity_change_verdict"] for name in ("int8", "bnb-nf4")} == {"inconclusive"}
+    assert set(load_results(work / "results" / "first").status) == {"ok"}
 
 
 def test_the_pick_is_the_one_that_is_shown(reader) -> None:
-    """But for its digits and how certain it is, which depend on the processor."""
+    """But for its digits, which depend on the processor."""
     (output,) = printed(reader[1], "qharness recommend")
     shown = next(text for language, text in BLOCK.findall(TUTORIAL.read_text(encoding="utf-8")) if language == "text")
 
     def words(text: str) -> list[str]:
         return re.sub(r"[−+]?[\d.]+", "#", text).split()
 
-    sentence = words(shown.partition("uncertain")[0])
+    sentence = words(shown)
     assert len(sentence) > 10
     assert words(output)[: len(sentence)] == sentence
     assert "bnb-nf4" in output.partition("rejected")[2]

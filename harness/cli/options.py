@@ -35,11 +35,12 @@ def built_in_names(incomplete: str) -> list[str]:
     return [name for name in built_in_recipes() if name.startswith(incomplete)]
 
 
-def _recipes(incomplete: str) -> list[str]:
+def offered_recipes(incomplete: str) -> list[str]:
     """What the shell offers where a recipe is expected: recipe files, folders, built-in recipes."""
-    near = Path(incomplete).parent.glob("*") if incomplete else Path().glob("*")
-    files = [f"{path}/" if path.is_dir() else str(path) for path in near if path.suffix == ".yaml" or path.is_dir()]
-    return [*sorted(path for path in files if path.startswith(incomplete)), *built_in_names(incomplete)]
+    folder = incomplete[: incomplete.rfind("/") + 1]
+    near = [path for path in Path(folder or ".").glob("*") if path.suffix == ".yaml" or path.is_dir()]
+    names = sorted(f"{folder}{path.name}{'/' if path.is_dir() else ''}" for path in near)
+    return [*(name for name in names if name.startswith(incomplete)), *built_in_names(incomplete)]
 
 
 RecipeFile = Annotated[
@@ -47,7 +48,7 @@ RecipeFile = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="A recipe file (YAML), or the name of one that 'qharness recipes' lists.",
-        autocompletion=_recipes,
+        autocompletion=offered_recipes,
     ),
 ]
 Results = Annotated[

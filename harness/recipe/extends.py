@@ -73,7 +73,7 @@ def _base(file: YamlFile) -> Path:
         path = locate(written, file.path.resolve().parent, RecipeError)
     except RecipeError as error:
         raise recipe_error(file, (EXTENDS,), str(error)) from None
-    if not path.exists():
+    if not path.is_file():
         path = built_in_recipes().get(written, path)
     if not path.is_file():
         raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file; there is no file {shown(path)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli.app import main
+from harness.cli.options import built_in_names, offered_recipes
 from harness.execution.starter import forks
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -136,3 +137,16 @@ def test_doctor_says_what_is_ready() -> None:
     assert ended.returncode == 0
     assert re.search(r"^ +rtn +ready$", ended.stdout, re.MULTILINE)
     assert re.search(r"^runs +forked from a warm server" if forks() else r"^runs +each starts anew", ended.stdout, re.M)
+
+
+def test_the_shell_completes_recipes_folder_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "older").mkdir(parents=True)
+    for name in ("quick.yaml", "mine/quick.yaml", "mine/notes.txt"):
+        (tmp_path / name).touch()
+    assert offered_recipes("mi") == ["mine/"]
+    assert offered_recipes("mine/") == ["mine/older/", "mine/quick.yaml"]
+    assert offered_recipes("./qu") == ["./quick.yaml"]
+    assert offered_recipes(f"{tmp_path}/mine/q") == [f"{tmp_path}/mine/quick.yaml"]
+    assert offered_recipes("quick") == ["quick.yaml", *built_in_names("quick")]
+    assert offered_recipes("absent/") == []

@@ -52,6 +52,7 @@ def test_a_name_that_none_has_is_told_with_the_nearest() -> None:
 
 def test_a_recipe_extends_one_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\nextends: quickstart\nmethods: [none, int8]\n")
+    (tmp_path / "quickstart").mkdir()  # a folder is no recipe
     mine, whole = load_recipe("mine.yaml"), load_recipe("quickstart")
     assert [method.name for method in mine.methods] == ["none", "int8"]
     assert mine.model_dump(exclude={"name", "methods"}) == whole.model_dump(exclude={"name", "methods"})
