@@ -11,8 +11,10 @@ from typing import Any
 from harness.core.engine import LoadRequest
 from harness.errors import UnsupportedError
 from harness.models import compressed, headers, native
+from harness.models.scope import module_name
 
 _CODES_OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.(?!\w+\.(weight|bias)$)")
+GPTQ_MODULES = "modules_in_block_to_quantize"
 OFFLOADED = ("dispatched on the CPU or the disk", "device_map that contains a", "to perform disk offload")
 """How transformers' quantizers say that a spread model does not fit its GPUs, in a ValueError."""
 
@@ -30,9 +32,13 @@ def auto_class(kind: type) -> Any:
 
 def checkpoint_class(folder: Path, trust_remote_code: bool = False) -> Any:
     """The auto class of the language model to load from a checkpoint. Raises what transformers raises."""
+    return auto_class(type(_config(folder, trust_remote_code)))
+
+
+def _config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    return auto_class(type(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)))
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
@@ -46,6 +52,9 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
+    if (listed := _gptq_modules(stored)) is not None:
+        options["config"] = _config(request.path, request.trust_remote_code)
+        options["config"].quantization_config = stored | {GPTQ_MODULES: listed}
     single = ("quantization_config" in options or bool(stored)) and _quantizes_single_experts(request.path, stored)
     try:
         with ExitStack() as reading:
@@ -69,9 +78,38 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
             raise MemoryError(f"the model does not fit {request.gpus} GPUs; use more devices or fewer bits") from error
         raise
     refuse_offloaded(model, request.gpus)
-    if single:
+    if stored:
         _check_experts(report["missing_keys"], report["unexpected_keys"])
+    if single and _by_gptqmodel(stored):
+        _join_halves(model)
     return model.eval()
+
+
+def _gptq_modules(stored: Mapping[str, Any]) -> list[list[str]] | None:
+    """The modules that a GPTQ checkpoint lists as quantized, if it names some of them otherwise than transformers.
+
+    AutoGPTQ writes their names below a layer, such as ``block_sparse_moe.experts.0.w1``. optimum would leave those as
+    they are, and read their codes into nothing.
+    """
+    listed: list[list[str]] = stored.get(GPTQ_MODULES) or []
+    named = [[module_name(f".{name}")[1:] for name in names] for names in listed]
+    return named if named != listed else None
+
+
+def _by_gptqmodel(stored: Mapping[str, Any]) -> bool:
+    return "gptqmodel" in str((stored.get("meta") or {}).get("quantizer"))
+
+
+def _join_halves(model: Any) -> None:
+    """Joins the products of gate and up as halves of an expert's row, even if they alternate there, as in gpt-oss.
+
+    gptqmodel calls the halves of an expert's rows gate and up, whatever they are.
+    """
+    from harness.models.unfuse import UnfusedExperts
+
+    for module in model.modules():
+        if isinstance(module, UnfusedExperts):
+            module.is_concatenated = True
 
 
 def _check_experts(missing: Iterable[str], unexpected: Iterable[str]) -> None:

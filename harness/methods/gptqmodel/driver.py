@@ -3,6 +3,12 @@
 That model cannot run as it is. ``quantize`` packs zero points as the GPTQ v1 format stores them, one too low, into
 layers that expect the true values. Observed: a KL of 2, against 0.01 for the same weights reloaded.
 ``as_loaded`` corrects this with gptqmodel's own converter, from the model in memory, not from the file.
+
+Its loader replaces transformers' classes of some mixtures in the whole process (``defuser.replace_fused_blocks``), so
+that a model loaded later would be another one. No run loads one: a worker makes one run, or several of a model that it
+keeps (``RunSpec.may_share_process``); a quantize run counts experts' tokens before it quantizes and loads nothing
+after; only a baseline is loaded twice (``checks.noise``); and the processes that workers are forked from import the
+library but load nothing (``execution.preload``).
 """
 
 from __future__ import annotations
@@ -186,23 +192,13 @@ def read_own(request: LoadRequest) -> Any:
 
 
 def read_gptq(request: LoadRequest) -> Any:
-    """Loads with transformers, which passes GPTQ checkpoints to optimum, which uses gptqmodel's layers.
-
-    gptqmodel calls the halves of an expert's rows gate and up, even if gate and up alternate, as in gpt-oss: so their
-    products are joined as halves.
-    """
+    """Loads with transformers, which passes GPTQ checkpoints to optimum, which uses gptqmodel's layers."""
     from transformers import GPTQConfig
-
-    from harness.models.unfuse import UnfusedExperts
 
     saved = quantization_config(request.path)
     backend = _backend("gptq", saved["bits"], saved["group_size"], request.device)
     options = {} if backend == "auto" else {"quantization_config": GPTQConfig(bits=saved["bits"], backend=backend)}
-    model = load_transformers(request, **options)
-    for module in model.modules():
-        if isinstance(module, UnfusedExperts):
-            module.is_concatenated = True
-    return model
+    return load_transformers(request, **options)
 
 
 @contextmanager
