@@ -67,6 +67,16 @@ class TryRequest:
             parse_budget(self.budget, "--budget")
 
     @property
+    def objective(self) -> Mapping[str, str]:
+        """What to optimize for the purpose, as ``harness.recommend`` takes it; none: its default, stored bytes.
+
+        The unquantized model always has the best quality, so that is an objective only within a budget.
+        """
+        if self.purpose == "speed":
+            return {"maximize": "decode"}
+        return {"minimize": "kl"} if self.purpose == "quality" and self.budget is not None else {}
+
+    @property
     def arguments(self) -> str:
         """The arguments of a command that asks for the same, without defaults."""
         given = {

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.api import propose as proposing
-from harness.api.propose import TryRequest, propose
+from harness.api.propose import Proposed, TryRequest, propose
+from harness.cli.app import app
 from harness.core.site import Machine
-from harness.errors import UsageError
+from harness.errors import ExitCode, UsageError
 from harness.execution.local import LocalSite
 from harness.host.speeds import TYPICAL
 from harness.recipe import load_recipe
@@ -54,6 +56,31 @@ def test_a_budget_by_a_gpu_is_written_as_its_memory(tiny: Path) -> None:
     memory = load_recipe(made.path).measure.memory
     assert memory is not None
     assert memory.budget == 24564 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {}),
+        (["--for", "speed"], {"maximize": "decode"}),
+        (["--for", "quality"], {}),
+        (["--for", "quality", "--budget", "1GiB"], {"minimize": "kl"}),
+    ],
+)
+def test_what_is_recommended_is_what_the_user_is_after(
+    options: list[str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(proposing, "propose", lambda *given, **named: Proposed(Path("try-m.yaml"), "try-m", None))
+    monkeypatch.setattr("harness.cli.commands.try_._run", lambda *given: ExitCode.OK)
+    monkeypatch.setattr("harness.api.report.write_folder_report", lambda *given: [])
+    monkeypatch.setattr("harness.api.recommend.recommend", lambda folder, **named: asked.append(named) or ())
+    ended = CliRunner().invoke(app, ["try", "m", *options])
+    assert ended.exit_code == ExitCode.OK, ended.output
+    assert asked == [{"minimize": None, "maximize": None} | expected]
+    ended = CliRunner().invoke(app, ["init", "m", *options])
+    last = ended.stdout.splitlines()[-1]
+    assert last == f"then: qharness recommend results/try-m{''.join(f' --{k} {v}' for k, v in expected.items())}"
 
 
 @pytest.mark.parametrize(

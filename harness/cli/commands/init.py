@@ -31,8 +31,6 @@ from harness.errors import UsageError
 from harness.report.terminal import say
 
 T = TypeVar("T")
-OBJECTIVES = {Purpose.SIZE: "", Purpose.SPEED: " --maximize decode", Purpose.QUALITY: " --minimize kl"}
-"""What ``qharness recommend`` is to optimize for each purpose."""
 
 
 def init(
@@ -65,7 +63,8 @@ def init(
     proposed = propose(request, out, results, cache, interpreters(pythons), "init", force, say)
     show_proposed(proposed)
     say(f"next: qharness run {proposed.path}")
-    say(f"then: qharness recommend {below(results, proposed.name)}{OBJECTIVES[aim]}")
+    objective = "".join(f" --{option} {name}" for option, name in request.objective.items())
+    say(f"then: qharness recommend {below(results, proposed.name)}{objective}")
 
 
 def _answer(given: Optional[T], question: str, read: Callable[[str], Any], default: Any = "") -> Any:  # noqa: UP045

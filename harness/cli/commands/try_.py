@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -65,7 +66,7 @@ def try_(
     ended = _run(proposed.path, results, cache, pythons)
     if ended == ExitCode.INTERRUPTED:
         raise typer.Exit(ended)
-    _conclude(below(results, proposed.name), reports)
+    _conclude(below(results, proposed.name), reports, request.objective)
     say(f"the recipe is {proposed.path}: change it, then 'qharness run {proposed.path}' measures what is new")
     if ended:
         raise typer.Exit(ended)
@@ -79,7 +80,7 @@ def _run(recipe: Path, results: str, cache: Optional[Path], pythons: Optional[li
     return ExitCode.OK
 
 
-def _conclude(folder: str, reports: Path) -> None:
+def _conclude(folder: str, reports: Path, objective: Mapping[str, str]) -> None:
     """The report, and which variant to ship."""
     from harness.api.recommend import recommend
     from harness.api.report import write_folder_report
@@ -87,6 +88,6 @@ def _conclude(folder: str, reports: Path) -> None:
 
     with never_collected():
         written = write_folder_report(folder, reports)
-        show(recommend(folder))
+        show(recommend(folder, minimize=objective.get("minimize"), maximize=objective.get("maximize")))
     for path in written:
         say(path)
