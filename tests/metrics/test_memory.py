@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from run_specs import run_spec
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers import AutoModelForCausalLM, DeepseekV3Config, DynamicCache, LlamaConfig, StaticCache
 
 from harness.core.capability import Decoder, StoredTensor
 from harness.core.engine import LoadRequest
@@ -121,6 +121,17 @@ def test_a_real_cache_takes_what_arithmetic_says(tiny: Path, dtype: torch.dtype)
     assert element_bytes(cache) == dtype.itemsize
     assert measured.values == (2 * 4 * 2 * 16 * dtype.itemsize,)
     assert measured.values == (expected_bytes_per_token(read_config(tiny), dtype.itemsize),)
+
+
+def test_a_real_cache_of_latents_takes_what_arithmetic_says() -> None:
+    """A layer keeps 32 numbers of a latent and 8 of a rotary key, however many heads it has."""
+    latent = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = DeepseekV3Config(**sizes, **latent, num_key_value_heads=4, first_k_dense_replace=2, vocab_size=64)
+    with torch.inference_mode():
+        cache = AutoModelForCausalLM.from_config(config)(torch.zeros(3, 10, dtype=torch.int64)).past_key_values
+    assert stored_bytes(cache) == 3 * 10 * 2 * (32 + 8) * 4
+    assert stored_bytes(cache) == 3 * 10 * (expected_bytes_per_token(config.to_dict(), 4) or 0)
 
 
 def test_a_static_cache_counts_by_what_it_holds_ready() -> None:

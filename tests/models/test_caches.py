@@ -1,0 +1,98 @@
+"""Caches counted without memory, against those that small models of random weights really fill on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from harness.core.model import LayerCache
+from harness.models.resolve import described
+
+pytestmark = pytest.mark.heavy
+
+SHAPE = {
+    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 4096},
+}
+STATES = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2}
+LATENT = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
+SPARSE = {"q_lora_rank": 32, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4, "sliding_window": 12}
+KINDS: dict[str, dict[str, Any]] = {
+    "mamba": {**STATES, "state_size": 8},
+    "falcon_mamba": {**STATES, "state_size": 8},
+    "mamba2": {**STATES, "state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "bamba": {**SHAPE, **MAMBA, "attn_layer_indices": [1]},
+    "granitemoehybrid": {
+        **{**SHAPE, **MAMBA, "layer_types": ["mamba", "attention", "mamba", "mamba"]},
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+    },
+    "minimax": {
+        **{**SHAPE, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2},
+        **{"num_local_experts": 4, "num_experts_per_tok": 2},
+    },
+    "longcat_flash": {
+        **{"hidden_size": 64, "ffn_hidden_size": 128, "expert_ffn_hidden_size": 32, "num_layers": 2, "vocab_size": 64},
+        **{**LATENT, "num_attention_heads": 4, "head_dim": 16},
+        **{"n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2},
+    },
+    "deepseek_v4": {
+        **{**SHAPE, **SPARSE, "head_dim": 32, "o_groups": 2, "o_lora_rank": 16, "num_hidden_layers": 6},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "layer_types": ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"] * 2,
+    },
+}
+LENGTHS = (9, 10, 32, 47)
+"""Within and beyond windows; at the end of a block of tokens that become one entry, after it, and between."""
+
+
+def tensors(held: Any) -> Iterator[torch.Tensor]:
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, dict | list | tuple):
+        for each in held.values() if isinstance(held, dict) else held:
+            yield from tensors(each)
+
+
+def filled(model: Any, tokens: int) -> int:
+    """Bytes of the storages behind the floats of the cache after a prompt and one token more."""
+    ids = torch.arange(tokens)[None] % 60
+    with torch.inference_mode():
+        first = model(input_ids=ids[:, :-1], use_cache=True)
+        name = "past_key_values" if "past_key_values" in first else "cache_params"
+        cache = model(input_ids=ids[:, -1:], use_cache=True, **{name: first[name]})[name]
+    held = [*(vars(layer) for layer in cache.layers), {k: v for k, v in vars(cache).items() if k != "layers"}]
+    floats = [each for each in tensors(held) if each.is_floating_point()]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in floats}.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_counted_cache_is_the_one_that_a_real_model_fills(kind: str) -> None:
+    config = AutoConfig.for_model(kind, **KINDS[kind])
+    answer = described(config)
+    assert answer["uncounted"] is None
+    layers = [LayerCache(*each) for each in answer["caches"]]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    for tokens in LENGTHS:
+        counted = sum(2 * layer.numbers(tokens) + 4 * layer.float32_state for layer in layers)
+        assert 0 < counted == filled(model, tokens), f"{tokens} tokens"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("recurrent_gemma", {"num_hidden_layers": 3, "num_attention_heads": 4}),
+        ("rwkv", {"attention_hidden_size": 64}),
+    ],
+)
+def test_a_cache_that_no_model_returns_is_not_counted(kind: str, given: dict[str, Any]) -> None:
+    """The states of one lie in its layers, those of the other in a list of its own."""
+    answer = described(AutoConfig.for_model(kind, **{**STATES, **given}))
+    assert answer["caches"] is None
+    assert answer["uncounted"] == "it returns no cache that could be counted"
