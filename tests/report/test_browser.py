@@ -371,6 +371,25 @@ def test_a_row_drawn_from_data_looks_like_one_that_the_page_has(
     assert "method-200" in told
 
 
+@pytest.mark.parametrize("most_open", [0, 100], ids=["closed", "open"])
+def test_every_mark_of_a_large_table_has_its_footnote(
+    open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch, most_open: int
+) -> None:
+    """Those too that no row has which the page has as an element."""
+    monkeypatch.setattr("harness.report.renderers.html.MOST_OPEN_NOTES", most_open)
+    monkeypatch.setattr("harness.report.renderers.html.FIRST_ROWS", 1)
+    opened = open_page(many)
+    opened.page.get_by_role("button", name="Show all 230").click()
+    notes = opened.page.locator("[data-notes]")
+    if not most_open:
+        notes.locator("summary").click()
+    marks = " ".join(opened.page.locator("[data-sortable] sup").all_inner_texts()).replace("⚠", "").split()
+    known = opened.page.evaluate("JSON.parse(document.querySelector('[data-rows]').textContent).notes")
+    assert max(map(int, marks)) == len(known) > 10
+    opened.page.wait_for_timeout(200)
+    assert notes.locator("li").all_inner_texts() == known
+
+
 def test_a_large_table_without_scripts_has_its_first_rows(open_page: Open, many: list[RunRecord]) -> None:
     opened = open_page(many, java_script_enabled=False)
     assert opened.page.locator("[data-sortable] tbody:last-of-type tr:visible").count() == 100
