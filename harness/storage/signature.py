@@ -48,9 +48,11 @@ def sign(content: bytes, key: Path) -> bytes:
 def check_signature(content: bytes, signature: bytes, signers: Path | None = None) -> SignatureCheck:
     """Whether a signature is of this content; with ``signers`` (an ALLOWED SIGNERS file) also by one of them.
 
-    Raises UsageError if ssh-keygen is missing.
+    Raises UsageError if ssh-keygen is missing, or there is no file ``signers``.
     """
     program = _program()
+    if signers is not None and not signers.is_file():
+        raise UsageError(f"{shown(signers)}: no such file; --signers names one of the keys that you trust")
     with temporary_folder() as folder:
         file = folder / "content.sig"
         file.write_bytes(signature)

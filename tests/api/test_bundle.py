@@ -351,6 +351,8 @@ def test_a_signature_says_who_made_a_bundle(tmp_path: Path, key: Path) -> None:
     signers.write_text("")
     (unknown,) = (each for each in verify(path, signers=signers) if str(each.path).endswith(SIGNATURE))
     assert "does not list" in unknown.reason
+    with pytest.raises(UsageError, match="no such file"):
+        list(verify(path, signers=tmp_path / "missing"))
     with pytest.raises(UsageError, match="cannot sign"):
         bundle(EXAMPLE, tmp_path / "none.qh.zip", sign_with=tmp_path / "no key")
     with pytest.raises(UsageError, match="only bundles are signed"):
