@@ -20,6 +20,7 @@ from harness.core.method import CalibrationSet, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.execution.local import local_site
 from harness.models import headers, stored
+from harness.models.loading import load_transformers
 
 pytestmark = pytest.mark.heavy
 
@@ -184,7 +185,7 @@ def test_overrides_hold_for_their_layers_alone(tiny: Path, tmp_path: Path, calib
     assert held[f"{apart}.weight_zero_point"] == (192 * 8 // 32, 1)
     assert held["model.layers.2.mlp.gate_proj.weight_packed"] == (192, 64 * 2 // 32)
     assert "model.layers.2.mlp.gate_proj.weight_zero_point" not in held
-    reloaded = registry.method(name).read(LoadRequest(tmp_path, "float32", "cpu"))  # type: ignore[misc]
+    reloaded = load_transformers(LoadRequest(tmp_path, "float32", "cpu"))
     with torch.inference_mode():
         torch.testing.assert_close(reloaded(TOKENS).logits, in_memory)
 
