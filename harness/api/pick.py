@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import plugins as registry
@@ -14,19 +14,22 @@ from harness.api.locations import open_results
 from harness.api.propose import as_seen_from, find_model, first_line, free_bytes, is_hub_id, recipe_name
 from harness.api.run import run
 from harness.core.foreign import locate, shown
+from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
 from harness.engines.vllm.tables import READ
 from harness.errors import SourceError, UsageError
 from harness.execution.events import Event
-from harness.execution.local import local_site
+from harness.execution.local import LocalSite, local_site
 from harness.execution.sweep import done
 from harness.models import hub
 from harness.models.sources import label_of
 from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.sizing import EFFORTS, STANDARD
 from harness.planning.estimate.chosen import Chosen
-from harness.planning.plan import plan
+from harness.planning.expand import baseline, choices
+from harness.planning.plan import PlannedRun, plan
+from harness.planning.versions import environment
 from harness.recipe import Recipe, load_recipe
 from harness.storage.disk import Disk
 
@@ -51,7 +54,8 @@ class PickRequest:
     @property
     def arguments(self) -> str:
         """The arguments of a command that asks for the same."""
-        return shlex.join([*self.checkpoints, "--of", self.model, "--engine", self.engine])
+        budget = ["--budget", self.budget] if self.budget else []
+        return shlex.join([*self.checkpoints, "--of", self.model, "--engine", self.engine, *budget])
 
 
 def write_recipe(
@@ -92,7 +96,7 @@ def _checkpoint(named: str, folder: Path, disk_bytes: int | None) -> Chosen:
         raise SourceError(f"checkpoint not found: {named!r} is no file or folder, and no hub id")
     found, free = hub.newest(named), free_bytes(hub.cache_folder())
     most = free if disk_bytes is None else min(disk_bytes, free)
-    if found.bytes > most:
+    if found.bytes > most and not hub.is_cached(named, found.commit):
         raise SourceError(
             f"{named!r}: takes {found.bytes / 1e9:.1f} GB, and the disk may take {most / 1e9:.1f} GB more"
         )
@@ -133,11 +137,28 @@ def measure_each(
 
 
 def _is_done(recipe: Recipe, results: str | Path, cache: str | Path | None, pythons: Mapping[str, Path] | None) -> bool:
-    site = local_site(cache, pythons, recipe.device)
-    planned = plan(recipe, site)
+    site = local_site(cache, pythons)
     records = open_results(results, site.artifacts.root).read(recipe.name).records
+    planned = tuple(_as_if_here(recipe, site, records))
     finished = done(planned, records, site.artifacts.outcome)
     return all(run.unsupported or run.spec.run_id in finished for run in planned)
+
+
+def _as_if_here(recipe: Recipe, site: LocalSite, records: Sequence[RunRecord]) -> Iterator[PlannedRun]:
+    """The plan as it would be with the checkpoint on the disk, as far as records of its runs say what is in it.
+
+    Its format decides which packages read it, and their versions are part of a run's identity.
+    """
+    measured = {record.spec.case_id: record.spec.job for record in records}
+    published = next(choice for choice in choices(recipe, baseline(recipe)) if choice.checkpoint)
+    for each in plan(recipe, site):
+        spec, job = each.spec, measured.get(each.spec.case_id)
+        if job is None or not isinstance(job, VariantJob) or job.variant.method.published is None:
+            yield each
+        else:
+            machine, asked = site.machine(spec.device), spec.environment
+            now = environment(job, published, machine, site, asked.stack, asked.repetition)
+            yield replace(each, spec=replace(spec, job=job, environment=now))
 
 
 def serve_command(recommendation: Recommendation) -> str | None:

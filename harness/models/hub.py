@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,26 +66,23 @@ def cache_folder() -> Path:
 
 def is_cached(model: str, commit: str) -> bool:
     """Whether anything of a repository at that commit is in the hub's cache."""
-    return any(commit in commits for commits in _cached(model))
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = cache_folder() / repo_folder_name(repo_id=model, repo_type="model")
+    return (folder / "snapshots" / commit).exists()
 
 
 def forget(model: str, commit: str) -> None:
-    """Deletes a repository's files at that commit from the hub's cache; those of other commits stay."""
+    """Deletes a repository's files at that commit from the hub's cache; other commits and repositories stay.
+
+    A copy of a repository has the same commits, and huggingface_hub looks for a commit in all repositories.
+    """
     from huggingface_hub import scan_cache_dir
 
     if is_cached(model, commit):
-        scan_cache_dir(cache_folder()).delete_revisions(commit).execute()
-
-
-def _cached(model: str) -> list[set[str]]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repositories = scan_cache_dir(cache_folder()).repos
-    except CacheNotFound:
-        return []
-    return [{each.commit_hash for each in found.revisions} for found in repositories if found.repo_id == model]
+        found = scan_cache_dir(cache_folder())
+        own = frozenset(each for each in found.repos if (each.repo_id, each.repo_type) == (model, "model"))
+        replace(found, repos=own).delete_revisions(commit).execute()
 
 
 def unreachable(model: str, wanted: str, error: Exception) -> SourceError:

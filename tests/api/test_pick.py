@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,15 @@ import pytest
 from harness.api import pick, propose
 from harness.api.pick import PickRequest, measure_each, serving, write_recipe
 from harness.core.model import ModelRef
-from harness.core.record import RunRecord
+from harness.core.record import Outcome, RunRecord
 from harness.core.site import Machine
 from harness.errors import UsageError
-from harness.execution.local import LocalSite
+from harness.execution.local import LocalSite, local_site
 from harness.models import hub
 from harness.models.hub import Published
+from harness.planning.plan import plan
 from harness.recipe import Recipe, load_recipe
+from harness.storage.store import Store
 
 COMMIT = "a" * 40
 
@@ -99,6 +103,44 @@ def test_an_interrupt_deletes_the_download_and_the_next_call_goes_on(
     measure_each(path, runner=run)
     assert finished == ["who/gptq", "who/awq"]
     assert {each.params["revision"] for each in load_recipe(path).methods[1:]} == {COMMIT}
+
+
+def test_what_was_measured_is_known_when_its_checkpoint_is_deleted(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
+    monkeypatch.setattr(hub, "newest", lambda name: Published(COMMIT, 10**9))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    recipe = load_recipe(write_recipe(PickRequest(str(tiny), ("who/gptq",))))
+    snapshot = tmp_path / "hub" / "models--who--gptq" / "snapshots" / COMMIT
+    shutil.copytree(tiny, snapshot)
+    config = json.loads((snapshot / "config.json").read_text())
+    quantized = config | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    (snapshot / "config.json").write_text(json.dumps(quantized))
+    for number, run in enumerate(plan(recipe, local_site(None, None))):
+        Store(tmp_path / "results").save(RunRecord(run.spec, Outcome("ok"), "s", 1, f"2026-01-01T00:00:{number:02}", 1))
+    shutil.rmtree(tmp_path / "hub")
+
+    def fetched_again(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
+        raise AssertionError("a checkpoint was fetched again")
+
+    measure_each(tmp_path / "pick-tiny-llama.yaml", runner=fetched_again)
+    monkeypatch.setattr(LocalSite, "version", lambda site, package, stack="main": "newer than the records")
+    with pytest.raises(AssertionError, match="fetched again"):  # other libraries may give other figures
+        measure_each(tmp_path / "pick-tiny-llama.yaml", runner=fetched_again)
+
+
+def test_another_budget_is_another_request(published: Hub, tiny: Path) -> None:
+    path = write_recipe(PickRequest(str(tiny), ("who/gptq",), budget="8GiB"))
+    assert "memory: {budget: 8GiB}" in path.read_text()
+    with pytest.raises(UsageError, match="not written for this request"):
+        write_recipe(PickRequest(str(tiny), ("who/gptq",), budget="16GiB"))
+
+
+def test_what_is_in_the_cache_needs_no_room(published: Hub, tiny: Path) -> None:
+    published.cached = {"who/gptq"}
+    assert write_recipe(PickRequest(str(tiny), ("who/gptq",), disk_bytes=1)).exists()
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,12 @@ def test_without_a_cache_nothing_is_in_it(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "none")
     assert not hub.is_cached("who/model", NEW)
     hub.forget("who/model", NEW)
+
+
+def test_a_copy_of_a_repository_has_the_same_commits_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path)
+    mine = [cached(tmp_path, f"who/copy-{number}", NEW, str(number) * 40) for number in range(8)]
+    fetched = cached(tmp_path, "who/model", NEW, "9" * 40)
+    hub.forget("who/model", NEW)
+    assert not fetched.exists()
+    assert all(each.exists() for each in mine)
