@@ -177,7 +177,8 @@ def _clusters(measurement: Measurement, rows: Places) -> tuple[str, ...]:
 def _picked(names: Sequence[str], rows: Places) -> tuple[str, ...]:
     if np.array_equal(rows, np.arange(len(names))):
         return tuple(names)
-    return tuple(names[row] for row in rows)
+    known = tuple(names)  # read once: a lazy column is read for every use
+    return tuple(known[row] for row in rows)
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from harness.core.record import RunRecord
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.figures.table import VariantRow
 from harness.report.page import page
+from harness.report.renderers.html import SitePlace, html
 from harness.storage.reading import read_records
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
@@ -68,6 +69,16 @@ def test_every_sweep_and_every_model_has_a_page_and_no_link_is_broken(built: tup
     for name in found:
         for link in re.findall(r'href="([^"#]+)"', text_of(out / name)):
             assert ((out / name).parent / link).resolve().relative_to(out.resolve()).as_posix() in found, (name, link)
+
+
+def test_a_long_table_names_a_file_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.report.renderers.html.MOST_STATIC", 1)
+    whole = page(read_records(EXAMPLE))
+    links = [
+        set(re.findall(r'href="([^"#]*(?:csv|bundle|qhb|zip))"', html(whole, place)))
+        for place in (None, SitePlace("Ours", ()), SitePlace("Ours", (), "one.bundle"))
+    ]
+    assert links == [{"report.csv"}, set(), {"../bundles/one.bundle"}]
 
 
 def test_the_index_finds_a_sweep_by_its_variants(built: tuple[Path, SiteBuild], folders: tuple[Path, Path]) -> None:
