@@ -68,8 +68,7 @@ def is_cached(model: str, commit: str) -> bool:
     """Whether anything of a repository at that commit is in the hub's cache."""
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = cache_folder() / repo_folder_name(repo_id=model, repo_type="model")
-    return (folder / "snapshots" / commit).exists()
+    return Path(cache_folder(), repo_folder_name(repo_id=model, repo_type="model"), "snapshots", commit).exists()
 
 
 def forget(model: str, commit: str) -> None:
