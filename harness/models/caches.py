@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from harness.core.model import LayerCache
 
@@ -94,7 +95,9 @@ def _after(model: Any, tokens: int) -> list[_CacheCount]:
     import torch
 
     passed: dict[str, Any] = {}
-    with torch.inference_mode():
+    # Without a cache transformers asks the positions' numbers, of which there are none, whether texts are packed.
+    whole = patch("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None, create=True)
+    with torch.inference_mode(), whole:
         for length in (tokens - 1, 1):
             if length:
                 ids = torch.zeros(1, length, dtype=torch.long, device="meta")
