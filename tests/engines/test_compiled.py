@@ -93,10 +93,10 @@ def test_logits_that_differ_are_invalid(model: TransformersModel, change) -> Non
 
 
 def test_a_missing_compiler_is_unsupported(model: TransformersModel, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "none"),))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     prompt = random_tokens(model.vocabulary, 1, 7, seed=0)
     with (
+        torch._inductor.config.patch({"cpp.cxx": (str(tmp_path / "none"),)}),  # monkeypatch would not put it back
         pytest.raises(UnsupportedError, match="cannot be compiled"),
         torch.inference_mode(),
         compiled(model, model._model, prompt, 3),
