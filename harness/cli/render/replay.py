@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from harness.errors import ExitCode
 from harness.report.terminal import print_json, say
 from harness.storage.anonymizer import Anonymizer
 
@@ -20,6 +21,8 @@ AGREEMENT = {
     "incomparable": "are incomparable",
 }
 """What a verdict of a comparison says about a replay, in which nothing should be better either."""
+
+CONCLUSIONS = {ExitCode.OK: "The replay agrees", ExitCode.GATE_FAILED: "The replay differs"}
 
 
 def show(found: Replay, as_json: bool) -> None:
@@ -41,4 +44,5 @@ def show(found: Replay, as_json: bool) -> None:
     if found.regression.findings:
         show_comparison(found.regression)
     counts = Counter(AGREEMENT[each.verdict] for each in found.figures)
-    say("; ".join(f"{count} figures {words}" for words, count in counts.items()) or "no figure was compared")
+    counted = "; ".join(f"{count} figures {words}" for words, count in counts.items()) or "no figure was compared"
+    say(f"{CONCLUSIONS.get(found.exit_code, 'The replay is undecided')}: {counted}")
