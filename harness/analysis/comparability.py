@@ -39,7 +39,7 @@ class Comparability:
 
 def conditions_of_measurement(measurement: Measurement) -> dict[str, str]:
     """What was measured and how: the metric's version, unit and kind of evidence, and its protocol."""
-    protocol = {name: _text(value) for name, value in measurement.protocol.items() if value is not None}
+    protocol = {name: condition(value) for name, value in measurement.protocol.items() if value is not None}
     return {
         **protocol,
         "metric version": str(measurement.version),
@@ -53,6 +53,6 @@ def conditions_of_items(measurement: Measurement) -> dict[str, str]:
     return conditions_of_measurement(measurement) | {"items": digest(sorted(measurement.item_ids))}
 
 
-def _text(value: Any) -> str:
-    """Words as they are, everything else as JSON: true is not 1."""
-    return value if isinstance(value, str) else json.dumps(value)
+def condition(value: Any) -> str:
+    """Words as they are, everything else as JSON, in one order of its names: true is not 1."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from harness import plugins as registry
 from harness.analysis.choice import Recommendation
 from harness.api.locations import open_results
-from harness.api.propose import as_seen_from, find_model, first_line, free_bytes, is_hub_id, recipe_name
+from harness.api.propose import as_seen_from, find_model, free_bytes, is_hub_id, is_written, recipe_name
 from harness.api.run import run
-from harness.core.foreign import locate, shown
+from harness.core.foreign import locate
 from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
@@ -70,12 +70,8 @@ def write_recipe(
     name = recipe_name("pick", request.model)
     path = out or Path(f"{name}.yaml")
     first = f"qharness pick {request.arguments}"
-    if path.exists() and not replace:
-        if first_line(path) == f"# {shown(first)}":
-            return path
-        raise UsageError(
-            f"{shown(path)}: exists, and was not written for this request; --force replaces it, --out names another"
-        )
+    if is_written(path, first, replace):
+        return path
     twice = [label for label, count in Counter(map(label_of, request.checkpoints)).items() if count > 1]
     if twice:
         raise UsageError(f"two checkpoints are named {twice[0]!r}: a table could not tell them apart")

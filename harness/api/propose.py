@@ -120,12 +120,8 @@ def propose(
     name = recipe_name(command, request.model)
     path = out or Path(f"{name}.yaml")
     first = f"qharness {command} {request.arguments}"
-    if path.exists() and not replace:
-        if command == "try" and first_line(path) == f"# {shown(first)}":
-            return Proposed(path, name, None)
-        raise UsageError(
-            f"{shown(path)}: exists, and was not written for this request; --force replaces it, --out names another"
-        )
+    if is_written(path, first if command == "try" else None, replace):
+        return Proposed(path, name, None)
     site = local_site(cache, pythons)
     entry, source = find_model(request.model, request.revision, path.parent, say)
     budget = None if request.budget is None else parse_budget(request.budget, "--budget")
@@ -164,9 +160,20 @@ def recipe_name(command: Command, model: str) -> str:
     return name
 
 
-def first_line(path: Path) -> str:
-    content = read_file(path, MAX_BYTES, UsageError)
-    return content.split(b"\n", 1)[0].decode("utf-8", "replace")
+def is_written(path: Path, first: str | None, replace: bool) -> bool:
+    """Whether a command wrote the recipe before, with ``first`` as its first line (None: a command that writes anew).
+
+    Raises UsageError for another file there, unless it is to be replaced.
+    """
+    if replace or not path.exists():
+        return False
+    if first is not None:
+        line = read_file(path, MAX_BYTES, UsageError).split(b"\n", 1)[0].decode("utf-8", "replace")
+        if line == f"# {shown(first)}":
+            return True
+    raise UsageError(
+        f"{shown(path)}: exists, and was not written for this request; --force replaces it, --out names another"
+    )
 
 
 def find_model(
@@ -190,6 +197,7 @@ def find_model(
         raise SourceError(f"{model!r}: transformers does not know its shapes; name another model, or its config.json")
     if source.quantization in FORMATS:
         entry["native"] = "dequantize"
+        source = inspect(Model(**entry), folder)
     elif source.quantization is not None:
         raise SourceError(
             f"{model!r} is already quantized ({source.quantization}): name the model that it was made of, or "
@@ -199,7 +207,8 @@ def find_model(
         moved = inspect(Model(**entry, degrid=0), folder)
         if moved.degrid_obstacle is None:
             entry["degrid"] = 0
-    return entry, inspect(Model(**entry), folder)
+            source = moved
+    return entry, source
 
 
 def _fetch(model: str, source: SourceModel, say: Callable[[str], None]) -> None:

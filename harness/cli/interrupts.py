@@ -1,9 +1,14 @@
-"""Signals that ask the command to end: Ctrl-C, SIGTERM, a terminal that closes. Imports only the standard library."""
+"""Signals that ask the command to end: Ctrl-C, SIGTERM, a terminal that closes.
+
+To import it imports only the standard library.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -24,6 +29,22 @@ def ignore() -> None:
     """Lets no signal disturb the end of the command."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Within this context an interrupt ends the command, with its exit code, and says that the same command resumes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        ignore()
+        import typer
+
+        from harness.errors import ExitCode
+        from harness.report.terminal import say
+
+        say("interrupted; run the same command to resume", error=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

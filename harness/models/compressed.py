@@ -7,9 +7,9 @@ stays in place. The quantizer does it after loading, so that a streamed model do
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -50,14 +50,8 @@ def made_dense(config: Mapping[str, Any], dtype: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _unpacking_to(dtype: torch.dtype) -> Iterator[None]:
+def _unpacking_to(dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Scales 4-bit floats in ``dtype`` within this context, not in bfloat16, which would round them once more."""
     from compressed_tensors.compressors.nvfp4 import base
 
-    unpack = base.unpack_fp4_from_uint8
-    base.unpack_fp4_from_uint8 = functools.partial(unpack, dtype=dtype)
-    try:
-        yield
-    finally:
-        base.unpack_fp4_from_uint8 = unpack
+    return mock.patch.object(base, "unpack_fp4_from_uint8", partial(base.unpack_fp4_from_uint8, dtype=dtype))

@@ -144,9 +144,7 @@ def _text(text: TextRef, place: Place) -> dict[str, Any]:
     if text.hub is not None:
         return _set(hub=text.hub, config=text.config, split=text.split, revision=text.revision, field=text.field)
     found = place(text)
-    source = (
-        {"name": text.id} if text.id in TEXTS and found in (None, text.id) else {"file": found or _file(text, place)}
-    )
+    source = {"name": text.id} if text.id in TEXTS and found in (None, text.id) else {"file": _file(text, place)}
     return source | ({"field": text.field} if text.field != "text" else {})
 
 

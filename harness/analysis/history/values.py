@@ -11,6 +11,7 @@ from typing import Any
 from harness.analysis.comparability import (
     MACHINE,
     Comparability,
+    condition,
     conditions_of_items,
     conditions_of_measurement,
 )
@@ -92,7 +93,9 @@ def comparability(case: Case, figure: Figure[Any], value: CaseValue) -> Comparab
         "cache of keys and values": spec.kv_cache,
         "decode mode": spec.decode_mode,
     }
-    content = {f"asked {name}": _text(question[name]) for name in ("model", "method", "baseline") if name in question}
+    content = {
+        f"asked {name}": condition(question[name]) for name in ("model", "method", "baseline") if name in question
+    }
     return Comparability(conditions | series | {name: text for name, text in content.items() if name in conditions})
 
 
@@ -212,11 +215,7 @@ def _parts_of_question(spec: RunSpec, only: tuple[str, ...] | None) -> dict[str,
         if role in question and method.published:
             question[role] = [method.name, method.label, method.stack]
     kept = question if only is None else {name: question[name] for name in only if name in question}
-    return {f"asked {name}": _text(value) for name, value in kept.items()}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return {f"asked {name}": condition(value) for name, value in kept.items()}
 
 
 def _grid(spec: RunSpec) -> str:

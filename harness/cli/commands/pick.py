@@ -59,13 +59,8 @@ def pick(
     request = PickRequest(model, tuple(checkpoints), engine, disk_bytes, served_in)
     path = write_recipe(request, out, force, say)
     say(f"recipe: {path}")
-    try:
-        with display(False) as on_event:
-            records = measure_each(path, results, cache, interpreters(pythons), say, on_event)
-    except KeyboardInterrupt:
-        interrupts.ignore()
-        say("interrupted; run the same command to resume", error=True)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    with interrupts.resumable(), display(False) as on_event:
+        records = measure_each(path, results, cache, interpreters(pythons), say, on_event)
     folder = below(results, _name(path))
     with never_collected():
         recommendations = recommend(folder)

@@ -10,7 +10,6 @@ import typer
 
 from harness.cli import interrupts
 from harness.cli.options import AsJson, CacheLocation, Pythons, interpreters
-from harness.errors import ExitCode
 from harness.report.terminal import say
 
 
@@ -38,21 +37,16 @@ def replay(
     from harness.cli.render.sweep import display
 
     progress = partial(say, error=True) if create_stacks else None
-    try:
-        with display(as_json) as on_event:
-            found = replayed(
-                bundle,
-                results,
-                sources or (),
-                cache,
-                interpreters(pythons),
-                strict=strict,
-                create_stacks=progress,
-                on_event=on_event,
-            )
-    except KeyboardInterrupt:
-        interrupts.ignore()
-        say("interrupted; run the same command to resume", error=True)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    with interrupts.resumable(), display(as_json) as on_event:
+        found = replayed(
+            bundle,
+            results,
+            sources or (),
+            cache,
+            interpreters(pythons),
+            strict=strict,
+            create_stacks=progress,
+            on_event=on_event,
+        )
     show(found, as_json)
     raise typer.Exit(found.exit_code)

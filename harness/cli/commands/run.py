@@ -62,23 +62,18 @@ def run(
     from harness.execution.executors import ExecutorChoice
 
     progress = partial(say, error=True) if create_stacks else None
-    try:
-        with display(as_json) as show:
-            records = make_runs(
-                recipe,
-                results,
-                cache,
-                interpreters(pythons),
-                allow_leak,
-                paranoid,
-                executor=ExecutorChoice(executor, nodes, tuple(slurm or ()), address),
-                create_stacks=progress,
-                on_event=show,
-            )
-    except KeyboardInterrupt:
-        interrupts.ignore()
-        say("interrupted; run the same command to resume", error=True)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    with interrupts.resumable(), display(as_json) as show:
+        records = make_runs(
+            recipe,
+            results,
+            cache,
+            interpreters(pythons),
+            allow_leak,
+            paranoid,
+            executor=ExecutorChoice(executor, nodes, tuple(slurm or ()), address),
+            create_stacks=progress,
+            on_event=show,
+        )
     failed = sum(record.status in FAILURES for record in records)
     base = baseline_engine(record.spec for record in records)
     baseless = any(r.spec.is_baseline and r.spec.engine_label == base and r.status != "ok" for r in records)

@@ -89,7 +89,7 @@ def propose(
         raise UsageError(_too_little(supported, sized.left_out, sizer, room))
     left_out += sized.left_out
     chosen = draft.having(sized.kept, sized.effort)
-    return Proposal(chosen, sizer.forecast(chosen)[1], tuple(LeftOut(each.label, why) for each, why in left_out))
+    return Proposal(chosen, sizer.forecast(chosen), tuple(LeftOut(each.label, why) for each, why in left_out))
 
 
 def _too_little(
@@ -133,7 +133,7 @@ class _Sizer:
 
     def obstacle(self, chosen: Sequence[Chosen], effort: SweepEffort) -> str | None:
         """Why a sweep of these methods with that effort does not fit; None if it does."""
-        _, found = self.forecast(self.draft.having(chosen, effort))
+        found = self.forecast(self.draft.having(chosen, effort))
         if found.total_s.expected > self.room.time_s:
             minutes = _minutes(found.total_s.expected)
             return f"with it the sweep is expected to take {minutes} min, more than the {self.room.time_s / 60:g} given"
@@ -143,13 +143,13 @@ class _Sizer:
         return None
 
     def expected_s(self, chosen: Sequence[Chosen], effort: SweepEffort) -> float:
-        return self.forecast(self.draft.having(chosen, effort))[1].total_s.expected
+        return self.forecast(self.draft.having(chosen, effort)).total_s.expected
 
-    def forecast(self, draft: RecipeDraft) -> tuple[Sequence[PlannedRun], SweepForecast]:
-        """The runs of a draft, and how long all of them take that can be made."""
+    def forecast(self, draft: RecipeDraft) -> SweepForecast:
+        """Of all runs of a draft that can be made."""
         planned = self._plan(draft)
         supported = [run for run in planned if run.unsupported is None]
-        return planned, self.forecaster(supported, planned) if supported else NOTHING
+        return self.forecaster(supported, planned) if supported else NOTHING
 
     def _plan(self, draft: RecipeDraft) -> Sequence[PlannedRun]:
         recipe: Recipe = recipe_at(self.place, draft.data)

@@ -15,7 +15,10 @@ from harness.report.page import Page
 
 @dataclass(frozen=True)
 class SiteFigure:
-    """A figure as readers see it, with the ends of its interval, and a key: figures of one key are comparable."""
+    """A figure as readers see it, with the ends of its interval, and a key: figures of one key are comparable.
+
+    The site's script takes the fields in this order.
+    """
 
     name: str
     heading: str

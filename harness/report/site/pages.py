@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from markupsafe import Markup
 
@@ -123,21 +123,7 @@ def _compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> dict[st
         "rows": [
             {
                 "name": " · ".join([row.label, row.engine, row.machine, row.measured[:DAY], sweep]),
-                "figures": [
-                    [
-                        figure.name,
-                        figure.heading,
-                        figure.unit,
-                        figure.text,
-                        figure.interval,
-                        figure.direction,
-                        figure.value,
-                        figure.low,
-                        figure.high,
-                        figure.key,
-                    ]
-                    for figure in row.figures
-                ],
+                "figures": [astuple(figure) for figure in row.figures],
             }
             for sweep, row in reversed(pairs)
         ],
