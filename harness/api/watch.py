@@ -57,14 +57,16 @@ class ResultsWatch:
         if not is_url(results) and not local_path(results).is_dir():
             raise ResultsError(f"{results}: no such folder; name a results folder of 'qharness run'")
         self._store = open_results(results)
-        self._heard: dict[tuple[str, str], tuple[str, float]] = {}
+        self._heard: dict[str, tuple[SweepProgress, float]] = {}  # by recipe: the last note, and since when it lasts
         self._saved: tuple[tuple[str, str, int], ...] | None = None
         self._tables: tuple[Table, ...] = ()
 
     def sweeps(self) -> tuple[WatchedSweep, ...]:
-        """The sweeps as they are now."""
-        notes = read_progress(self._store.place)
-        return tuple(WatchedSweep(each, self._silence_s(each)) for each in notes)
+        """The sweeps as they are now. One whose note cannot be read any more is as it was last, and falls silent."""
+        for note in read_progress(self._store.place):
+            self._hear(note)
+        now_s = time.monotonic()
+        return tuple(WatchedSweep(note, now_s - since_s) for _, (note, since_s) in sorted(self._heard.items()))
 
     def look(self) -> Watched:
         """The sweeps and the tables as they are now. Raises NewerRecordError for a record of a newer harness."""
@@ -78,15 +80,13 @@ class ResultsWatch:
         """Whether no record is there yet."""
         return not self._store.read().records
 
-    def _silence_s(self, progress: SweepProgress) -> float:
-        key, now_s = (progress.recipe, progress.began), time.monotonic()
-        known = self._heard.get(key)
-        if known is None:
-            age_s = max(seconds_between(progress.noted, datetime.now(UTC).isoformat()), 0.0)
-            self._heard[key] = (progress.noted, now_s - age_s)
-        elif known[0] != progress.noted:
-            self._heard[key] = (progress.noted, now_s)
-        return now_s - self._heard[key][1]
+    def _hear(self, note: SweepProgress) -> None:
+        now_s = time.monotonic()
+        if note.recipe not in self._heard:
+            age_s = max(seconds_between(note.noted, datetime.now(UTC).isoformat()), 0.0)
+            self._heard[note.recipe] = (note, now_s - age_s)
+        elif self._heard[note.recipe][0] != note:
+            self._heard[note.recipe] = (note, now_s)
 
 
 def write_report_on_change(

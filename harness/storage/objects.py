@@ -116,13 +116,18 @@ class Objects:
         return Listed(name, info["size"] or 0, _version(info), _modified(info))
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """The content of an object. Raises FileNotFoundError; ResultsError if it is larger than ``limit_bytes``."""
-        return self._whole(self.stat(name), limit_bytes)
+        """The content of an object. Raises FileNotFoundError; ResultsError if it is larger than ``limit_bytes``.
 
-    def _whole(self, listed: Listed, limit_bytes: int) -> bytes:
-        if listed.bytes > limit_bytes:
-            raise ResultsError(f"{self.at(listed.name)}: larger than {limit_bytes} bytes, the most that it may have")
-        return next(content for _, content in self.read_all([listed]))
+        It is the content of one moment, also of an object that is being replaced: the store gives it out whole, where
+        the bytes that were just listed may be fewer or more than there are by now.
+        """
+        largest = self.stat(name).bytes
+        if largest <= limit_bytes:
+            content: bytes = self._try("read", name, lambda: self._system.cat_file(self._path(name)))
+            largest = len(content)
+        if largest > limit_bytes:
+            raise ResultsError(f"{self.at(name)}: larger than {limit_bytes} bytes, the most that it may have")
+        return content
 
     def read_all(self, wanted: Sequence[Listed]) -> Iterator[tuple[Listed, bytes]]:
         """The objects with their content, many at the same time, never more bytes of each than were listed.
@@ -236,8 +241,7 @@ class Objects:
         return shown(f"{self.url}/{name}" if name else self.url)
 
     def _holds(self, name: str, content: bytes) -> bool:
-        now = self.stat(name)
-        return now.bytes == len(content) and self._whole(now, now.bytes) == content
+        return self.stat(name).bytes == len(content) and self.read(name, len(content)) == content
 
     def _try(self, action: str, name: str, operation: Callable[[], T]) -> T:
         """What an operation returns. Any of many libraries is behind it, so any exception is an error of the store."""

@@ -203,6 +203,17 @@ def test_a_note_that_changes_is_a_sign_of_life_whatever_the_clocks_say(tmp_path:
     assert watch.sweeps()[0].runs
 
 
+def test_a_sweep_whose_note_cannot_be_read_for_a_moment_still_runs(tmp_path: Path) -> None:
+    watch = ResultsWatch(tmp_path)
+    put(tmp_path, replace(NOTE, noted=ago(0)))
+    before = watch.sweeps()
+    (tmp_path / NOTE.recipe / PROGRESS).write_text('{"cut":', encoding="utf-8")
+    assert [each.progress for each in watch.sweeps()] == [each.progress for each in before]
+    assert watch.sweeps()[0].runs
+    put(tmp_path, replace(NOTE, noted=ago(0), ending="finished"))
+    assert not watch.sweeps()[0].runs
+
+
 def test_records_are_read_again_only_after_some_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "example")
     read: list[Store] = []

@@ -22,7 +22,7 @@ from harness.errors import ResultsError, UsageError
 from harness.storage import objects as objects_module
 from harness.storage import remote
 from harness.storage.mirror import CLAIM
-from harness.storage.objects import TRIES, Objects
+from harness.storage.objects import TRIES, Listed, Objects
 from harness.storage.pack import PACK
 from harness.storage.remote import LEASE, Lease, open_store
 from harness.storage.spill import Saver
@@ -200,6 +200,24 @@ def test_a_pack_that_was_copied_there_is_read(
     invalid = store.withdraw(record(2), Failure("inputs", "InvalidRunError", "changed"))
     assert machine("b").read().records == (record(1), invalid, record(3))
     assert machine("b").read().damaged == ()
+
+
+@pytest.mark.parametrize("later", [b"short", b"longer than it was when it was looked at"])
+def test_what_is_replaced_while_it_is_read_is_read_whole(
+    objects: Objects, later: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.write("note", b"as it was at first")
+    stat = Objects.stat
+
+    def replaced_after(self: Objects, name: str) -> Listed:
+        listed = stat(self, name)
+        objects.write(name, later)
+        return listed
+
+    monkeypatch.setattr(Objects, "stat", replaced_after)
+    assert objects.read("note", 100) == later
+    with pytest.raises(ResultsError, match="larger than 4 bytes"):
+        objects.read("note", 4)
 
 
 def test_a_copy_that_lost_its_inventory_or_was_changed_is_fetched_again(machine: Callable[[str], Store]) -> None:
