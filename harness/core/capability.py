@@ -1,4 +1,4 @@
-"""What a loaded model can do: one small protocol for all of them, and one for each capability beyond that.
+"""What an engine can do: one small protocol for all loaded models, one for each capability beyond that, and serving.
 
 Tokens are (batch, length) int64 tensors on any device; hidden states and logits come back on the model's device.
 """
@@ -16,8 +16,11 @@ from harness.core.identity import DecodeMode
 if TYPE_CHECKING:
     import torch
 
-Capability = Literal["logits", "factored", "ragged", "branching", "decodes", "generates", "completes"]
-"""What an engine declares that its models can do, and a job declares that it uses."""
+Capability = Literal["logits", "factored", "ragged", "branching", "decodes", "generates", "completes", "serves"]
+"""What an engine declares that it can do, and a job declares that it uses.
+
+``serves`` is the one that needs no loaded model: the engine has it if it declares ``serve``.
+"""
 Role = Literal["linear", "embedding", "head", "other"]
 KernelFamily = Literal["packed", "dequantize", "plain"]
 """How a linear layer multiplies: with the packed codes directly, after unpacking them, or densely."""
@@ -389,7 +392,22 @@ PROTOCOLS: Mapping[Capability, type[LoadedModel]] = MappingProxyType(
         "completes": Completes,
     }
 )
-"""The protocol that each capability requires."""
+"""The protocol that each capability requires of a loaded model."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running server with OpenAI's API.
+
+    ``url`` is its base without ``/v1``, and ``model`` the name that requests give. ``metrics_url`` shows its counters
+    in Prometheus' text format; None if it has no such page. ``api_key_env`` names the environment variable that holds
+    the key that requests carry; None if they need none. The key itself is never kept.
+    """
+
+    url: str
+    model: str
+    metrics_url: str | None = None
+    api_key_env: str | None = None
 
 
 def states_and_head(

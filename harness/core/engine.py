@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from harness.core.capability import PROTOCOLS, Capability, LoadedModel, Streamed
+from harness.core.capability import PROTOCOLS, Capability, Endpoint, LoadedModel, Streamed
 from harness.core.format import Codes, Format
 from harness.core.identity import DecodeMode, KvCache, Residency
 from harness.core.model import Attention
@@ -60,6 +61,14 @@ class LoadRequest:
     gpus: int = 1
     untouched: tuple[str, ...] = ()
     streaming: Streaming | None = None
+
+
+Serves = Callable[[LoadRequest, P, Path], AbstractContextManager[Endpoint]]
+"""Starts a server for a checkpoint, with the engine's own parameters and a folder for its log.
+
+It is entered when the server answers, and left when every process of the server has ended. Raises UnsupportedError if
+the server cannot load the checkpoint, and RunError if it ends before it is told to; both with the end of its log.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ class Engine(Generic[P]):
     time and memory of importing are not counted as loading. If that starts no thread and opens nothing, runs are forked
     from a process that has done it. If the engine does not read transformers checkpoints, ``convert`` writes an
     unquantized one to a folder, in a format that the engine reads and in a given dtype, and returns a note for the
-    record or None.
+    record or None. ``serve`` starts a server of the engine's own for a checkpoint, outside of this process; None if it
+    has none.
     """
 
     name: str
@@ -137,10 +147,13 @@ class Engine(Generic[P]):
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})
     decode_advice: str | None = None
     counted_by: MemoryCounter = "torch"
+    serve: Serves[P] | None = None
 
-    def offers(self, residency: Residency) -> frozenset[Capability]:
-        """The capabilities of its models."""
-        return self.streams if residency == "streamed" else self.capabilities
+    def offers(self, residency: Residency = "resident") -> frozenset[Capability]:
+        """The capabilities of its models and, unless they are read from disk part by part, whether it serves."""
+        if residency == "streamed":
+            return self.streams
+        return self.capabilities if self.serve is None else self.capabilities | {"serves"}
 
     def unmet(self, model: LoadedModel) -> tuple[Capability, ...]:
         """The capabilities that the engine declares but this loaded model does not implement."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.capability import Factored, LoadedModel, Pooled
+from harness.core.capability import Endpoint, Factored, LoadedModel, Pooled
 from harness.core.engine import Engine, EngineParams, LoadRequest, Streaming
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
@@ -205,6 +205,22 @@ class Context:
             with self.phase("probe"):
                 model.probe_head()
         return model
+
+    @contextmanager
+    def serve(self, folder: Path) -> Iterator[Endpoint]:
+        """A server of the engine's own for the spec's variant, which keeps its log in ``folder``.
+
+        Starting it is a phase. It is outside of this process, so that no memory of a phase is the model's. Raises
+        UnsupportedError if the engine has no server, or if the server cannot load the variant.
+        """
+        runtime = engine(self.spec.engine)
+        if runtime.serve is None:
+            raise UnsupportedError(f"this run needs a server, which the engine {runtime.name} does not have")
+        request = self._request(self.method().run_dtype(self.params(), self.spec.model.dtype))
+        with ExitStack() as running:
+            with self.phase("start server"):
+                endpoint = running.enter_context(runtime.serve(request, self._engine_params(), folder))
+            yield endpoint
 
     def load_as(self, dtype: str, needed: type[M]) -> M:
         """The variant, loaded again in another dtype."""

@@ -54,9 +54,9 @@ def unsupported_reason(
 
 def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) -> str | None:
     """Why an engine cannot do this job: a missing capability, key-value cache or decode mode; None if it can."""
-    lacking = [name for name in job.uses if name not in runtime.capabilities]
+    lacking = [name for name in job.uses if name not in runtime.offers()]
     if lacking:
-        offered = ", ".join(sorted(runtime.capabilities))
+        offered = ", ".join(sorted(runtime.offers()))
         return f"a {job.kind} run needs the capability {' and '.join(lacking)}; {runtime.name} has only {offered}"
     kv_cache, mode = job.variant.kv_cache, job.decode_mode
     if kv_cache not in runtime.caches:

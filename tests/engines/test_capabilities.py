@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from harness.core.capability import (
     Branching,
     Capability,
     Decodes,
+    Endpoint,
     LoadedModel,
     Logits,
     as_branching,
@@ -73,8 +76,44 @@ class LogitsAlone:
     own_cache_logits = logits
 
 
-def test_each_name_has_a_protocol() -> None:
-    assert set(PROTOCOLS) == set(get_args(Capability))
+def test_each_name_has_a_protocol_but_for_serving_which_needs_no_model() -> None:
+    assert {*PROTOCOLS, "serves"} == set(get_args(Capability))
+
+
+def test_an_engine_serves_if_it_declares_a_server_and_not_from_disk_part_by_part() -> None:
+    silent = replace(TRANSFORMERS, serve=None)
+    assert "serves" not in silent.offers()
+    serving = replace(silent, serve=lambda request, params, folder: nullcontext(Endpoint("http://127.0.0.1:1", "m")))
+    assert serving.offers() - silent.offers() == {"serves"}
+    assert "serves" not in serving.offers("streamed")
+
+
+def test_a_run_gets_the_endpoint_of_its_engine_which_ends_with_the_context(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    @contextmanager
+    def serve(request: LoadRequest, params: Any, folder: Path) -> Iterator[Endpoint]:
+        asked.append((request.path, request.dtype, folder))
+        yield Endpoint("http://127.0.0.1:1", request.path.name)
+        asked.append("ended")
+
+    none = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
+    source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
+    context = Context(run_spec("quality", "engines", source, none, none), Cache(tmp_path), str)
+    monkeypatch.setattr("harness.execution.context.engine", lambda name: replace(TRANSFORMERS, serve=None))
+    with (
+        pytest.raises(UnsupportedError, match="needs a server, which the engine transformers does not have"),
+        context.serve(tmp_path),
+    ):
+        pass
+    monkeypatch.setattr("harness.execution.context.engine", lambda name: replace(TRANSFORMERS, serve=serve))
+    with context.serve(tmp_path) as endpoint:
+        assert asked == [(tiny, "float32", tmp_path)]
+        assert endpoint.model == tiny.name
+    assert asked[1:] == ["ended"]
+    assert [phase.name for phase in context.phases] == ["start server"]
 
 
 @pytest.mark.parametrize("name", ["transformers", "llamacpp"])
