@@ -109,6 +109,7 @@ so. The limits of single values are in the tables above. The others:
 | points of the grid, batch sizes × prompt lengths | {measure.MAX_CELLS} |
 | tokens of one batch, batch size × (`prompt_tokens` + `new_tokens`) | {fields.MAX_TOKENS} |
 | tokens of the calibration set, `samples` × `length` | {text.MAX_CALIBRATION_TOKENS} |
+| tokens of a generated text, `answers` × `tokens` | {text.MAX_GENERATED_TOKENS} |
 | combinations of parameters that `methods` or `engines` expand to | {expand.MAX_VARIANTS} |
 | measuring runs of a plan, before `exclude` | {planning.MAX_RUNS} |
 | layers, and any width, of a synthetic model | {config.MAX_LAYERS}, {config.MAX_SIZE} |
@@ -117,6 +118,8 @@ so. The limits of single values are in the tables above. The others:
 Text must be printable: control characters (of a terminal, say) and lone surrogates are errors, except for line breaks
 and tabs in `system`. A file that a recipe names must be a regular file or, for a model, a folder: a pipe or a device is
 an error."""
+PROMPTS = "measureperplexitytextgeneratedprompts"
+"""The section with the keys of a text that is not generated."""
 WORDS: list[tuple[Any, str]] = [
     (recipe.Seconds, "duration: seconds, or `90s`, `10m`, `1.5h`"),
     (recipe.Bytes, "size: bytes, or `8GiB` (2³⁰ bytes each), `8GB` (10⁹ each); also with K, M and T"),
@@ -124,7 +127,8 @@ WORDS: list[tuple[Any, str]] = [
     (recipe.MethodEntry, "a method's name, or one name with its parameters (see [methods](#methods))"),
     (recipe.EngineEntry, "an engine's name, or one name with its parameters (see [engines](#engines))"),
     (Env, f"a mapping of environment variables: {'; '.join(f'`{name}`, {values(name)}' for name in VARIABLES)}"),
-    (recipe.Text, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
+    (recipe.ScoredText, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
+    (recipe.Text, f"a text's name, a file's path, or a mapping (see [its keys](#{PROMPTS}))"),
     *((str, "text"), (int, "whole number"), (float, "number"), (bool, "`true` or `false`"), (dict, "mapping")),
 ]
 ONE_OR_MANY = get_args(recipe.BatchSizes)[1].func

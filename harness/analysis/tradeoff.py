@@ -32,6 +32,7 @@ from harness.core.job import (
     PrepareModel,
     QuantizeModel,
     VariantJob,
+    WriteText,
 )
 from harness.core.label import Label
 from harness.core.model import MAIN_ENGINE
@@ -325,11 +326,12 @@ def _less_labels(entry: VariantRow, common: tuple[Label, ...]) -> VariantRow:
 
 
 def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """Runs before any variant: the model's conversion and its reference, and the machine's own speed."""
+    """Runs before any variant: the model's conversion, what it wrote and its reference, and the machine's speed."""
     own = [
         run
         for run in records
-        if isinstance(run.spec.job, PrepareModel | MakeReference) and model_id(run.spec.model) == where.model_id
+        if isinstance(run.spec.job, PrepareModel | WriteText | MakeReference)
+        and model_id(run.spec.model) == where.model_id
     ]
     machines = [run for run in records if isinstance(run.spec.job, MeasureMachine)]
     return (*current(own), *current_in_session(machines))
@@ -337,7 +339,7 @@ def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple
 
 def _is_reference_of(run: RunRecord, where: ComparisonSetting, quality: Sequence[RunRecord]) -> bool:
     return (
-        isinstance(run.spec.job, MakeReference)
+        isinstance(run.spec.job, WriteText | MakeReference)
         and setting(run.spec) == where
         and any(same_workload(run.spec, other.spec) for other in quality)
     )

@@ -381,13 +381,49 @@ class QuantizeModel(VariantJob):
 
 
 @dataclass(frozen=True)
+class WriteText(VariantJob):
+    """Writes a text with the baseline: its answers to some prompts, which all variants are then scored on."""
+
+    perplexity: PerplexityWorkload
+    kind: Literal["write"] = field(default="write", kw_only=True)
+
+    needs = ("prepare",)
+    parts = ("generated",)
+
+    @property
+    def effort(self) -> JobEffort:
+        """As many rounds of decoding as there are groups of answers."""
+        text = self.perplexity
+        rounds = -(-(text.windows or 1) // text.written_at_once)
+        return JobEffort(loads=1, timed=ThroughputWorkload((text.written_at_once,), (1,), text.context, 0, rounds))
+
+    @property
+    def question(self) -> dict[str, Any]:
+        return super().question | self._engine_question | _scored(self.perplexity, False, self.baseline)
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("generates",)
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        return (*super().texts, self.perplexity.text)
+
+    def title(self, environment: Environment) -> str:
+        return f"{self.kind} {self.model.label}"
+
+    def exceeds(self, context_length: int) -> str | None:
+        return _too_long(self.perplexity, context_length)
+
+
+@dataclass(frozen=True)
 class MakeReference(VariantJob):
     """Runs the baseline over a text and saves its states, which the divergence of variants is measured against."""
 
     perplexity: PerplexityWorkload
     kind: Literal["reference"] = field(default="reference", kw_only=True)
 
-    needs = ("prepare",)
+    needs = ("prepare", "write")
     parts = ("windows",)
 
     @property
@@ -431,7 +467,7 @@ class MeasureQuality(VariantJob):
     observers: tuple[MetricRef, ...] = ()
     kind: Literal["quality"] = field(default="quality", kw_only=True)
 
-    needs = ("prepare", "quantize", "convert", "calibrate", "reference")
+    needs = ("prepare", "quantize", "convert", "calibrate", "write", "reference")
     parts = ("windows",)
     turn = 1
     cached = False
@@ -615,6 +651,7 @@ Job = (
     | KeepProbe
     | ConvertModel
     | QuantizeModel
+    | WriteText
     | MakeReference
     | MeasureQuality
     | AnswerTask

@@ -19,6 +19,7 @@ from harness.core.job import (
     MeasurePerformance,
     MeasureQuality,
     VariantJob,
+    WriteText,
 )
 from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef
 from harness.core.variant import Variant
@@ -176,8 +177,8 @@ class RunSpec:
 
     @property
     def perplexity(self) -> PerplexityWorkload | None:
-        """The text that this run scores, if any."""
-        return self.job.perplexity if isinstance(self.job, MeasureQuality | MakeReference) else None
+        """The text that this run writes or scores, if any."""
+        return self.job.perplexity if isinstance(self.job, MeasureQuality | MakeReference | WriteText) else None
 
     @property
     def task(self) -> TaskWorkload | None:

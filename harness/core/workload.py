@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from harness.core.capability import Capability
 from harness.core.identity import DecodeMode, Scalar
+from harness.core.json_values import ABSENT_AT_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,29 @@ class CalibrationRef:
         return [settings, text_identity(self.text)]
 
 
+WRITTEN_AT_ONCE, MOST_AT_ONCE = 2**16, 16
+"""Tokens that a generated text's answers may have together while they are written, and how many of them are at most."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the baseline writes a text: one answer to each of the first rows of another text, its prompts.
+
+    ``temperature`` 0 writes the likeliest token. ``chat_template``: a prompt is a user's message.
+    """
+
+    seed: int
+    temperature: float
+    chat_template: bool = False
+
+
 @dataclass(frozen=True)
 class PerplexityWorkload:
-    """Which windows of a text to score. ``windows`` None means all; only the sliding protocol has a ``stride``."""
+    """Which windows of a text to score. ``windows`` None means all; only the sliding protocol has a ``stride``.
+
+    With ``generation`` the text holds prompts, and each window is one of them and the baseline's answer to it, together
+    ``context`` tokens at most; only the answer is scored.
+    """
 
     text: TextRef
     protocol: str
@@ -58,13 +79,20 @@ class PerplexityWorkload:
     windows: int | None
     stride: int | None = None
     bos: Literal["auto", "always", "never"] = "auto"
+    generation: Generation | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
 
     def settings(self) -> dict[str, Any]:
         """Everything but the text. Fields added later appear only if they are used, so existing ids do not change."""
         usual = {"stride": None, "bos": "auto"}
         settings = asdict(self)
         del settings["text"]
+        settings |= settings.pop("generation") or {}
         return {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
+
+    @property
+    def written_at_once(self) -> int:
+        """How many answers of a generated text are written together; fewer of long ones, to bound memory."""
+        return max(1, min(MOST_AT_ONCE, self.windows or MOST_AT_ONCE, WRITTEN_AT_ONCE // self.context))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,16 @@ from harness.execution.context import Context
 
 
 def cut_windows(context: Context, workload: PerplexityWorkload, model: LoadedModel) -> Windows:
-    """The windows of a text, in the model's own tokens. Raises UnsupportedError if it has no tokenizer."""
+    """The windows of a text, in the model's own tokens; of a generated text, the tokens that the baseline wrote.
+
+    Raises UnsupportedError if the model has no tokenizer.
+    """
+    from harness.text import generated
     from harness.text.kept_windows import kept_or_cut
 
+    if workload.generation is not None:
+        with context.phase("text"):
+            return generated.read(context.cache.needed(context.spec, "write"))
     if model.tokenizer is None:
         raise UnsupportedError("perplexity needs a tokenizer, and the checkpoint holds none")
     with context.phase("text"):

@@ -168,6 +168,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return config
 
 
+def end_tokens(folder: Path) -> set[int]:
+    """The tokens with which a checkpoint's model ends a text, by its configurations. Raises as ``read_json``."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        value = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+    return found
+
+
 def read_json(path: Path, limit_values: int = MAX_JSON_VALUES) -> dict[str, Any]:
     """A file's JSON mapping. Raises SourceError if it holds none, or more than ``limit_values`` values."""
     raw = read_file(path, MAX_JSON_BYTES, SourceError)

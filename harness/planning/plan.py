@@ -27,6 +27,7 @@ from harness.core.job import (
     MeasureQuality,
     PrepareModel,
     QuantizeModel,
+    WriteText,
 )
 from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.run import HourlyPrice, ReaderSettings, RunLimits, RunSpec
@@ -128,7 +129,7 @@ class _Resolved:
 
     def place(
         self,
-        job: MakeReference | QuantizeModel | MeasureQuality | AnswerTask | MeasurePerformance,
+        job: WriteText | MakeReference | QuantizeModel | MeasureQuality | AnswerTask | MeasurePerformance,
         source: SourceModel,
         method: MethodChoice,
         runtime: Engine[Any],
@@ -316,12 +317,18 @@ class _Shared:
     prepare: PlannedRun | None = None
     calibrate: PlannedRun | None = None
     probe: PlannedRun | None = None
+    written: Mapping[PerplexityWorkload, PlannedRun] = field(default_factory=dict)
     references: Mapping[PerplexityWorkload, PlannedRun] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
         single = (self.prepare, self.calibrate, self.probe)
-        return (*(run for run in single if run is not None), *self.references.values())
+        return (*(run for run in single if run is not None), *self.written.values(), *self.references.values())
+
+    def before(self, text: PerplexityWorkload | None) -> Mapping[str, PlannedRun]:
+        """The runs that must come before a text is scored, by kind."""
+        found = {"write": self.written, "reference": self.references}
+        return {kind: runs[text] for kind, runs in found.items() if text is not None and text in runs}
 
 
 @dataclass(frozen=True)
@@ -350,28 +357,34 @@ class _OfModel:
         made = {"prepare": prepare.spec.run_id} if prepare else {}
         calibrate = probe = None
         if sweep.calibration is not None and any(method.calibrated for _, method in supported):
-            job = MakeCalibration(conditions, model, sweep.calibration, sweep.texts, sweep.allow_leak)
+            existing = tuple(text for text in sweep.texts if text.generation is None)
+            job = MakeCalibration(conditions, model, sweep.calibration, existing, sweep.allow_leak)
             calibrate = self._shared_run(job, made)
         if any(method.method.stack != MAIN or on.is_converted(method) for on, method in supported):
             probe = self._shared_run(KeepProbe(on_main, model), made)
         base = Variant(model, sweep.base.ref, MAIN_ENGINE, sweep.recipe.scope.quantize, seed=sweep.recipe.seed)
-        divergence = sweep.recipe.measure.divergence is not None and _has_quality(self.source)
-        references = {
-            text: self._shared_run(MakeReference(on_main, base, sweep.base.ref, text), made)
-            for text in (sweep.texts if divergence else ())
+        texts = sweep.texts if _has_quality(self.source) else ()
+        written = {
+            text: self._shared_run(WriteText(on_main, base, sweep.base.ref, text), made)
+            for text in texts
+            if text.generation is not None
         }
-        return _Shared(prepare, calibrate, probe, references)
+        references: dict[PerplexityWorkload, PlannedRun] = {}
+        for text in texts if sweep.recipe.measure.divergence is not None else ():
+            needed = made | ({"write": written[text].spec.run_id} if text in written else {})
+            references[text] = self._shared_run(MakeReference(on_main, base, sweep.base.ref, text), needed)
+        return _Shared(prepare, calibrate, probe, written, references)
 
     def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
         machine = self.sweep.machine
         unsupported = self.source.degrid_obstacle or _too_long(self.source, job)
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
         main, note = registry.engine(MAIN_ENGINE), None
-        if isinstance(job, MakeReference):
+        if isinstance(job, WriteText | MakeReference):
             placed = self.sweep.place(job, self.source, self.sweep.base, main, weight_bytes)
             job, note = replace(job, conditions=replace(job.conditions, residency=placed.residency)), placed.note
             unsupported = unsupported or placed.unsupported
-        if isinstance(job, KeepProbe | MakeReference) and job.conditions.residency == "resident":
+        if isinstance(job, KeepProbe | WriteText | MakeReference) and job.conditions.residency == "resident":
             unsupported = unsupported or too_large(weight_bytes, job.conditions, main, machine)
         size = size_of(self.source)
         written = weight_bytes or 0 if job.effort.writes_model else 0
@@ -465,13 +478,14 @@ class _OnEngine:
         for kv_cache in self._caches(method):
             for job, repetition in self._measurements(method, kv_cache):
                 text = job.perplexity if isinstance(job, MeasureQuality) else None
-                reference = shared.references.get(text) if text else None
-                needed = made | ({"reference": reference.spec.run_id} if reference else {})
+                before = shared.before(text)
+                needed = made | {kind: run.spec.run_id for kind, run in before.items()}
                 placed = sweep.place(job, self.source, method, self.engine, weight_bytes)
                 job = replace(job, conditions=replace(job.conditions, residency=placed.residency))
                 fits = placed.residency == "streamed"
                 reason = (
                     unsupported
+                    or (before["write"].unsupported if "write" in before else None)
                     or placed.unsupported
                     or (None if fits else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
                     or unsupported_job_reason(job, self.engine, sweep.site)

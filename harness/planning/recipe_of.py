@@ -120,7 +120,11 @@ def _method(method: MethodRef, place: Place, whole: bool) -> dict[str, Any] | st
 
 
 def _perplexity(workload: PerplexityWorkload, place: Place) -> dict[str, Any]:
-    settings = {name: value for name, value in asdict(workload).items() if name != "text"}
+    if workload.generation is not None:
+        amounts = {"answers": workload.windows, "tokens": workload.context}
+        prompts = _text(workload.text, place)
+        return {"text": {"generated": {"prompts": prompts, **amounts, **asdict(workload.generation)}}}
+    settings = {name: value for name, value in asdict(workload).items() if name not in ("text", "generation")}
     return {"text": _text(workload.text, place)} | _set(**settings)
 
 

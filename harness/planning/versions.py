@@ -17,12 +17,14 @@ from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
 from harness.planning.expand import MethodChoice
 from harness.text.calibration import VERSION as CALIBRATION_VERSION
+from harness.text.generated import VERSION as GENERATED_VERSION
 from harness.text.windows import VERSION as WINDOWS_VERSION
 
 PROBE_VERSION = 1
 """Increment it when the probe's text or saved content changes."""
 PARTS: Mapping[str, int] = {
     "calibration": CALIBRATION_VERSION,
+    "generated": GENERATED_VERSION,
     "gguf": GGUF_VERSION,
     "kv_cache": KV_CACHE_VERSION,
     "machine": MACHINE_VERSION,

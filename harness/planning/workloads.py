@@ -9,12 +9,13 @@ from harness import plugins
 from harness import recipe as written
 from harness.core.foreign import locate, shown
 from harness.core.metric import Metric
-from harness.core.workload import CalibrationRef, MetricRef, PerplexityWorkload, TaskWorkload, TextRef
+from harness.core.workload import CalibrationRef, Generation, MetricRef, PerplexityWorkload, TaskWorkload, TextRef
 from harness.errors import RecipeError, SourceError, UsageError, did_you_mean
 from harness.planning.expand import checked, validate_names
-from harness.recipe import Measure, Recipe
+from harness.recipe import Generated, Measure, Perplexity, Recipe
 from harness.tasks.catalog import catalog, read_names
 from harness.tasks.trust import definition
+from harness.text.generated import PROTOCOL as GENERATED
 from harness.text.protocols import PRESETS
 from harness.text.sources import resolve
 
@@ -40,6 +41,8 @@ def perplexities(recipe: Recipe) -> tuple[PerplexityWorkload, ...]:
 def _perplexity(recipe: Recipe, index: int) -> PerplexityWorkload:
     place: Place = ("measure", "perplexity", index)
     entry = recipe.measure.perplexity[index]
+    if entry.text.generated is not None:
+        return _generated(recipe, entry, entry.text.generated, place)
     preset = PRESETS[entry.protocol]
     context = entry.context or preset.context
     stride = entry.stride or (context // 2 if preset.strided else None)
@@ -49,6 +52,14 @@ def _perplexity(recipe: Recipe, index: int) -> PerplexityWorkload:
         raise recipe.error((*place, "stride"), f"exceeds the context of {context}: some tokens would never be scored")
     scored = text(recipe, entry.text, (*place, "text"))
     return PerplexityWorkload(scored, preset.name, context, entry.windows, stride, entry.bos)
+
+
+def _generated(recipe: Recipe, entry: Perplexity, wanted: Generated, place: Place) -> PerplexityWorkload:
+    for key in Perplexity.model_fields.keys() & entry.model_fields_set - {"text"}:
+        raise recipe.error((*place, key), "cuts a text that exists; a generated one has 'answers' and 'tokens' instead")
+    prompts = text(recipe, wanted.prompts, (*place, "text", "generated", "prompts"))
+    generation = Generation(wanted.seed, wanted.temperature, wanted.chat_template)
+    return PerplexityWorkload(prompts, GENERATED, wanted.tokens, wanted.answers, generation=generation)
 
 
 def tasks(recipe: Recipe) -> tuple[TaskWorkload, ...]:

@@ -8,7 +8,7 @@ from harness.recipe.extends import file_schema
 from harness.recipe.fields import BatchSizes, Bytes, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
 from harness.recipe.sweep import EngineEntry, Entry, MethodEntry, Model, Recipe, load_recipe, recipe_at
-from harness.recipe.text import Calibration, Text
+from harness.recipe.text import Calibration, Generated, ScoredText, Text
 
 __all__ = [
     "BatchSizes",
@@ -16,11 +16,13 @@ __all__ = [
     "Calibration",
     "EngineEntry",
     "Entry",
+    "Generated",
     "Measure",
     "MethodEntry",
     "Model",
     "Perplexity",
     "Recipe",
+    "ScoredText",
     "Seconds",
     "Task",
     "Text",

@@ -26,7 +26,7 @@ from harness.recipe.fields import (
     Tokens,
     one_or_many,
 )
-from harness.recipe.text import AnyText, Text
+from harness.recipe.text import AnyScoredText, ScoredText
 
 MAX_CELLS = 1024
 """Points of one grid: batch sizes × prompt lengths."""
@@ -41,7 +41,9 @@ def _task(value: Any) -> Any:
 class Perplexity(Strict):
     """Which text is scored, and with which protocol. In a list, each entry gets its own table."""
 
-    text: AnyText = Field(Text(name="demo"), description="a text's name, a file's path, or a hub data set")
+    text: AnyScoredText = Field(
+        ScoredText(name="demo"), description="a text's name, a file's path, a hub data set, or one that is generated"
+    )
     protocol: Literal["gptq", "lm-eval", "llama.cpp", "sliding"] = Field(
         "gptq", description="how the text is joined, split and scored; named after the tool it reproduces"
     )

@@ -65,6 +65,9 @@ def _calibration(set_: CalibrationRef) -> str:
 
 
 def _perplexity(workload: PerplexityWorkload) -> str:
+    if workload.generation is not None:
+        how = f"seed {workload.generation.seed}, temperature {workload.generation.temperature:g}"
+        return f"{workload.windows} answers of {workload.context} tokens by the baseline to {workload.text.id}, {how}"
     windows = "all windows" if workload.windows is None else f"{workload.windows} windows"
     return f"{workload.text.id}, protocol {workload.protocol}, context {workload.context}, {windows}"
 

@@ -24,6 +24,7 @@ TEXTS: Mapping[str, str] = MappingProxyType(
     {
         "demo": "English prose in sixteen genres, written for this project (CC0); for evaluation",
         "demo_calibration": "other English prose, written for this project (CC0); for calibration",
+        "demo_prompts": "32 beginnings of English texts, written for this project (CC0); prompts for a generated text",
     }
 )
 

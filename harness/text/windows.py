@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,10 +40,15 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Windows:
             "tokens_scored": scored,
             "text": workload.text.id,
             "text_sha256": hashlib.sha256(made.text.encode()).hexdigest(),
-            "tokens_sha256": hashlib.sha256(array("q", [t for row in made.tokens for t in row]).tobytes()).hexdigest(),
+            "tokens_sha256": tokens_sha256(made.tokens),
         },
         made.amounts,
     )
+
+
+def tokens_sha256(rows: Sequence[Sequence[int]]) -> str:
+    """Identifies the tokens of windows."""
+    return hashlib.sha256(array("q", [token for row in rows for token in row]).tobytes()).hexdigest()
 
 
 def _first(workload: PerplexityWorkload, made: Cut) -> Cut:

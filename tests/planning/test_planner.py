@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -128,6 +129,71 @@ def test_a_context_beyond_the_models_is_unsupported(make) -> None:
         "quality": "perplexity context 4096 exceeds the model's 512",
         "performance": "prompt and new tokens, 518, exceed the model's context of 512",
     }
+
+
+GENERATED = {"generated": {"answers": 2, "tokens": 64}}
+
+
+def test_a_generated_text_is_written_once_before_all_that_score_it(make) -> None:
+    measure = {"perplexity": [{"text": GENERATED}, {"text": "demo", "context": 64}], "divergence": {}}
+    runs = [run.spec for run in make(measure=measure, engines=["transformers", "llamacpp"], kv_cache=["model", "int8"])]
+    (write,) = [run for run in runs if run.kind == "write"]
+    assert (write.is_baseline, write.engine) == (True, "transformers")
+    (reference,) = [run for run in runs if run.kind == "reference" and "write" in run.needs]
+    scoring = [run for run in runs if run.kind == "quality" and run.perplexity == write.perplexity]
+    assert {run.engine for run in scoring} == {"transformers", "llamacpp"}
+    assert {run.needs["write"] for run in (reference, *scoring)} == {write.run_id}
+    assert {run.needs["reference"] for run in scoring} == {reference.run_id}
+    others = [run for run in runs if run.kind in ("quality", "reference") and run.perplexity != write.perplexity]
+    assert others
+    assert not any("write" in run.needs for run in others)
+    assert runs.index(write) < runs.index(reference) < min(map(runs.index, scoring))
+
+
+def test_what_is_written_depends_on_prompts_seed_length_and_temperature(make, tmp_path: Path) -> None:
+    def case(**changes: object) -> str:
+        text = {"generated": {**GENERATED["generated"], **changes}}
+        runs = make(measure={"perplexity": {"text": text}})
+        assert {run.spec.kind for run in runs} == {"write", "quality", "quantize"}
+        return next(run.spec.case_id for run in runs if run.spec.kind == "write")
+
+    (tmp_path / "prompts.txt").write_text("Once\nTwice\n")
+    changes = [
+        {"seed": 1},
+        {"tokens": 32},
+        {"answers": 3},
+        {"temperature": 0},
+        {"prompts": str(tmp_path / "prompts.txt")},
+    ]
+    assert case() == case()
+    assert len({case(), *(case(**each) for each in changes)}) == 1 + len(changes)
+
+
+def test_a_generated_text_longer_than_the_context_is_unsupported(make) -> None:
+    measure = {"perplexity": {"text": {"generated": {"answers": 1, "tokens": 4096}}}}
+    assert {run.unsupported for run in make(measure=measure, methods=["none"])} == {
+        "perplexity context 4096 exceeds the model's 512"
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"text": GENERATED, "windows": 3}, "a generated one has 'answers' and 'tokens' instead"),
+        ({"text": GENERATED, "protocol": "sliding"}, "a generated one has 'answers' and 'tokens' instead"),
+        ({"text": {**GENERATED, "name": "demo"}}, "expected exactly one of name, file, hub and generated"),
+        ({"text": {"generated": {"answers": 2**15, "tokens": 2**15}}}, "at most 1048576 tokens, answers × tokens"),
+        ({"text": {"generated": {"prompts": "demo_promts"}}}, "did you mean 'demo_prompts'"),
+    ],
+)
+def test_a_generated_text_that_cannot_be_is_refused(make, entry: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        make(measure={"perplexity": entry})
+
+
+def test_a_text_to_calibrate_with_is_not_generated(make) -> None:
+    with pytest.raises(RecipeError, match="generated"):
+        make(calibration={"text": GENERATED})
 
 
 def test_every_protocol_has_a_reference_and_quality_runs_of_its_own(make) -> None:

@@ -59,6 +59,8 @@ def test_every_setting_of_a_recipe_is_found_again(tiny: Path, tmp_path: Path) ->
             "perplexity": [
                 {"text": str(tmp_path / "own.txt"), "context": 32, "protocol": "sliding", "stride": 8, "windows": 3},
                 {"text": "demo", "context": 64, "bos": "never"},
+                {"text": {"generated": {"prompts": str(tmp_path / "own.txt"), "answers": 2, "tokens": 64, "seed": 3}}},
+                {"text": {"generated": {"temperature": 0, "chat_template": True}}},
             ],
             "divergence": {},
             "memory": {"budget": "1GiB"},

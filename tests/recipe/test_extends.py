@@ -212,7 +212,7 @@ def test_the_example_plans_what_its_two_files_say_together() -> None:
         ),
         (
             "name: r\nextends: base.yaml\nmeasure: {perplexity: {text: {name: demo, file: x.txt}}}\n",
-            "r.yaml:3: measure.perplexity.text: expected exactly one of name, file and hub",
+            "r.yaml:3: measure.perplexity.text: expected exactly one of name, file, hub and generated",
         ),
     ],
 )

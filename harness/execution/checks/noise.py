@@ -21,6 +21,8 @@ WINDOWS = 8
 """Windows of the baseline's floors: enough to compare a variant's divergence with them."""
 STRETCH_TOKENS = 128
 """Tokens scored per window: few, so that a floor costs little compared with the run that measures it."""
+WHOLE_WINDOWS = 2
+"""Windows of a floor at every position: the fewest with an interval."""
 
 
 def other_batch(context: Context, model: Logits, windows: Windows, kept: Reference) -> None:
@@ -31,15 +33,19 @@ def other_batch(context: Context, model: Logits, windows: Windows, kept: Referen
         _observe(context, "noise floor", model, first, floor, kept, BATCH)
 
 
-def other_dtype(context: Context, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
+def other_dtype(
+    context: Context, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference, whole: bool = False
+) -> None:
     """The same with the baseline loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
-    Close the first model before calling this: two may not fit. If the floor cannot be measured, a fact says why: a
-    library's error must not lose the reference that was already written.
+    ``whole`` reads fewer windows, but all of each, so that the floor is known at every position. Close the first model
+    before calling this: two may not fit. If the floor cannot be measured, a fact says why: a library's error must not
+    lose the reference that was already written.
     """
     import torch
 
-    first = _shortened(windows, WINDOWS, changed="dtype")
+    changed = "dtype"
+    first = _first(windows, changed=changed) if whole else _shortened(windows, WINDOWS, changed=changed)
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
         _check_supported(context, ledger, dtype)
@@ -65,6 +71,20 @@ def own_batch(context: Context, model: Logits, windows: Windows) -> None:
 def _enough_for_a_batch(windows: Windows) -> bool:
     """Whether there are enough windows, each with a token to score."""
     return len(windows.tokens) >= BATCH and min(map(len, windows.tokens[:WINDOWS])) > 1
+
+
+def _first(windows: Windows, **protocol: Scalar) -> Windows:
+    """The first windows, whole; the protocol says so."""
+    tokens, firsts = windows.tokens[:WHOLE_WINDOWS], windows.firsts[:WHOLE_WINDOWS]
+    scored = sum(len(row) - first for row, first in zip(tokens, firsts, strict=True))
+    counts = {"windows": len(tokens), "tokens_scored": scored, "whole": True}
+    return replace(
+        windows,
+        tokens=tokens,
+        firsts=firsts,
+        documents=windows.documents[:WHOLE_WINDOWS],
+        protocol={**windows.protocol, **counts, **protocol},
+    )
 
 
 def _shortened(windows: Windows, count: int, **protocol: Scalar) -> Windows:

@@ -27,4 +27,4 @@ def run(job: MakeReference, context: Context, out: Path) -> None:
     noise.other_batch(context, model, windows, kept)
     record_streaming(context, model)
     model.close()
-    noise.other_dtype(context, ledger, windows, kept)
+    noise.other_dtype(context, ledger, windows, kept, whole=job.perplexity.generation is not None)
