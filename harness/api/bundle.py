@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from harness.errors import ResultsError, StorageError, UsageError
 from harness.report.derived_files import derived_files, report_code
 from harness.storage.bundle import RESULTS, SUFFIX, write_bundle
 from harness.storage.disk import Disk
-from harness.storage.reading import attempt_folders, read_attempt
+from harness.storage.reading import attempt_folders, read_raw
 from harness.storage.repair import files_of
 from harness.storage.signature import sign
 
@@ -48,7 +48,7 @@ def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = 
         )
     with found.summaries() as kept:
         derived = derived_files(found.records, kept)
-    placed = dict(_attempts(results))
+    placed = dict(_attempts(results, {record.spec.recipe for record in found.records}))
     if len(placed) != len(found.records):
         raise ResultsError(
             f"{shown(str(results))}: changed while it was read, or holds an attempt twice; bundle a folder without "
@@ -74,13 +74,20 @@ def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = 
     return Bundled(target, len(found.records), len(manifest.files), target.stat().st_size)
 
 
-def _attempts(results: str | Path) -> Iterator[tuple[str, Path]]:
-    """The folder of every attempt, by what it is named in a bundle, which does not depend on how results are named."""
+def _attempts(results: str | Path, recipes: Set[str]) -> Iterator[tuple[str, Path]]:
+    """The folder of every attempt, by what it is named in a bundle, which does not depend on how results are named.
+
+    A recipe's folder bears its name, unless it is the one that the user named.
+    """
     root = open_source(results).place.local()
     for folder in attempt_folders(root):
-        record = read_attempt(folder, root).record
-        if record is not None:
-            yield f"{RESULTS}/{record.spec.recipe}/{folder.parent.name}/{folder.name}", folder
+        run, attempt = folder.absolute().parts[-2:]
+        below = folder.relative_to(root).parts
+        if len(below) > 2:
+            recipe = below[-3]
+        else:
+            recipe = next(iter(recipes)) if len(recipes) == 1 else str(read_raw(folder)["spec"]["recipe"])
+        yield f"{RESULTS}/{recipe}/{run}/{attempt}", folder
 
 
 def _files(attempts: Mapping[str, Path], derived: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import plugins as registry
 from harness.analysis.choice import Recommendation
+from harness.api.candidates import Candidates, Seeker, base_of
 from harness.api.locations import open_results
-from harness.api.propose import as_seen_from, find_model, free_bytes, is_hub_id, is_written, recipe_name
+from harness.api.propose import find_model, forecaster_of, free_bytes, is_on_hub, is_written, recipe_name
 from harness.api.run import run
-from harness.core.foreign import locate
 from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
 from harness.engines.vllm.tables import READ
-from harness.errors import SourceError, UsageError
+from harness.errors import UsageError
 from harness.execution.events import Event
 from harness.execution.local import LocalSite, local_site
 from harness.execution.sweep import done
+from harness.host.process import end_leftovers
 from harness.models import hub
-from harness.models.sources import label_of
+from harness.models.downloads import Downloads
+from harness.models.sources import inspect
 from harness.planning.draft.draft import RecipeDraft
+from harness.planning.draft.propose import LeftOut
 from harness.planning.draft.sizing import EFFORTS, STANDARD
-from harness.planning.estimate.chosen import Chosen
 from harness.planning.expand import baseline, choices
 from harness.planning.plan import PlannedRun, plan
 from harness.planning.versions import environment
-from harness.recipe import Recipe, load_recipe
+from harness.recipe import Model, Recipe, load_recipe, recipe_at
 from harness.storage.disk import Disk
 
-CHECKPOINT = "checkpoint"
 TIME_LIMIT = "2h"
 """Of one run: how long loading and measuring a checkpoint takes is not known before it is here."""
 
@@ -42,61 +43,103 @@ TIME_LIMIT = "2h"
 class PickRequest:
     """What to compare: published ``checkpoints`` (folders, .gguf files, hub ids) of the unquantized ``model``.
 
-    ``disk_bytes`` is the most that one of them may take of the disk; None: what is free.
+    Without checkpoints those that the hub knows are compared, and without a model it is the one that the checkpoints'
+    cards name. ``disk_bytes`` is the most that the model, what is kept of it and one checkpoint at a time may take of
+    the disk; None: what is free. Raises UsageError without both.
     """
 
-    model: str
-    checkpoints: tuple[str, ...]
+    model: str | None
+    checkpoints: tuple[str, ...] = ()
     engine: str = "transformers"
     disk_bytes: int | None = None
     budget: str | None = None
 
+    def __post_init__(self) -> None:
+        registry.engine(self.engine)
+        if self.model is None and not self.checkpoints:
+            raise UsageError("name checkpoints to compare, or with --of the model whose quantizations the hub knows")
+
     @property
     def arguments(self) -> str:
         """The arguments of a command that asks for the same."""
+        of = ["--of", self.model] if self.model else []
         budget = ["--budget", self.budget] if self.budget else []
-        return shlex.join([*self.checkpoints, "--of", self.model, "--engine", self.engine, *budget])
+        return shlex.join([*self.checkpoints, *of, "--engine", self.engine, *budget])
+
+
+@dataclass(frozen=True)
+class PickRecipe:
+    """A recipe's file, the checkpoints that it compares, and why others are not in it; none if it was there before."""
+
+    path: Path
+    checkpoints: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True)
+class PickRun:
+    """The last record of each run, and the checkpoints that could not be measured."""
+
+    records: tuple[RunRecord, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def write_recipe(
-    request: PickRequest, out: Path | None = None, replace: bool = False, say: Callable[[str], None] = lambda m: None
-) -> Path:
-    """Writes the recipe that compares the checkpoints, each hub id with its newest commit; returns its path.
+    request: PickRequest,
+    out: Path | None = None,
+    replace: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+    results: str | Path = "results",
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+) -> PickRecipe:
+    """Writes the recipe that compares the checkpoints, each hub id with its newest commit.
 
-    A file that was written for the same request is left as it is. Raises SourceError, before anything is downloaded,
-    for a model or checkpoint that cannot be found or is too large for the disk.
+    A file that was written for the same request is left as it is. What an earlier pick downloaded before it was killed
+    is deleted. Raises SourceError, before anything is downloaded, for a model that cannot be found and if no checkpoint
+    can be compared; and after the model is downloaded if what is kept of it leaves no room for any checkpoint.
     """
-    registry.engine(request.engine)
-    name = recipe_name("pick", request.model)
+    model = request.model or base_of(request.checkpoints)
+    name = recipe_name("pick", model)
     path = out or Path(f"{name}.yaml")
     first = f"qharness pick {request.arguments}"
     if is_written(path, first, replace):
-        return path
-    twice = [label for label, count in Counter(map(label_of, request.checkpoints)).items() if count > 1]
-    if twice:
-        raise UsageError(f"two checkpoints are named {twice[0]!r}: a table could not tell them apart")
-    chosen = tuple(_checkpoint(each, path.parent, request.disk_bytes) for each in request.checkpoints)
-    entry, source = find_model(request.model, None, path.parent, say)
-    draft = RecipeDraft(
-        name, entry, source, request.engine, EFFORTS[STANDARD], "demo", TIME_LIMIT, request.budget, chosen
-    )
-    Disk().write_whole(path, draft.text_with([first, "Written by the command above, which resumes with it."]).encode())
-    return path
+        return PickRecipe(path)
+    site = local_site(cache, pythons)
+    downloads = _downloads(site)
+    end_leftovers()  # they could still download
+    downloads.delete_abandoned()
+    seeker = Seeker(request.engine, site, downloads, path.parent)
+    candidates = seeker.named(request.checkpoints) if request.checkpoints else seeker.found(model)
+    room = free_bytes(hub.cache_folder())
+    base_bytes = _download_bytes(model, path.parent)
+    allowed = room if request.disk_bytes is None else min(room, request.disk_bytes)
+    candidates = candidates.within(allowed - base_bytes)
+    entry, source = find_model(model, None, path.parent, say)
+    draft = RecipeDraft(name, entry, source, request.engine, EFFORTS[STANDARD], "demo", TIME_LIMIT, request.budget)
+    planned = [run for run in plan(recipe_at(path, draft.data), site, models=[source]) if run.unsupported is None]
+    kept_bytes = forecaster_of(site, results, name)(planned, planned).disk_bytes
+    candidates = candidates.within(allowed - base_bytes - kept_bytes)
+    draft = draft.having([each.chosen for each in candidates.kept], draft.effort)
+    head = [first, "Written by the command above, which resumes with it.", *_left_out_lines(candidates)]
+    Disk().write_whole(path, draft.text_with(head).encode())
+    return PickRecipe(path, tuple(each.chosen.label for each in candidates.kept), candidates.left_out)
 
 
-def _checkpoint(named: str, folder: Path, disk_bytes: int | None) -> Chosen:
-    method = registry.method(CHECKPOINT)
-    if locate(named, Path(), SourceError).exists():
-        return Chosen(method, method.params(id=as_seen_from(folder, named)), named)
-    if not is_hub_id(named):
-        raise SourceError(f"checkpoint not found: {named!r} is no file or folder, and no hub id")
-    found, free = hub.newest(named), free_bytes(hub.cache_folder())
-    most = free if disk_bytes is None else min(disk_bytes, free)
-    if found.bytes > most and not hub.is_cached(named, found.commit):
-        raise SourceError(
-            f"{named!r}: takes {found.bytes / 1e9:.1f} GB, and the disk may take {most / 1e9:.1f} GB more"
-        )
-    return Chosen(method, method.params(id=named, revision=found.commit), named)
+def _left_out_lines(candidates: Candidates) -> Iterator[str]:
+    return (f"Left out: {each.label}: {each.reason}" for each in candidates.left_out)
+
+
+def _downloads(site: LocalSite) -> Downloads:
+    return Downloads(site.artifacts.root.absolute() / "downloads")
+
+
+def _download_bytes(model: str, folder: Path) -> int:
+    """What of the unquantized model is not here yet."""
+    if not is_on_hub(model):
+        return 0
+    found = hub.newest(model)
+    return 0 if inspect(Model(id=model, revision=found.commit), folder).matrices else found.bytes
 
 
 def measure_each(
@@ -107,29 +150,33 @@ def measure_each(
     say: Callable[[str], None] = lambda message: None,
     on_event: Callable[[Event], None] = lambda event: None,
     runner: Callable[..., Sequence[RunRecord]] = run,
-) -> tuple[RunRecord, ...]:
-    """Runs the recipe's checkpoints one after the other; returns the last record of each run.
+) -> PickRun:
+    """Runs the recipe's checkpoints one after the other.
 
-    What a run downloaded of a checkpoint is deleted afterwards, also if it was interrupted; what was in the hub's cache
-    before stays. A checkpoint of which every run is done is not downloaded again.
+    What is downloaded of a checkpoint is deleted afterwards, also if it was interrupted; what was in the hub's cache
+    before stays. A checkpoint of which every run is done is not downloaded again. One that the hub does not give, or
+    that turns out to be none, does not stop the others; raises its UsageError if there are no others.
     """
     recipe = load_recipe(path)
-    baseline, *checkpoints = recipe.methods
+    downloads = _downloads(local_site(cache, pythons))
+    first, *checkpoints = recipe.methods
     records: dict[str, RunRecord] = {}
+    faults: dict[str, UsageError] = {}
     for entry in checkpoints:
-        alone = recipe.model_copy(update={"methods": (baseline, entry)})
+        alone = recipe.model_copy(update={"methods": (first, entry)})
         name, commit = str(entry.params["id"]), entry.params.get("revision")
-        if _is_done(alone, results, cache, pythons):
-            say(f"{name}: measured before")
-            continue
-        was_here = commit is None or hub.is_cached(name, commit)
         try:
-            made = runner(alone, results, cache, pythons, on_event=on_event)
-            records |= {record.spec.run_id: record for record in made}
-        finally:
-            if commit is not None and not was_here:
-                hub.forget(name, commit)
-    return tuple(records.values())
+            with nullcontext() if commit is None else downloads.borrowed(name, commit):
+                if _is_done(alone, results, cache, pythons):
+                    say(f"{name}: measured before")
+                    continue
+                made = runner(alone, results, cache, pythons, on_event=on_event)
+                records |= {record.spec.run_id: record for record in made}
+        except UsageError as error:
+            faults[name] = error
+    if len(faults) == len(checkpoints):
+        raise next(iter(faults.values()))
+    return PickRun(tuple(records.values()), tuple(LeftOut(name, str(error)) for name, error in faults.items()))
 
 
 def _is_done(recipe: Recipe, results: str | Path, cache: str | Path | None, pythons: Mapping[str, Path] | None) -> bool:

@@ -136,7 +136,7 @@ def propose(
         budget=None if budget is None else budget.size,
     )
     room = SweepRoom(request.minutes * 60, free_bytes(site.artifacts.root), budget)
-    forecaster = _forecaster(site, results, name)
+    forecaster = forecaster_of(site, results, name)
     proposal = propose_at(draft, request.purpose, request.methods, room, path, site, forecaster)
     content = proposal.draft.text_with([first, *_head(proposal)])
     Disk().write_whole(path, content.encode())
@@ -184,7 +184,7 @@ def find_model(
     Weights that were published in 4 bits are moved off their grid, on which some methods would seem to lose nothing.
     """
     entry: dict[str, Any] = {"id": as_seen_from(folder, model)}
-    on_hub = entry["id"] == model and is_hub_id(model)
+    on_hub = is_on_hub(model)
     if on_hub:
         entry["revision"] = revision or hub.newest(model).commit
     elif revision is not None:
@@ -220,6 +220,11 @@ def _fetch(model: str, source: SourceModel, say: Callable[[str], None]) -> None:
     fetch(source.ref)
 
 
+def is_on_hub(model: str) -> bool:
+    """Whether it is a hub id, and no file or folder here."""
+    return is_hub_id(model) and not locate(model, Path(), SourceError).exists()
+
+
 def is_hub_id(model: str) -> bool:
     return ":" not in model and HUB_ID.fullmatch(model) is not None and not model.endswith(".gguf")
 
@@ -242,7 +247,7 @@ def _text(text: str, folder: Path) -> str:
     return as_seen_from(folder, text) if "/" in text or Path(text).suffix else text
 
 
-def _forecaster(site: LocalSite, results: str | Path, name: str) -> Forecaster:
+def forecaster_of(site: LocalSite, results: str | Path, name: str) -> Forecaster:
     """From this machine's speeds and its earlier runs."""
     machine, store = site.machine("auto"), open_results(results, site.artifacts.root)
     speeds = machine_speeds(machine, site.artifacts.root)

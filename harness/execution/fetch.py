@@ -23,6 +23,7 @@ from harness.core.run import RunSpec
 from harness.core.site import MAIN, Site
 from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import SourceError
+from harness.host.process import MARKER
 from harness.models.published import HubKernel, hub_kernel, quantization_config
 from harness.stacks.variables import for_fetching
 
@@ -57,7 +58,7 @@ def _fetch(wanted: Sequence[object], what: str, variables: Mapping[str, str]) ->
             capture_output=True,
             text=True,
             check=False,
-            env={**variables, "PYTHONSAFEPATH": "1"},
+            env={**variables, "PYTHONSAFEPATH": "1", MARKER: folder.name},  # if this is killed, the next sweep ends it
         )
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or ["no message"]

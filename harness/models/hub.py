@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from harness.models import headers
 
 SIZED = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """The endings of files that are fetched of a checkpoint."""
+MOST_LISTED = 200
 
 
 def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.Header | None]:
@@ -38,10 +41,17 @@ def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.He
 
 @dataclass(frozen=True)
 class Published:
-    """A repository as it is now: the commit, and the bytes of the files that a checkpoint is loaded from."""
+    """A repository as it is now: the commit, and the bytes of the files that a checkpoint is loaded from.
+
+    ``loadable`` says whether safetensors files are among these. ``quantization`` is the quant_method of its
+    config.json, None if the hub shows none, and ``bases`` are the models that its card says it was made of.
+    """
 
     commit: str
     bytes: int
+    loadable: bool = True
+    quantization: str | None = None
+    bases: tuple[str, ...] = ()
 
 
 def newest(model: str) -> Published:
@@ -53,8 +63,38 @@ def newest(model: str) -> Published:
         found = HfApi().model_info(model, files_metadata=True)
     except (HTTPError, OSError, ValueError) as error:
         raise unreachable(model, "its newest commit", error) from None
-    sizes = [file.size or 0 for file in found.siblings or () if file.rfilename.endswith(SIZED)]
-    return Published(str(found.sha), sum(sizes))
+    files = [file for file in found.siblings or () if file.rfilename.endswith(SIZED)]
+    bases = None if found.card_data is None else found.card_data.base_model
+    return Published(
+        str(found.sha),
+        sum(file.size or 0 for file in files),
+        any(file.rfilename.endswith(".safetensors") for file in files),
+        _quantization(found.config),
+        (bases,) if isinstance(bases, str) else tuple(map(str, bases or ())),
+    )
+
+
+def quantizations_of(model: str) -> Iterator[str]:
+    """The repositories that hold a quantization of a model by their cards, and say in which format: most loaded first.
+
+    At most ``MOST_LISTED`` are looked at. Raises SourceError if the hub cannot be reached.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+
+    asked = f"base_model:quantized:{model}"
+    try:
+        found = list(HfApi().list_models(filter=asked, sort="downloads", limit=MOST_LISTED, fetch_config=True))
+    except (HTTPError, OSError, ValueError) as error:
+        raise unreachable(model, "its quantizations", error) from None
+    yield from (each.id for each in found if _quantization(each.config) is not None)
+
+
+def _quantization(config: Mapping[str, Any] | None) -> str | None:
+    """The quant_method of a configuration as the hub shows it, which is what a stranger wrote."""
+    settings = (config or {}).get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return method if isinstance(method, str) else None
 
 
 def cache_folder() -> Path:
@@ -64,17 +104,23 @@ def cache_folder() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def is_cached(model: str, commit: str) -> bool:
-    """Whether anything of a repository at that commit is in the hub's cache."""
+def repository_folder(model: str) -> Path:
+    """Where the hub's cache keeps a repository."""
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(cache_folder(), repo_folder_name(repo_id=model, repo_type="model"), "snapshots", commit).exists()
+    return Path(cache_folder(), repo_folder_name(repo_id=model, repo_type="model"))
+
+
+def is_cached(model: str, commit: str) -> bool:
+    """Whether anything of a repository at that commit is in the hub's cache."""
+    return Path(repository_folder(model), "snapshots", commit).exists()
 
 
 def forget(model: str, commit: str) -> None:
     """Deletes a repository's files at that commit from the hub's cache; other commits and repositories stay.
 
-    A copy of a repository has the same commits, and huggingface_hub looks for a commit in all repositories.
+    Where no commit stays, what was begun of any goes too. A copy of a repository has the same commits, and
+    huggingface_hub looks for a commit in all repositories.
     """
     from huggingface_hub import scan_cache_dir
 
@@ -82,6 +128,9 @@ def forget(model: str, commit: str) -> None:
         found = scan_cache_dir(cache_folder())
         own = frozenset(each for each in found.repos if (each.repo_id, each.repo_type) == (model, "model"))
         replace(found, repos=own).delete_revisions(commit).execute()
+    folder = repository_folder(model)
+    if not is_cached(model, commit) and not any(folder.glob("snapshots/*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def unreachable(model: str, wanted: str, error: Exception) -> SourceError:

@@ -15,7 +15,7 @@ from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.errors import SourceError
 from harness.models import config as configurations
-from harness.models import degrid, headers, native
+from harness.models import degrid, headers, hub, native
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
 from harness.models.scope import in_decoder, reads_other_inputs
@@ -71,12 +71,20 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
 
 
 def fetch(ref: ModelRef) -> None:
-    """Downloads a hub model's checkpoint into the hub's own cache; the workers run offline."""
+    """Downloads a hub model's checkpoint into the hub's own cache; the workers run offline.
+
+    Raises SourceError if the hub does not give it.
+    """
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
 
-    code = ["*.py"] if ref.trust_remote_code else []
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *code]
-    headers.weight_files(Path(snapshot_download(ref.id, revision=ref.revision, allow_patterns=patterns)))
+    endings = (*hub.SIZED, *([".py"] if ref.trust_remote_code else []))
+    patterns = [f"*{ending}" for ending in endings]
+    try:
+        folder = snapshot_download(ref.id, revision=ref.revision, allow_patterns=patterns)
+    except (HTTPError, OSError, ValueError) as error:
+        raise hub.unreachable(ref.id, "its files", error) from None
+    headers.weight_files(Path(folder))
 
 
 def _refuse(entry: Model, *keys: str, kind: str) -> None:

@@ -31,6 +31,8 @@ CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
 TABLE = f"{REPORT}/report.csv"
 """The one file whose numbers are compared if other code wrote it."""
 FORMATS = ("html", "md", "csv")
+CODE = ("errors.py", "host", "planning", "plugins.py", "recipe", "report", "text")
+"""What ``derived_files`` imports beside the rooms of ``harness.figures.summary.CODE``."""
 LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 CLOSE = 1e-6
 """The relative difference of two numbers that libraries and processors explain, which add up in other orders."""
@@ -58,8 +60,8 @@ def report_code() -> str:
     """A digest of the code and the libraries that ``derived_files`` depends on."""
     found = hashlib.sha256(" ".join([code(), str(plugin_figures()), *map(version, LIBRARIES)]).encode())
     root = Path(__file__).parents[1]
-    files = [path for path in (root / "report").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    for path in sorted([*files, root / "planning" / "recipe_of.py"]):
+    files = (path for name in CODE for path in ((root / name).rglob("*") if (root / name).is_dir() else [root / name]))
+    for path in sorted(path for path in files if path.is_file() and path.suffix != ".pyc"):
         found.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return found.hexdigest()
 

@@ -11,9 +11,11 @@ import subprocess
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from imported_files import all_imported
 from typer.testing import CliRunner, Result
 
 from harness.api.bundle import bundle
@@ -21,9 +23,13 @@ from harness.api.verify import verify
 from harness.cli.app import app
 from harness.core.job import VariantJob
 from harness.errors import ExitCode, ResultsError, UsageError
+from harness.figures import summary
 from harness.recipe import load_recipe
+from harness.report import derived_files
 from harness.report.derived_files import TABLE, unlike_tables, unlike_texts
+from harness.storage import reading
 from harness.storage.bundle import MANIFEST, SIGNATURE, write_bundle
+from harness.storage.json_codec import decode_text
 from harness.storage.reading import attempt_folders, read_records
 from harness.storage.store import Store
 
@@ -77,6 +83,33 @@ def test_equal_results_give_equal_bytes_wherever_they_are(made: Path, tmp_path: 
     for path in copy.rglob("*"):
         path.touch()
     assert bundle(copy.parent, tmp_path / "again.qh.zip").path.read_bytes() == made.read_bytes()
+
+
+def test_records_are_named_by_their_recipes_wherever_they_are_and_read_once(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "two" / "other"
+    shutil.copytree(EXAMPLE, tmp_path / "two" / "example")
+    for folder in attempt_folders(EXAMPLE):
+        record = next(each for each in read_records(EXAMPLE) if each.spec.run_id == folder.parent.name)
+        Store(other.parent).save(replace(record, spec=replace(record.spec, recipe="other")))
+    expected = {name for name in contents(made) if name.startswith("results/")}
+    expected |= {name.replace("/example/", "/other/") for name in expected if not name.endswith("/log.txt")}
+    read = []
+    monkeypatch.setattr(reading, "decode_text", lambda *given: read.append(given) or decode_text(*given))
+    found = contents(bundle(other.parent, tmp_path / "two.qh.zip").path)
+    assert {name for name in found if name.startswith("results/")} == expected
+    assert len(read) <= len(list(attempt_folders(other.parent)))
+    shutil.copytree(EXAMPLE, tmp_path / "flat")  # a recipe's folder under another name
+    assert contents(bundle(tmp_path / "flat", tmp_path / "flat.qh.zip").path).keys() == contents(made).keys()
+    run = next(attempt_folders(tmp_path / "flat")).parent
+    alone = contents(bundle(run, tmp_path / "run.qh.zip").path)
+    assert {name for name in alone if name.startswith("results/")} < expected
+
+
+def test_what_is_derived_lasts_until_code_changes_that_derives_it() -> None:
+    rooms = {path.partition("/")[0] for path in all_imported([derived_files.__file__])}
+    assert rooms == {*summary.CODE, *derived_files.CODE}
 
 
 def test_a_bundle_holds_every_file_of_every_record_and_is_whole(made: Path) -> None:

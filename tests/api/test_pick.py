@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from harness.api import pick, propose
+from harness.api.candidates import base_of
 from harness.api.pick import PickRequest, measure_each, serving, write_recipe
+from harness.api.propose import find_model
 from harness.core.model import ModelRef
 from harness.core.record import Outcome, RunRecord
 from harness.core.site import Machine
-from harness.errors import UsageError
+from harness.errors import SourceError, UsageError
 from harness.execution.local import LocalSite, local_site
+from harness.host.speeds import TYPICAL
 from harness.models import hub
 from harness.models.hub import Published
 from harness.planning.plan import plan
@@ -32,7 +35,15 @@ class Hub:
 
     def __init__(self, cached: Sequence[str] = ()) -> None:
         self.cached = set(cached)
+        self.known: list[str] = []
+        self.changed: dict[str, Published] = {}
+        self.absent: set[str] = set()
         self.most_at_once = 0
+
+    def newest(self, name: str) -> Published:
+        if name in self.absent:
+            raise SourceError(f"{name!r}: the hub lacks it")
+        return self.changed.get(name, Published(COMMIT, 10**9, quantization="gptq"))
 
     def fetch(self, name: str) -> None:
         self.cached.add(name)
@@ -44,8 +55,11 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
-    monkeypatch.setattr(hub, "newest", lambda name: Published(COMMIT, 10**9))
+    monkeypatch.setattr(hub, "newest", made.newest)
     monkeypatch.setattr(hub, "is_cached", lambda name, commit: name in made.cached)
+    monkeypatch.setattr(hub, "quantizations_of", lambda name: iter(made.known))
+    monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(propose, "machine_speeds", lambda machine, root: TYPICAL)
     monkeypatch.setattr(hub, "forget", lambda name, commit: made.cached.discard(name))
     monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: False)
     return made
@@ -59,7 +73,7 @@ def entry(recipe: Recipe) -> str:
 
 
 def test_one_checkpoint_at_a_time_is_on_the_disk_and_none_is_left(published: Hub, tiny: Path) -> None:
-    path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq", "who/fp8")))
+    path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq", "who/fp8"))).path
     measured = []
 
     def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
@@ -74,7 +88,7 @@ def test_one_checkpoint_at_a_time_is_on_the_disk_and_none_is_left(published: Hub
 
 def test_what_was_in_the_cache_before_stays(published: Hub, tiny: Path) -> None:
     published.cached = {"who/awq"}
-    path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq")))
+    path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq"))).path
     measure_each(path, runner=lambda recipe, *where, on_event: published.fetch(entry(recipe)) or ())
     assert published.cached == {"who/awq"}
 
@@ -95,11 +109,11 @@ def test_an_interrupt_deletes_the_download_and_the_next_call_goes_on(
 
     monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: entry(recipe) in finished)
     with pytest.raises(KeyboardInterrupt):
-        measure_each(write_recipe(request), runner=run)
+        measure_each(write_recipe(request).path, runner=run)
     assert published.cached == set()
     interrupted.clear()
     monkeypatch.setattr(hub, "newest", lambda name: Published("b" * 40, 1))  # published anew: the pick goes on as begun
-    path = write_recipe(request)
+    path = write_recipe(request).path
     measure_each(path, runner=run)
     assert finished == ["who/gptq", "who/awq"]
     assert {each.params["revision"] for each in load_recipe(path).methods[1:]} == {COMMIT}
@@ -109,10 +123,12 @@ def test_what_was_measured_is_known_when_its_checkpoint_is_deleted(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(propose, "machine_speeds", lambda machine, root: TYPICAL)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
     monkeypatch.setattr(hub, "newest", lambda name: Published(COMMIT, 10**9))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    recipe = load_recipe(write_recipe(PickRequest(str(tiny), ("who/gptq",))))
+    recipe = load_recipe(write_recipe(PickRequest(str(tiny), ("who/gptq",))).path)
     snapshot = tmp_path / "hub" / "models--who--gptq" / "snapshots" / COMMIT
     shutil.copytree(tiny, snapshot)
     config = json.loads((snapshot / "config.json").read_text())
@@ -132,7 +148,7 @@ def test_what_was_measured_is_known_when_its_checkpoint_is_deleted(
 
 
 def test_another_budget_is_another_request(published: Hub, tiny: Path) -> None:
-    path = write_recipe(PickRequest(str(tiny), ("who/gptq",), budget="8GiB"))
+    path = write_recipe(PickRequest(str(tiny), ("who/gptq",), budget="8GiB")).path
     assert "memory: {budget: 8GiB}" in path.read_text()
     with pytest.raises(UsageError, match="not written for this request"):
         write_recipe(PickRequest(str(tiny), ("who/gptq",), budget="16GiB"))
@@ -140,13 +156,13 @@ def test_another_budget_is_another_request(published: Hub, tiny: Path) -> None:
 
 def test_what_is_in_the_cache_needs_no_room(published: Hub, tiny: Path) -> None:
     published.cached = {"who/gptq"}
-    assert write_recipe(PickRequest(str(tiny), ("who/gptq",), disk_bytes=1)).exists()
+    assert write_recipe(PickRequest(str(tiny), ("who/gptq",), disk_bytes=10**7)).path.exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"checkpoints": ("nowhere",)}, "checkpoint not found: 'nowhere'"),
+        ({"checkpoints": ("nowhere",)}, "'nowhere': checkpoint not found"),
         ({"disk_bytes": 10**8}, "'who/gptq': takes 1.0 GB, and the disk may take 0.1 GB more"),
         ({"checkpoints": ("a/same", "b/same")}, "two checkpoints are named 'same'"),
         ({"engine": "steam"}, "unknown engine"),
@@ -178,6 +194,86 @@ def test_a_hub_that_cannot_be_reached_is_one_message(tiny: Path, monkeypatch: py
     with pytest.raises(UsageError, match="the hub did not give its newest commit: no route to host"):
         write_recipe(PickRequest(str(tiny), ("who/gptq",)))
     assert propose.is_hub_id("who/gptq")
+
+
+def test_a_checkpoint_that_cannot_be_had_does_not_stop_the_others(published: Hub, tiny: Path) -> None:
+    published.absent = {"who/gone"}
+    published.changed = {
+        "who/huge": Published(COMMIT, 10**18),
+        "who/gguf": Published(COMMIT, 10**6, loadable=False),
+        "who/odd": Published(COMMIT, 10**6, quantization="steam"),
+    }
+    written = write_recipe(
+        PickRequest(str(tiny), ("who/gone", "nowhere", "who/gptq", "who/huge", "who/gguf", "who/odd"))
+    )
+    assert written.checkpoints == ("who/gptq",)
+    reasons = {each.label: each.reason for each in written.left_out}
+    assert reasons["who/gone"] == "the hub lacks it"
+    assert "no hub id" in reasons["nowhere"]
+    assert reasons["who/huge"].startswith("takes 1000000000.0 GB")
+    assert "download a .gguf file" in reasons["who/gguf"]
+    assert reasons["who/odd"] == "transformers is not known to read steam"
+    assert "# Left out: who/gone: the hub lacks it" in written.path.read_text()
+
+
+def test_one_that_cannot_be_fetched_does_not_stop_the_others(published: Hub, tiny: Path) -> None:
+    path = write_recipe(PickRequest(str(tiny), ("who/gone", "who/gptq"))).path
+    measured = []
+
+    def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
+        if entry(recipe) == "who/gone":
+            raise SourceError("could not fetch it")
+        measured.append(entry(recipe))
+        return ()
+
+    made = measure_each(path, runner=run)
+    assert measured == ["who/gptq"]
+    assert [(each.label, each.reason) for each in made.left_out] == [("who/gone", "could not fetch it")]
+    with pytest.raises(SourceError, match="could not fetch it"):
+        measure_each(write_recipe(PickRequest(str(tiny), ("who/gone",)), Path("other.yaml")).path, runner=run)
+
+
+def test_what_the_hub_knows_of_a_model_is_compared(published: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most downloaded that can be read, each name once."""
+    monkeypatch.setattr(pick, "find_model", lambda model, *given: find_model(str(tiny), *given))
+    monkeypatch.setattr(pick, "_download_bytes", lambda *given: 0)
+    published.changed = {"b/odd": Published(COMMIT, 10**6, quantization="steam")}
+    published.known = ["a/m0", "b/odd", "b/m0", *(f"c/m{number}" for number in range(1, 12))]
+    written = write_recipe(PickRequest("who/base"))
+    assert written.checkpoints == ("a/m0", *(f"c/m{number}" for number in range(1, 8)))
+    assert [each.label for each in written.left_out] == ["b/odd", "b/m0"]
+    published.known = []
+    with pytest.raises(UsageError, match="the hub knows no quantization"):
+        write_recipe(PickRequest("who/other"))
+    with pytest.raises(UsageError, match="is no hub id"):
+        write_recipe(PickRequest(str(tiny)))
+
+
+def test_the_model_is_the_one_that_the_cards_name(published: Hub) -> None:
+    published.changed = {
+        "who/merged": Published(COMMIT, 1, bases=("who/one", "who/two")),
+        "who/gptq": Published(COMMIT, 1, bases=("who/base",)),
+    }
+    published.absent = {"who/gone"}
+    assert base_of(("./folder", "who/gone", "who/merged", "who/gptq")) == "who/base"
+    with pytest.raises(UsageError, match="--of MODEL: the card of 'who/merged' names who/one, who/two"):
+        base_of(("who/merged",))
+    with pytest.raises(UsageError, match="no hub id is among them"):
+        base_of(("./folder",))
+    with pytest.raises(UsageError, match="name checkpoints to compare"):
+        PickRequest(None)
+
+
+def test_the_disk_must_hold_the_model_what_is_kept_of_it_and_a_checkpoint(
+    published: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pick, "_download_bytes", lambda *given: 5 * 10**8)
+    request = PickRequest(str(tiny), ("who/gptq",), disk_bytes=15 * 10**8)
+    with pytest.raises(UsageError, match=r"takes 1.0 GB, and the disk may take 1.0 GB more"):
+        write_recipe(request)  # it would hold the two, and not the baseline's reference beside them
+    with pytest.raises(UsageError, match=r"takes 1.0 GB, and the disk may take 0.9 GB more"):
+        write_recipe(replace(request, disk_bytes=14 * 10**8))
+    assert write_recipe(replace(request, disk_bytes=16 * 10**8)).checkpoints == ("who/gptq",)
 
 
 def test_the_pick_is_served_by_what_reads_its_format() -> None:

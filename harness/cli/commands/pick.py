@@ -26,14 +26,25 @@ from harness.report.terminal import say
 
 def pick(
     checkpoints: Annotated[
-        list[str], typer.Argument(metavar="REPO...", help="Published quantizations: folders, .gguf files, or hub ids.")
-    ],
-    model: Annotated[str, typer.Option("--of", metavar="MODEL", help="The unquantized model that they were made of.")],
+        Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(
+            metavar="REPO...",
+            help="Published quantizations: folders, .gguf files, or hub ids; default: those that the hub knows.",
+        ),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--of", metavar="MODEL", help="The unquantized model; default: the one that the checkpoints' cards name."
+        ),
+    ] = None,
     engine: EngineName = "transformers",
     disk: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Option(
-            "--disk", metavar="SIZE", help="The most that one download may take: 40GB; default: what is free."
+            "--disk",
+            metavar="SIZE",
+            help="The most that the model, what is kept of it and one checkpoint may take, such as 40GB; default: all.",
         ),
     ] = None,
     budget: MemoryBudget = None,
@@ -45,10 +56,12 @@ def pick(
 ) -> None:
     """Compare published quantizations of a model: download, measure, delete one at a time; say how to serve the pick.
 
-    Only what it downloaded itself is deleted. The same command resumes.
+    Only what it downloaded itself is deleted. The same command resumes. A checkpoint that cannot be measured does not
+    stop the others; of those that you named, exit code 3 says so.
     """
     from harness.api.pick import PickRequest, measure_each, serve_command, write_recipe
     from harness.api.recommend import recommend
+    from harness.cli.render.propose import show_picked
     from harness.cli.render.recommend import show
     from harness.cli.render.sweep import display
     from harness.core.record import FAILURES
@@ -56,12 +69,14 @@ def pick(
 
     disk_bytes = None if disk is None else parse(disk, "--disk").bytes
     served_in = None if budget is None else parse(budget, "--budget").size
-    request = PickRequest(model, tuple(checkpoints), engine, disk_bytes, served_in)
-    path = write_recipe(request, out, force, say)
-    say(f"recipe: {path}")
+    request = PickRequest(model, tuple(checkpoints or ()), engine, disk_bytes, served_in)
+    written = write_recipe(request, out, force, say, results, cache, interpreters(pythons))
+    show_picked(written)
     with interrupts.resumable(), display(False) as on_event:
-        records = measure_each(path, results, cache, interpreters(pythons), say, on_event)
-    folder = below(results, _name(path))
+        made = measure_each(written.path, results, cache, interpreters(pythons), say, on_event)
+    for fault in made.left_out:
+        say(f"left out: {fault.label}: {fault.reason}", error=True)
+    folder = below(results, _name(written.path))
     with never_collected():
         recommendations = recommend(folder)
         show(recommendations)
@@ -72,7 +87,8 @@ def pick(
             if serve
             else "no server is known for the pick: it is no published checkpoint, or one that only transformers reads"
         )
-    if any(record.status in FAILURES for record in records):
+    lacking = made.left_out or (written.left_out if checkpoints else ())
+    if lacking or any(record.status in FAILURES for record in made.records):
         raise typer.Exit(ExitCode.RUNS_FAILED)
 
 

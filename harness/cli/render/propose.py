@@ -1,14 +1,15 @@
-"""What ``qharness try`` and ``init`` chose for a recipe, and what they left out."""
+"""What ``qharness try``, ``init`` and ``pick`` chose for a recipe, and what they left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from harness.api.pick import PickRecipe
 from harness.api.propose import Proposed
 from harness.cli.render.forecast import expected_words
-from harness.planning.draft.propose import Proposal
+from harness.planning.draft.propose import LeftOut, Proposal
 from harness.report.terminal import Rows, line, show_parts
 
 
@@ -25,12 +26,22 @@ def _parts(proposed: Proposed, proposal: Proposal) -> Iterator[Text | Rows | str
     yield line(draft.source.ref.label, "bold")
     yield f"compares the unquantized model with {', '.join(each.label for each in draft.methods)}"
     yield f"{_amount(proposal)}; expected: {expected_words(proposal.forecast)}"
-    if proposal.left_out:
+    yield from _left_out(proposal.left_out)
+    yield f"recipe: {proposed.path}"
+
+
+def show_picked(written: PickRecipe) -> None:
+    """The checkpoints that a pick compares, why others are not among them, and its recipe."""
+    compares = [f"compares {', '.join(written.checkpoints)}"] if written.checkpoints else []
+    show_parts([*compares, *_left_out(written.left_out), f"recipe: {written.path}"])
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> Iterator[Rows]:
+    if left_out:
         table = Rows((("left out", "left"), ("why", "left")))
-        for each in proposal.left_out:
+        for each in left_out:
             table.add(each.label, each.reason)
         yield table
-    yield f"recipe: {proposed.path}"
 
 
 def _amount(proposal: Proposal) -> str:

@@ -1,0 +1,145 @@
+"""Which published checkpoints ``qharness pick`` compares: those that the user names, or those that the hub knows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import plugins as registry
+from harness.api.propose import as_seen_from, is_hub_id, is_on_hub
+from harness.core.engine import Engine
+from harness.core.foreign import locate
+from harness.core.format import TRANSFORMERS_FORMAT
+from harness.core.model import MAIN_ENGINE
+from harness.core.site import Site
+from harness.engines.vllm.tables import READ
+from harness.errors import SourceError, UsageError
+from harness.models import hub, published
+from harness.models.downloads import Downloads
+from harness.models.sources import label_of
+from harness.planning.draft.propose import LeftOut
+from harness.planning.estimate.chosen import Chosen
+
+CHECKPOINT = "checkpoint"
+MOST_FOUND = 8
+"""So many of those that the hub knows are compared: the most downloaded."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint as a recipe's method, and the bytes that measuring it downloads."""
+
+    chosen: Chosen
+    download_bytes: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is compared, and why each of the others is not."""
+
+    kept: tuple[Candidate, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def within(self, room_bytes: int) -> Candidates:
+        """Those whose download the disk may take. Raises SourceError, which says why, if there are none."""
+        large = [each for each in self.kept if each.download_bytes > max(room_bytes, 0)]
+        kept = tuple(each for each in self.kept if each not in large)
+        reasons = (
+            f"takes {each.download_bytes / 1e9:.1f} GB, and the disk may take {max(room_bytes, 0) / 1e9:.1f} GB more"
+            for each in large
+        )
+        named = (each.chosen.label for each in large)
+        left_out = (*self.left_out, *map(LeftOut, named, reasons))
+        if not kept:
+            reasons = (f"{each.label!r}: {each.reason}" for each in left_out)
+            raise SourceError("; ".join(reasons) or "the hub knows no quantization of it that can be compared")
+        return Candidates(kept, left_out)
+
+
+@dataclass(frozen=True)
+class Seeker:
+    """Looks checkpoints up: for an engine, at a site, for a recipe in that folder."""
+
+    engine: str
+    site: Site
+    downloads: Downloads
+    folder: Path
+
+    def named(self, checkpoints: Sequence[str]) -> Candidates:
+        """Those that the user names: one that is not there does not stop the others.
+
+        Raises UsageError for two that a table could not tell apart.
+        """
+        twice = [label for label, count in Counter(map(label_of, checkpoints)).items() if count > 1]
+        if twice:
+            raise UsageError(f"two checkpoints are named {twice[0]!r}: a table could not tell them apart")
+        return self._looked_up(checkpoints, len(checkpoints))
+
+    def found(self, model: str) -> Candidates:
+        """The most downloaded that the hub knows of a model. Raises SourceError if it cannot be asked."""
+        if not is_on_hub(model):
+            raise SourceError(f"{model!r} is no hub id, so the hub knows no quantizations of it; name checkpoints")
+        return self._looked_up(hub.quantizations_of(model), MOST_FOUND)
+
+    def _looked_up(self, names: Sequence[str] | Iterator[str], most: int) -> Candidates:
+        kept: list[Candidate] = []
+        left_out: list[LeftOut] = []
+        for name in names:
+            if len(kept) == most:
+                break
+            try:
+                candidate = self._candidate(name)
+                if any(label_of(each.chosen.label) == label_of(name) for each in kept):
+                    raise SourceError("a table could not tell it from one of the same name")
+                kept.append(candidate)
+            except SourceError as error:
+                left_out.append(LeftOut(name, str(error).removeprefix(f"{name!r}: ")))
+        return Candidates(tuple(kept), tuple(left_out))
+
+    def _candidate(self, named: str) -> Candidate:
+        method = registry.method(CHECKPOINT)
+        if locate(named, Path(), SourceError).exists():
+            return Candidate(Chosen(method, method.params(id=as_seen_from(self.folder, named)), named), 0)
+        if not is_hub_id(named):
+            raise SourceError("checkpoint not found: it is no file or folder, and no hub id")
+        found = hub.newest(named)
+        if reason := self._unreadable(found, registry.engine(self.engine)):
+            raise SourceError(reason)
+        chosen = Chosen(method, method.params(id=named, revision=found.commit), named)
+        here = self.downloads.is_users(named, found.commit)
+        return Candidate(chosen, 0 if here else found.bytes)
+
+    def _unreadable(self, found: hub.Published, runtime: Engine[Any]) -> str | None:
+        """Why an engine reads nothing of a repository, as far as the hub shows what is in it; None if it may."""
+        if TRANSFORMERS_FORMAT not in runtime.reads:
+            return f"{runtime.name} does not read safetensors; download a file that it reads, and name that"
+        if not found.loadable:
+            return "holds no safetensors; download a .gguf file of it, and name that with --engine llamacpp"
+        if found.quantization is None:
+            return None
+        known = {MAIN_ENGINE: published.READERS, "vllm": READ}.get(runtime.name, (found.quantization,))
+        if found.quantization not in known:
+            return f"{runtime.name} is not known to read {found.quantization}"
+        return published.missing(found.quantization, self.site) if runtime.name == MAIN_ENGINE else None
+
+
+def base_of(checkpoints: Sequence[str]) -> str:
+    """The model that checkpoints were made of, by the first card on the hub that names just one.
+
+    Raises SourceError if none does.
+    """
+    reasons = []
+    for name in filter(is_on_hub, checkpoints):
+        try:
+            bases = hub.newest(name).bases
+        except SourceError as error:
+            reasons.append(str(error))
+            continue
+        if len(bases) == 1:
+            return bases[0]
+        reasons.append(f"the card of {name!r} names {', '.join(bases) or 'no model'}")
+    why = "; ".join(reasons) or "no hub id is among them, whose card could name it"
+    raise SourceError(f"name the model that the checkpoints were made of, with --of MODEL: {why}")

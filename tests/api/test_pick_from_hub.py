@@ -1,0 +1,130 @@
+"""``qharness pick`` as a user runs it, with a hub on loopback that huggingface_hub asks as it asks the real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer, hub_server, repository
+
+from harness import load_results
+from harness.errors import ExitCode
+from harness.recipe import load_recipe
+
+pytestmark = pytest.mark.heavy
+COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "pick"]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def published(sweep_type: Any, tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[HubServer]:
+    """A model, two quantizations of it that were really made of it, and one in a format that nobody knows."""
+    sweeps = sweep_type(tmp_path_factory.mktemp("made"))
+    made = sweeps.run(
+        {
+            "models": [{"id": str(tiny), "dtype": "float32"}],
+            "methods": [{"rtn": {"bits": [8, 4], "group_size": 32}}],
+            "measure": {"memory": {}},
+        }
+    )
+    folders = {
+        f"who/tiny-w{record.spec.method.params['bits']}": sweeps.cache.folder("quantize", record.spec.run_id)
+        for record in made
+        if record.spec.kind == "quantize"
+    }
+    quantized = {
+        name: repository(folder, "who/tiny", downloads) for downloads, (name, folder) in enumerate(folders.items())
+    }
+    files = {"config.json": b'{"quantization_config": {"quant_method": "steam"}}', WEIGHTS: b"?"}
+    odd = repository(tiny, "who/tiny", 9)
+    with hub_server({"who/tiny": repository(tiny), "who/odd": type(odd)(files, "who/tiny", 9), **quantized}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the hub's cache, the results and the harness's cache."""
+    return tmp_path_factory.mktemp("place")
+
+
+def start(hub: HubServer, place: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_OFFLINE"))},
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(place / "hf"),
+        "QHARNESS_CACHE": str(place / "cache"),
+        "QHARNESS_START": "",  # as users start it
+    }
+    return subprocess.Popen(
+        [*COMMAND, *arguments], cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def cached(place: Path) -> dict[str, bool]:
+    """What the hub's cache has of each repository: whether any commit of it is whole or in part there."""
+    folders = (place / "hf" / "hub").glob("models--*")
+    return {each.name.removeprefix("models--").replace("--", "/"): any(each.glob("snapshots/*/*")) for each in folders}
+
+
+def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServer, place: Path) -> None:
+    published.held.add(WEIGHTS)
+    arguments = ("who/tiny-w8", "--of", "tiny", "--out", "killed.yaml")
+    (place / "tiny").symlink_to(Path(__file__).parents[1] / "data" / "tiny-llama")
+    command = start(published, place, *arguments)
+    assert published.stopped.wait(120), command.communicate()[0]
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    published.held.clear()
+    assert cached(place) == {"who/tiny-w8": True}  # its configuration, and half of its weights
+    published.release.set()
+    resumed = start(published, place, *arguments)
+    output = resumed.communicate()[0]
+    assert resumed.returncode == ExitCode.OK, output
+    assert cached(place) == {}
+    frame = load_results(place / "results" / "pick-tiny")
+    assert set(frame.status) == {"ok"}
+    assert set(frame.method.dropna()) == {"none", "checkpoint tiny-w8"}
+    assert "no server is known for the pick" in output
+
+
+def test_what_the_hub_knows_of_a_model_is_downloaded_measured_and_deleted(published: HubServer, place: Path) -> None:
+    command = start(published, place, "--of", "who/tiny", "--out", "found.yaml", "--results", "found")
+    output = command.communicate()[0]
+    assert command.returncode == ExitCode.OK, output
+    recipe = load_recipe(place / "found.yaml")
+    commits = {name: each.commit for name, each in published.repositories.items()}
+    assert recipe.models[0].revision == commits["who/tiny"]
+    assert [(each.params["id"], each.params["revision"]) for each in recipe.methods[1:]] == [
+        (name, commits[name]) for name in ("who/tiny-w4", "who/tiny-w8")
+    ]
+    assert "who/odd" in output
+    assert cached(place) == {"who/tiny": True}
+    frame = load_results(place / "found" / "pick-tiny")
+    assert set(frame.status) == {"ok"}
+    assert set(frame.method.dropna()) == {"none", "checkpoint tiny-w4", "checkpoint tiny-w8"}
+    published.requests.clear()
+    again = start(published, place, "--of", "who/tiny", "--out", "found.yaml", "--results", "found")
+    assert again.wait() == ExitCode.OK
+    assert published.requests == []  # the recipe names the commits, and every run is done
+
+
+def test_a_bad_id_does_not_end_the_pick_and_its_exit_code_says_so(published: HubServer, place: Path) -> None:
+    """The base is the one that the card names, and the disk must hold it and a checkpoint."""
+    assert published.repositories["who/tiny-w8"].bytes > 200_000
+    few = start(published, place, "who/none", "who/tiny-w8", "--disk", "0.0002GB")
+    output = few.communicate()[0]
+    assert few.returncode == ExitCode.USAGE, output
+    assert "the disk may take" in output
+    command = start(published, place, "who/none", "who/tiny-w8", "--results", "found")
+    output = command.communicate()[0]
+    assert command.returncode == ExitCode.RUNS_FAILED, output
+    text = (place / "pick-tiny.yaml").read_text()
+    assert "# Left out: who/none: " in text
+    assert "id: who/tiny, " in text
+    assert "measured before" in output or "checkpoint tiny-w8" in output
