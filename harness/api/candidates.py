@@ -29,7 +29,7 @@ MOST_FOUND = 8
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PickCandidate:
     """A checkpoint as a recipe's method, and the bytes that measuring it downloads."""
 
     chosen: Chosen
@@ -37,13 +37,13 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class PickCandidates:
     """What is compared, and why each of the others is not."""
 
-    kept: tuple[Candidate, ...]
+    kept: tuple[PickCandidate, ...]
     left_out: tuple[LeftOut, ...]
 
-    def within(self, room_bytes: int) -> Candidates:
+    def within(self, room_bytes: int) -> PickCandidates:
         """Those whose download the disk may take. Raises SourceError, which says why, if there are none."""
         large = [each for each in self.kept if each.download_bytes > max(room_bytes, 0)]
         kept = tuple(each for each in self.kept if each not in large)
@@ -56,7 +56,7 @@ class Candidates:
         if not kept:
             reasons = (f"{each.label!r}: {each.reason}" for each in left_out)
             raise SourceError("; ".join(reasons) or "the hub knows no quantization of it that can be compared")
-        return Candidates(kept, left_out)
+        return PickCandidates(kept, left_out)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Seeker:
     downloads: Downloads
     folder: Path
 
-    def named(self, checkpoints: Sequence[str]) -> Candidates:
+    def named(self, checkpoints: Sequence[str]) -> PickCandidates:
         """Those that the user names: one that is not there does not stop the others.
 
         Raises UsageError for two that a table could not tell apart.
@@ -78,14 +78,14 @@ class Seeker:
             raise UsageError(f"two checkpoints are named {twice[0]!r}: a table could not tell them apart")
         return self._looked_up(checkpoints, len(checkpoints))
 
-    def found(self, model: str) -> Candidates:
+    def found(self, model: str) -> PickCandidates:
         """The most downloaded that the hub knows of a model. Raises SourceError if it cannot be asked."""
         if not is_on_hub(model):
             raise SourceError(f"{model!r} is no hub id, so the hub knows no quantizations of it; name checkpoints")
         return self._looked_up(hub.quantizations_of(model), MOST_FOUND)
 
-    def _looked_up(self, names: Sequence[str] | Iterator[str], most: int) -> Candidates:
-        kept: list[Candidate] = []
+    def _looked_up(self, names: Sequence[str] | Iterator[str], most: int) -> PickCandidates:
+        kept: list[PickCandidate] = []
         left_out: list[LeftOut] = []
         for name in names:
             if len(kept) == most:
@@ -97,12 +97,12 @@ class Seeker:
                 kept.append(candidate)
             except SourceError as error:
                 left_out.append(LeftOut(name, str(error).removeprefix(f"{name!r}: ")))
-        return Candidates(tuple(kept), tuple(left_out))
+        return PickCandidates(tuple(kept), tuple(left_out))
 
-    def _candidate(self, named: str) -> Candidate:
+    def _candidate(self, named: str) -> PickCandidate:
         method = registry.method(CHECKPOINT)
         if locate(named, Path(), SourceError).exists():
-            return Candidate(Chosen(method, method.params(id=as_seen_from(self.folder, named)), named), 0)
+            return PickCandidate(Chosen(method, method.params(id=as_seen_from(self.folder, named)), named), 0)
         if not is_hub_id(named):
             raise SourceError("checkpoint not found: it is no file or folder, and no hub id")
         found = hub.newest(named)
@@ -110,7 +110,7 @@ class Seeker:
             raise SourceError(reason)
         chosen = Chosen(method, method.params(id=named, revision=found.commit), named)
         here = self.downloads.is_users(named, found.commit)
-        return Candidate(chosen, 0 if here else found.bytes)
+        return PickCandidate(chosen, 0 if here else found.bytes)
 
     def _unreadable(self, found: hub.Published, runtime: Engine[Any]) -> str | None:
         """Why an engine reads nothing of a repository, as far as the hub shows what is in it; None if it may."""

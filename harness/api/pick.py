@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import plugins as registry
 from harness.analysis.choice import Recommendation
-from harness.api.candidates import Candidates, Seeker, base_of
+from harness.api.candidates import PickCandidates, Seeker, base_of
 from harness.api.locations import open_results
 from harness.api.propose import find_model, forecaster_of, free_bytes, is_on_hub, is_written, recipe_name
 from harness.api.run import run
@@ -126,7 +126,7 @@ def write_recipe(
     return PickRecipe(path, tuple(each.chosen.label for each in candidates.kept), candidates.left_out)
 
 
-def _left_out_lines(candidates: Candidates) -> Iterator[str]:
+def _left_out_lines(candidates: PickCandidates) -> Iterator[str]:
     return (f"Left out: {each.label}: {each.reason}" for each in candidates.left_out)
 
 
