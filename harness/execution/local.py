@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, rea
 from harness.execution.starter import Launch, Preloads, Process, Server, Starter
 from harness.execution.worker import CORES
 from harness.host.compilers import worker_path
+from harness.host.control_group import core_limit, oom_kills
 from harness.host.machine import cache_folder, choose, installed_version, state_folder, usable_memory_bytes
 from harness.host.process import MARKER, end_run
 from harness.host.processor import physical_cores
@@ -66,19 +66,20 @@ ENVIRONMENT = {
 }
 BINDING = frozenset({"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"})
 """Variables that bind threads to cores. OpenMP chooses these when it loads, which may be before a run is confined."""
-_OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))
 
 
 @dataclass(frozen=True)
 class LocalSite:
     """This machine: its hardware, this process's environment, the local stacks, and a cache on disk.
 
-    ``hardware`` replaces this machine's own hardware for planning.
+    ``hardware`` replaces this machine's own hardware for planning. ``cores`` are those of this machine's that are the
+    site's, where others have the rest; None: all.
     """
 
     artifacts: Cache
     stacks: Stacks
     hardware: Machine | None = None
+    cores: int | None = None
     _versions: dict[str, Mapping[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -89,6 +90,11 @@ class LocalSite:
 
     def machine(self, device: str) -> Machine:
         return self.hardware or choose(device, self.artifacts.root)
+
+    def core_count(self) -> int:
+        """How many cores runs may use: the site's own, or fewer where control groups allow less time than theirs."""
+        present = len(physical_cores())
+        return int(min(present, present if self.cores is None else self.cores, max(core_limit(), 1)))
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
         if stack == MAIN:
@@ -105,16 +111,19 @@ class LocalSite:
 
 
 def local_site(
-    cache: str | Path | None = None, pythons: Mapping[str, Path] | None = None, device: str = "auto"
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+    device: str = "auto",
+    cores: int | None = None,
 ) -> LocalSite:
     """This machine with a cache folder (default: the user's), the stacks below it, and the user's interpreters.
 
     If ``cache`` is a URL, artifacts are shared there, and the folder is the user's.
-    ``device`` is the recipe's; stacks have other builds for a GPU.
+    ``device`` is the recipe's; stacks have other builds for a GPU. ``cores`` are the site's own; None: the machine's.
     """
     shared = SharedCache(Objects(str(cache))) if cache and is_url(cache) else None
     root = local_path(cache) if cache and shared is None else cache_folder()
-    return LocalSite(Cache(root, shared=shared), Stacks(root.absolute() / "stacks", pythons or {}, device))
+    return LocalSite(Cache(root, shared=shared), Stacks(root.absolute() / "stacks", pythons or {}, device), cores=cores)
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class LocalExecutor:
         machine = self.site.machine(device)
         if machine.device != "cpu":
             return (Node(gpus=machine.gpus),)
-        return (Node(cores=len(physical_cores()), memory_bytes=usable_memory_bytes()),)
+        return (Node(cores=self.site.core_count(), memory_bytes=usable_memory_bytes()),)
 
     @property
     def stacks(self) -> Stacks:
@@ -187,7 +196,7 @@ class _Workers:
         with self._changed:
             worker = next((each for each in self.idle if each.may_make(spec)), None)
             if worker is None:
-                worker = _Worker(site, self._starter, self._free_gpus(spec, site), self._free_cores(spec))
+                worker = _Worker(site, self._starter, self._free_gpus(spec, site), self._free_cores(spec, site))
             else:
                 self.idle.remove(worker)
             self._busy.append(worker)
@@ -249,14 +258,15 @@ class _Workers:
                 raise UsageError(f"the run gets {needed} GPUs, and {len(free)} can be used now; see 'qharness doctor'")
         return free[:needed]
 
-    def _free_cores(self, spec: RunSpec) -> tuple[int, ...]:
+    def _free_cores(self, spec: RunSpec, site: LocalSite) -> tuple[int, ...]:
         """The cores for a run on a CPU, none of which another run has; none in particular if it may use all.
 
-        Ends idle workers that have them.
+        None either where the site has only some of the machine's: nothing says which, and whoever has the others would
+        choose the same ones. Ends idle workers that have them.
         """
         cores = physical_cores() if spec.cores is not None else ()
         needed = spec.cores or 0
-        if 2 * needed > len(cores):  # nothing executes beside it
+        if 2 * needed > len(cores) or site.core_count() < len(cores):  # in the first case nothing executes beside it
             return ()
         while len(free := [core for core in cores if core not in self._used_cores()]) < needed and self.idle:
             self.idle.pop(0).end()
@@ -312,7 +322,7 @@ class _Worker:
         self.is_idle = self._timed_out = False
         self._spec, self._log = spec, Log()
         self._phases = Phases(on_phase, lambda: self._ends.put(None))
-        kills_before = _oom_kills()
+        kills_before = oom_kills()
         try:
             refusal = self._begin(inputs)
         except OSError as error:  # no room for its files, no memory or number for its process
@@ -322,7 +332,7 @@ class _Worker:
         code = self._wait()
         log = self._log.content()
         text = log.decode("utf-8", "replace")
-        outcome = self._ended(code or 0, text, _oom_kills() > kills_before)
+        outcome = self._ended(code or 0, text, oom_kills() > kills_before)
         if outcome.failure is not None:
             outcome = replace(outcome, failure=replace(outcome.failure, log_tail=text[-LOG_TAIL_CHARACTERS:]))
         if self._phases.error is not None:
@@ -512,20 +522,3 @@ def _temporary_files(folder: Path) -> dict[str, str]:
 
 def _thread_variables(threads: int | None) -> dict[str, str]:
     return {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-def _oom_kills() -> int:
-    """The number of out-of-memory kills in this process's control group (cgroup v2 or v1); 0 if unknown."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return 0
-    total = 0
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for wanted, pattern in _OOM_COUNTERS:
-            counter = Path(pattern.format(path.rstrip("/")))
-            if controllers == wanted and counter.is_file():
-                found = re.search(r"^oom_kill (\d+)", counter.read_text(), re.MULTILINE)
-                total += int(found[1]) if found else 0
-    return total

@@ -63,10 +63,11 @@ class Agent:
     because the processes that a thread started end with it (``guard.py``).
     """
 
-    def __init__(self, cache: Path, pythons: Mapping[str, Path], device: str, threads: int) -> None:
+    def __init__(self, cache: Path, pythons: Mapping[str, Path], device: str, cpus: int, threads: int) -> None:
+        """``cpus`` are those of this machine that Ray counts for the node; others may have the rest."""
         _restore_environment()
         clear([cache])
-        self._executor = LocalExecutor(local_site(cache, pythons, device))
+        self._executor = LocalExecutor(local_site(cache, pythons, device, cpus))
         self._anonymizer = Anonymizer.for_nodes()
         self._threads = ThreadPoolExecutor(threads, "run")
 
@@ -372,7 +373,7 @@ def _start_agent(here: LocalSite, cache: Path, node: _RayNode) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     pythons = {stack: Path(python).absolute() for stack, python in here.stacks.pythons.items()}
-    runs = max(int(node.gpus), 1)
+    runs = max(int(node.gpus), int(node.cpus), 1)
     return (
         ray.remote(Agent)
         .options(
@@ -382,7 +383,7 @@ def _start_agent(here: LocalSite, cache: Path, node: _RayNode) -> Any:
             max_restarts=RESTARTS,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
         )
-        .remote(cache, pythons, here.stacks.device, runs)
+        .remote(cache, pythons, here.stacks.device, int(node.cpus), runs)
     )
 
 

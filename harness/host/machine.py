@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.compilers import absent_compilers
+from harness.host.control_group import memory_limits
 from harness.host.gpu import GpuIdentity, absence, gpu, gpu_value, gpus, mistaken_absence
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
@@ -35,13 +35,6 @@ PACKAGES = (
 )
 
 
-_MEMORY_LIMITS = {
-    "": (Path("/sys/fs/cgroup"), "memory.max"),
-    "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-}
-"""By a control group's controllers, as /proc/self/cgroup names them: where its memory limit is."""
-
-
 def choose(device: str, cache_root: Path | None = None) -> Machine:
     """The machine with the recipe's device. Raises UsageError for a GPU that is missing or that torch cannot use.
 
@@ -57,7 +50,7 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
         raise UsageError(f"device: cuda, but {problem}")
     if checked is None or problem is not None:
         cpu, instructions = f"{cpu_name()}, {cores()} cores", frozenset(instruction_sets())
-        allowed = min([memory_bytes(), *_control_group_limits()])
+        allowed = min([memory_bytes(), *memory_limits()])
         return Machine("cpu", cpu, memory_bytes=allowed, instructions=instructions, gpu_problem=problem)
     with gpus() as visible:
         found = visible[0].identity() if visible else GpuIdentity(checked.name)
@@ -157,23 +150,7 @@ def available_memory_bytes() -> int:
 
 def usable_memory_bytes() -> int:
     """Memory that is available and that the control groups of this process allow; 0 if unknown."""
-    return min([available_memory_bytes(), *_control_group_limits()])
-
-
-def _control_group_limits() -> Iterator[int]:
-    """The memory limits of this process's control group and those above it (cgroup v2 and v1), in bytes."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in _MEMORY_LIMITS:
-            continue
-        root, name = _MEMORY_LIMITS[controllers]
-        for group in (Path(path), *Path(path).parents):
-            with suppress(OSError, ValueError):  # a v2 group without a limit has "max"
-                yield int((root / str(group).lstrip("/") / name).read_text())
+    return min([available_memory_bytes(), *memory_limits()])
 
 
 def cache_folder() -> Path:

@@ -345,6 +345,21 @@ def test_each_worker_on_a_cpu_has_cores_of_its_own(tmp_path: Path, monkeypatch: 
     assert executor._workers.take(run_spec("quality"), executor.site).cores == ()
 
 
+def test_runs_are_confined_to_no_core_where_others_have_some_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.execution.local.physical_cores", lambda: (0, 2, 4, 6, 8))
+    node = LocalExecutor(local_site(tmp_path, device="cpu", cores=4))
+    limited = LocalExecutor(local_site(tmp_path, device="cpu"))
+    monkeypatch.setattr("harness.execution.local.core_limit", lambda: 2.5)
+    assert [executor.nodes("cpu")[0].cores for executor in (node, limited)] == [2, 2]
+    monkeypatch.setattr("harness.execution.local.core_limit", lambda: float("inf"))
+    assert [executor.nodes("cpu")[0].cores for executor in (node, limited)] == [4, 5]
+    one = run_spec("quality", threads=1)
+    assert node._workers.take(one, node.site).cores == ()
+    assert limited._workers.take(one, limited.site).cores == (0,)
+
+
 def test_a_run_gets_no_gpu_of_a_process_that_is_still_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor, site = local(tmp_path, GPUS)
     spec = run_spec("quality", device="cuda", hardware="GPUs")

@@ -84,13 +84,6 @@ def test_a_hidden_gpu_is_not_used(monkeypatch, tmp_path: Path, hidden: str) -> N
         machine.choose("cuda", tmp_path)
 
 
-def test_a_container_has_the_memory_that_its_control_group_allows(monkeypatch, tmp_path: Path) -> None:
-    whole = machine.choose("cpu").memory_bytes
-    (tmp_path / "memory.max").write_text("1000000\n")
-    monkeypatch.setattr(machine, "_MEMORY_LIMITS", dict.fromkeys(("", "memory"), (tmp_path, "memory.max")))
-    assert machine.choose("cpu").memory_bytes == 1_000_000 < whole
-
-
 def test_a_machine_without_a_gpu_says_so(nvml: NvmlStub, tmp_path: Path) -> None:
     assert machine.gpu_summary() == "NVIDIA H200, 141 GiB"
     nvml.holds()
