@@ -27,6 +27,8 @@ KernelFamily = Literal["packed", "dequantize", "plain"]
 Encode = Callable[[Any, Sequence[str], bool], Sequence[Sequence[int]]]
 """The tokens of each text, by a tokenizer, with its special tokens or without."""
 Stop = Callable[["torch.Tensor"], "torch.Tensor"]
+Choose = Callable[[int, "torch.Tensor"], "torch.Tensor"]
+"""From the tokens written so far by this call and logits (batch, vocabulary) to scores; the largest is written next."""
 
 
 @dataclass(frozen=True)
@@ -327,14 +329,21 @@ class Generates(LoadedModel, Protocol):
     """Writes text after prompts until a condition holds."""
 
     def generate(
-        self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        prefix: Any | None,
+        stop: Stop,
+        choose: Choose | None = None,
+        **settings: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Continues prompts with the settings of transformers' ``generate``; returns the new tokens (batch, steps).
 
         Prompts are tokens (batch, length) and a mask that is 0 at padding; ``prefix`` may hold all but their last
         column. After each step ``stop`` maps the tokens (batch, steps) written so far to the rows that are done
         (batch,). Also returns which rows wrote the model's own end token and, if the model can branch, the prefix
-        cache of all tokens but the last one written, to continue from. Raises UnsupportedError for unknown settings.
+        cache of all tokens but the last one written, to continue from. ``choose`` decides each token if nothing
+        samples; None takes the likeliest. Raises UnsupportedError for unknown settings.
         """
         ...
 

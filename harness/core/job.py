@@ -124,6 +124,11 @@ class BaseJob:
         return ()
 
     @property
+    def uses_one_of(self) -> tuple[Capability, ...]:
+        """Capabilities of which it needs one, whichever; none if it is empty."""
+        return ()
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics whose versions its figures depend on."""
         return ()
@@ -534,7 +539,8 @@ class AnswerTask(VariantJob):
 
     @property
     def effort(self) -> JobEffort:
-        return JobEffort(loads=1, tokens=(self.task.limit or TYPICAL_QUESTIONS) * QUESTION_TOKENS)
+        questions = self.task.limit or TYPICAL_QUESTIONS
+        return JobEffort(loads=1, tokens=questions * self.task.samples * (self.task.new_tokens or QUESTION_TOKENS))
 
     @property
     def keeps_model(self) -> bool:
@@ -549,6 +555,10 @@ class AnswerTask(VariantJob):
     @property
     def uses(self) -> tuple[Capability, ...]:
         return ("logits",)
+
+    @property
+    def uses_one_of(self) -> tuple[Capability, ...]:
+        return ("generates", "completes") if self.task.writing else ()
 
     @property
     def metrics(self) -> tuple[str, ...]:

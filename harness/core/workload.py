@@ -101,6 +101,9 @@ class TaskWorkload:
 
     ``definition`` is a YAML file. If it does not come with lm-eval, ``own`` hashes it and the user's files that it
     names. ``trust_task_code``: whether code in those files may run. Without ``data`` the task's own data set is read.
+
+    With a ``temperature`` each question of a task that generates text is answered ``samples`` times, each time with
+    randomness of its own; None leaves it to the task. ``new_tokens`` replaces the task's own limit of an answer.
     """
 
     name: str
@@ -117,11 +120,26 @@ class TaskWorkload:
     cluster: str | None = None
     seed: int = 1234
     trust_task_code: bool = False
+    samples: int = field(default=1, metadata=ABSENT_AT_DEFAULT)
+    temperature: float | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
+    top_p: float = field(default=1.0, metadata=ABSENT_AT_DEFAULT)
+    new_tokens: int | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
+
+    @property
+    def writing(self) -> dict[str, Scalar]:
+        """How answers are written, as far as the recipe says so; a task that writes none cannot have it."""
+        usual = {"samples": 1, "temperature": None, "top_p": 1.0, "new_tokens": None}
+        return {name: getattr(self, name) for name, each in usual.items() if getattr(self, name) != each}
 
     def identity(self) -> dict[str, Any]:
-        """Equal for equal tasks. Data are compared by content, a definition by its name or its content."""
+        """Equal for equal tasks. Data are compared by content, a definition by its name or its content.
+
+        Fields added later appear only if they are used, so existing ids do not change.
+        """
         question = asdict(self)
         del question["definition"], question["trust_task_code"]
+        for name in {"samples", "temperature", "top_p", "new_tokens"} - self.writing.keys():
+            del question[name]
         for name, text in (("data", self.data), ("fewshot_data", self.fewshot_data)):
             question[name] = text.sha256 if text else None
         return question

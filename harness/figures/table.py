@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
 from copy import copy
 from dataclasses import dataclass, field
@@ -149,7 +150,10 @@ class Peak:
 
 @dataclass(frozen=True, order=True)
 class TaskKey:
-    """One score of one task; two scores share a column only if all fields are equal."""
+    """One score of one task; two scores share a column only if all fields are equal.
+
+    ``writing`` says how answers were written, if not as the task does: ``8 samples at temperature 0.6``.
+    """
 
     task: str
     score: str
@@ -157,17 +161,19 @@ class TaskKey:
     fewshot: int | None
     chat: bool
     higher_is_better: bool
+    writing: str = ""
 
     @property
     def name(self) -> str:
         """As a part of a column's name: ``arc_easy_25-shot_acc_norm``."""
-        return "_".join(self.label.replace("(", "").replace(")", "").split())
+        return "_".join(re.sub("[(),]", "", self.label).split())
 
     @property
     def asked(self) -> str | None:
         """How the questions were asked, as far as it distinguishes scores: ``25-shot, chat template``."""
         shots = [] if self.fewshot is None else [f"{self.fewshot}-shot"]
-        return ", ".join([*shots, *(["chat template"] if self.chat else [])]) or None
+        chat = ["chat template"] if self.chat else []
+        return ", ".join([*shots, *chat, *([self.writing] if self.writing else [])]) or None
 
     @property
     def label(self) -> str:
@@ -175,7 +181,8 @@ class TaskKey:
         shots = "" if self.fewshot is None else f" {self.fewshot}-shot"
         chat = " chat" if self.chat else ""
         chosen = f" ({self.filter})" if self.filter != "none" else ""
-        return f"{self.task}{shots}{chat} {self.score}{chosen}"
+        written = f", {self.writing}" if self.writing else ""
+        return f"{self.task}{shots}{chat} {self.score}{chosen}{written}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION, evaluate
+from harness.tasks.sampling import Sampling
 
 if TYPE_CHECKING:
     from harness.tasks.lm import HarnessLM
@@ -27,7 +28,8 @@ def measure(
     watch: Callable[[Sequence[Sequence[int]]], None] | None,
     keeping: Callable[[Encode], Encode] = lambda encode: encode,
 ) -> Iterator[Measurement]:
-    """``task_score`` per score and filter; the effect of another batch layout; the work done.
+    """``task_score`` per score and filter; what happened in answers that were written; the effect of another batch
+    layout; the work done.
 
     ``alone`` sends one request at a time, for a model whose results depend on the rest of the batch. ``watch`` gets the
     tokens of every request; None saves the time to tokenize them again. ``keeping`` makes a way to tokenize one that
@@ -36,12 +38,24 @@ def measure(
     from harness.tasks.lm import HarnessLM, encode
 
     layout: Layout | None = "alone" if alone else None
-    lm = HarnessLM(model, layout=layout, bos=workload.bos, seed=workload.seed, encode=keeping(encode))
+    sampling = None
+    if workload.temperature is not None:
+        sampling = Sampling(workload.samples, workload.temperature, workload.top_p, workload.seed)
+    lm = HarnessLM(
+        model,
+        layout=layout,
+        bos=workload.bos,
+        seed=workload.seed,
+        encode=keeping(encode),
+        sampling=sampling,
+        new_tokens=workload.new_tokens,
+    )
     asked = evaluate(lm, workload)
     if watch is not None:
         texts = ("".join(part for part in request.args if isinstance(part, str)) for request in asked.requests)
         watch([lm.tok_encode(text) for text in dict.fromkeys(texts)])
     yield from asked.scores
+    yield from asked.answers
     yield from _effort(lm, workload)
     scored = [request for request in asked.requests if request.request_type == "loglikelihood"]
     if scored:

@@ -129,13 +129,14 @@ def _perplexity(workload: PerplexityWorkload, place: Place) -> dict[str, Any]:
 
 
 def _task(task: TaskWorkload, place: Place) -> dict[str, Any]:
-    beside = ("name", "definition", "own", "data", "fewshot_data")
+    beside = ("name", "definition", "own", "data", "fewshot_data", "samples", "temperature", "top_p", "new_tokens")
     settings = {name: value for name, value in asdict(task).items() if name not in beside and value is not False}
     return _set(
         name=task.definition if task.own is not None else task.name,
         data=_file(task.data, place) if task.data else None,
         fewshot_data=_file(task.fewshot_data, place) if task.fewshot_data else None,
         **settings,
+        **task.writing,
     )
 
 

@@ -58,6 +58,10 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
     if lacking:
         offered = ", ".join(sorted(runtime.offers()))
         return f"a {job.kind} run needs the capability {' and '.join(lacking)}; {runtime.name} has only {offered}"
+    if job.uses_one_of and not runtime.offers(job.conditions.residency) & set(job.uses_one_of):
+        named = " or ".join(job.uses_one_of)
+        streamed = " of a streamed model" if job.conditions.residency == "streamed" else ""
+        return f"answers that are written need the capability {named}{streamed}, which {runtime.name} lacks"
     kv_cache, mode = job.variant.kv_cache, job.decode_mode
     if kv_cache not in runtime.caches:
         return f"{runtime.name} keeps no {kv_cache} key-value cache, but {', '.join(runtime.caches)}"

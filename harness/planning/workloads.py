@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness import plugins
@@ -13,7 +14,7 @@ from harness.core.workload import CalibrationRef, Generation, MetricRef, Perplex
 from harness.errors import RecipeError, SourceError, UsageError, did_you_mean
 from harness.planning.expand import checked, validate_names
 from harness.recipe import Generated, Measure, Perplexity, Recipe
-from harness.tasks.catalog import catalog, read_names
+from harness.tasks.catalog import catalog, output_types, read_names
 from harness.tasks.trust import definition
 from harness.text.generated import PROTOCOL as GENERATED
 from harness.text.protocols import PRESETS
@@ -84,14 +85,22 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
         "fewshot_data": _file(recipe, entry.fewshot_data, (*place, "fewshot_data")),
     }
     if entry.name.endswith((".yaml", ".yml")):
-        return (_own(recipe, entry.name, (*place, "name"), settings),)
-    if entry.trust_task_code:
+        found: tuple[TaskWorkload, ...] = (_own(recipe, entry.name, (*place, "name"), settings),)
+    elif entry.trust_task_code:
         raise recipe.error((*place, "trust_task_code"), "has no effect on a task that lm-eval brings; leave it out")
-    try:
-        known = catalog()
-        return tuple(TaskWorkload(name, str(known.paths[name]), **settings) for name in known.members(entry.name))
-    except UsageError as error:
-        raise recipe.error((*place, "name"), str(error)) from None
+    else:
+        try:
+            known = catalog()
+            found = tuple(TaskWorkload(name, str(known.paths[name]), **settings) for name in known.members(entry.name))
+        except UsageError as error:
+            raise recipe.error((*place, "name"), str(error)) from None
+    for each in found:
+        if each.writing and output_types(Path(each.definition)) - {"generate_until"}:
+            named = next(iter(each.writing))
+            raise recipe.error(
+                (*place, named), f"the model writes no answers to {each.name}: it scores given ones; leave it out"
+            )
+    return found
 
 
 def _own(recipe: Recipe, name: str, place: Place, settings: dict[str, object]) -> TaskWorkload:

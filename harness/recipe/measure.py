@@ -30,6 +30,9 @@ from harness.recipe.text import AnyScoredText, ScoredText
 
 MAX_CELLS = 1024
 """Points of one grid: batch sizes × prompt lengths."""
+MAX_ANSWERS = 1024
+"""Answers to one question."""
+MAX_TEMPERATURE = 10.0
 MAX_EXAMPLES = 1000
 """Answered examples before each question."""
 
@@ -64,6 +67,9 @@ class Task(Strict):
 
     An entry may be just its name. ``data`` and ``fewshot_data`` are JSON lines files with the fields of the task's own
     data set. Without them the data set comes from the hub.
+
+    ``samples``, ``temperature``, ``top_p`` and ``new_tokens`` are for tasks whose answers the model writes. Without
+    them it writes one answer as the task says, usually the likeliest.
     """
 
     name: Located = Field(description="a name that lm-eval knows, or the path of a task's YAML file")
@@ -93,6 +99,30 @@ class Task(Strict):
         "not provide; lm-eval's own tasks do not need this",
     )
     seed: Seed = Field(1234, description="seed of the drawn examples, and of text generation if a task samples")
+    samples: Annotated[int, Field(gt=0, le=MAX_ANSWERS)] = Field(
+        1, description="answers to each question; more than one needs a temperature"
+    )
+    temperature: Annotated[float, Field(gt=0, le=MAX_TEMPERATURE, allow_inf_nan=False)] | None = Field(
+        None,
+        description="answers are drawn at this temperature, each from a seed of its own; default: as the task says",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="draw from the likeliest tokens that together have this probability; needs a temperature"
+    )
+    new_tokens: Tokens | None = Field(
+        None, description="most tokens of an answer, thinking included; default: the task's, usually 256"
+    )
+
+    @model_validator(mode="after")
+    def _draws(self) -> Task:
+        if self.temperature is None and (self.samples > 1 or self.top_p < 1):
+            named = f"samples: {self.samples}" if self.samples > 1 else f"top_p: {self.top_p:g}"
+            raise PydanticCustomError(
+                "temperature",
+                "{named} needs a temperature beside it, such as temperature: 0.6; without one all answers are equal",
+                {"named": named},
+            )
+        return self
 
 
 class Divergence(Strict):

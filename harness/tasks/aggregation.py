@@ -11,6 +11,8 @@ from typing import Any
 
 from harness.stats.estimate import exponential
 
+HEADLINES = ("acc_norm", "acc", "exact_match")
+"""The scores that may represent a task, by priority; without any of them, its first score does."""
 FIGURES: Mapping[str, Callable[[float], float]] = {
     "mean": lambda mean: mean,
     "nanmean": lambda mean: mean,
@@ -33,6 +35,12 @@ def kept(scores: Sequence[Any], how: str) -> tuple[tuple[float, ...], tuple[floa
     if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
         return None
     return tuple(-float(score) if how == "perplexity" else float(score) for score in scores), ()
+
+
+def headline(scores: Sequence[str]) -> str | None:
+    """The score that represents a task, of those that it has, in its order."""
+    ranked = {name: rank for rank, name in enumerate(HEADLINES)}
+    return min(scores, key=lambda name: ranked.get(name, len(HEADLINES)), default=None)
 
 
 def mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -17,7 +17,8 @@ from harness.errors import UsageError
 from harness.tasks.trust import package
 
 _KEY = re.compile(
-    r"""^["']?(task|group|tag|include|class|dataset_path)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""", re.MULTILINE
+    r"""^["']?(task|group|tag|include|class|dataset_path|output_type)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""",
+    re.MULTILINE,
 )
 _WORD = re.compile(r"[^\s\"',\[\]-][^\s\"',\[\]]*")
 
@@ -84,6 +85,28 @@ def read(folder: Path) -> Catalog:
 def read_names(path: Path) -> list[str]:
     """The name in a definition, as a list of one, or an empty list."""
     return _names(_keys_of(path))
+
+
+def output_types(path: Path) -> frozenset[str]:
+    """How a definition's task gets answers, such as by ``generate_until``; a group has the ways of all its tasks.
+
+    Empty if that is not known from the files, as for a task that is defined by a class.
+    """
+    return frozenset(_output_types(path, set()))
+
+
+def _output_types(path: Path, seen: set[Path]) -> Iterator[str]:
+    if path in seen:
+        return
+    seen.add(path)
+    keys = _keys_of(path)
+    yield from _inherited(path, keys, "output_type")
+    members = keys.get("task", []) if _is_group(keys) else []
+    known = catalog() if members else None
+    for member in members:
+        for each in known.tags.get(member, (member,)) if known else ():
+            if known and each in known.paths:
+                yield from _output_types(known.paths[each], seen)
 
 
 def _names(keys: Mapping[str, list[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,14 @@ from harness.core.identity import Scalar, digest
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.tasks.aggregation import FIGURES, kept, mean
+from harness.tasks.aggregation import FIGURES, headline, kept, mean
+from harness.tasks.answers import Answer, Question, Scored, aspects, evidence, majority
 from harness.tasks.definitions import load
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
+
+    from harness.tasks.generating import Completion
 
 VERSION = 1
 SAME = 1e-6
@@ -51,10 +54,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a task: lm-eval's requests in order, and the scores."""
+    """The result of a task: lm-eval's requests in order, the scores, and what is known of the answers written."""
 
     requests: tuple[Any, ...]
     scores: tuple[Measurement, ...]
+    answers: tuple[Measurement, ...] = ()
 
 
 def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
@@ -62,11 +66,39 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
 
     Gives one measurement ``task_score`` per score and filter. It has a value per question if lm-eval's figure is a
     function of their mean, else only that figure. A group's questions are pooled, with the weights that lm-eval gives
-    its tasks. Raises UnsupportedError if the questions cannot be loaded.
+    its tasks. If questions are answered several times, each value is that of one answer, and the answers of a question
+    are one cluster. Raises UnsupportedError if the questions cannot be loaded, and if answers were to be sampled and
+    the task has none.
     """
+    loaded = load(workload)
+    rounds = [_ask(lm, workload, loaded, sample) for sample in range(workload.samples)]
+    asked = rounds[0].asked
+    protocol = _protocol(workload.name, lm, workload, asked)
+    written = _written(workload, loaded["tasks"], rounds)
+    return Evaluation(
+        tuple(request for task in loaded["tasks"].values() for request in task.instances),
+        tuple(
+            _measurement(found, {**protocol, **_task_protocol(found.task, asked)})
+            for found in _merged([each.scores for each in rounds])
+        ),
+        (*_majority(written, protocol), *_evidence(written, {**protocol, **_task_protocol(workload.name, asked)})),
+    )
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One answer to every question: lm-eval's results, its figures, and what was written, by task and question."""
+
+    asked: Mapping[str, Any]
+    scores: tuple[Answers, ...]
+    generations: Mapping[tuple[str, int], Completion]
+
+
+def _ask(lm: Any, workload: TaskWorkload, loaded: Mapping[str, Any], sample: int) -> _Round:
     from lm_eval.evaluator import evaluate as ask
 
-    loaded = load(workload)
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=workload.seed)  # the same examples in every round
     asked = ask(
         lm,
         loaded,
@@ -76,16 +108,172 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
         apply_chat_template=workload.chat_template,
         fewshot_as_multiturn=workload.chat_template,
     )
-    answers = [
-        found for name, task in loaded["tasks"].items() for found in _answers(name, task, asked, workload.cluster)
+    for task in loaded["tasks"].values() if workload.writing else ():
+        if any(request.request_type != "generate_until" or request.repeats != 1 for request in task.instances):
+            raise UnsupportedError(
+                f"{task.task_name}: {', '.join(workload.writing)} is for tasks in which the model writes one answer to "
+                "each question; leave it out"
+            )
+    scores = [
+        found.check()
+        for name, task in loaded["tasks"].items()
+        for found in _answers(name, task, asked, workload.cluster)
     ]
     group = loaded.get("groups", {}).get(workload.name)
     if group is not None and group.has_aggregation:
-        answers = list(_pooled(group, answers, asked["results"][workload.name]))
-    return Evaluation(
-        tuple(request for task in loaded["tasks"].values() for request in task.instances),
-        tuple(_measurement(found.check(), _protocol(found.task, lm, workload, asked)) for found in answers),
+        scores = [found.check() for found in _pooled(group, scores, asked["results"][workload.name])]
+    if workload.samples > 1:
+        scores = [_of_sample(found, sample) for found in scores]
+    return _Round(asked, tuple(scores), getattr(lm, "generations", {}))
+
+
+def _of_sample(found: Answers, sample: int) -> Answers:
+    """The answers with ids of their own; those of a question are a cluster, if they are in no larger one."""
+    return replace(
+        found,
+        items=tuple(_item(item, sample) for item in found.items),
+        clusters=found.clusters or found.items,
     )
+
+
+def _item(question: str, sample: int) -> str:
+    return f"{question}#{sample}"
+
+
+def _merged(rounds: Sequence[Sequence[Answers]]) -> Iterator[Answers]:
+    """Each score with the answers of all rounds, sample after sample; figures without values are averaged."""
+    for same in zip(*rounds, strict=True):
+        yield replace(
+            same[0],
+            figure=sum(found.figure for found in same) / len(same),
+            values=tuple(value for found in same for value in found.values),
+            weights=tuple(weight for found in same for weight in found.weights),
+            items=tuple(item for found in same for item in found.items),
+            clusters=tuple(each for found in same for each in found.clusters),
+        )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An answer that was written: which, by whom it was asked, what was scored, and lm-eval's results by filter."""
+
+    task: Any
+    question: str
+    sample: int
+    cluster: str
+    generation: Completion
+    scored: Scored
+    results: Mapping[str, Any]
+
+
+def _written(workload: TaskWorkload, tasks: Mapping[str, Any], rounds: Sequence[_Round]) -> list[_Written]:
+    """The answers of every round, if there is one to each question, with a score that is a number."""
+    found = []
+    for sample, each in enumerate(rounds):
+        for name, task in tasks.items():
+            by_question: dict[int, dict[str, Any]] = {}
+            for result in each.asked["samples"][name]:
+                by_question.setdefault(result["doc_id"], {})[result["filter"]] = result
+            for number, results in by_question.items():
+                generation, scored = each.generations.get((name, number)), _scored(task, results)
+                if generation is None or scored is None:
+                    return []
+                first = next(iter(results.values()))
+                question = f"{name}:{number}"
+                cluster = _cluster(first["doc"], name, workload.cluster) if workload.cluster else question
+                found.append(_Written(task, question, sample, cluster, generation, scored, first))
+    return found
+
+
+def _scored(task: Any, results: Mapping[str, Any]) -> Scored | None:
+    """The task's headline score by each filter, and what each extracts; None if the score is no number."""
+    name = headline(list(task.aggregation()))
+    scores = {chosen: result.get(name) for chosen, result in results.items()}
+    if not scores or not all(isinstance(score, int | float) for score in scores.values()):
+        return None
+    extracted = {chosen: _text(result["filtered_resps"]) for chosen, result in results.items()}
+    return Scored({chosen: float(score) for chosen, score in scores.items() if score is not None}, extracted)
+
+
+def _text(filtered: Sequence[Any]) -> str | None:
+    return filtered[0] if len(filtered) == 1 and isinstance(filtered[0], str) else None
+
+
+def _scorer(task: Any, doc: Mapping[str, Any]) -> Callable[[Sequence[str]], list[Scored]]:
+    """Scores other texts as answers to a question, by the task's own filters and metrics."""
+    from lm_eval.api.instance import Instance
+
+    def score(texts: Sequence[str]) -> list[Scored]:
+        instances = [Instance("generate_until", dict(doc), ("", {}), 0, resps=[text]) for text in texts]
+        filters = getattr(task, "_filters", ()) if instances else ()
+        for each in filters:
+            each.apply(instances)
+        results = [
+            {
+                name: {**task.process_results(doc, [filtered]), "filtered_resps": [filtered]}
+                for name, filtered in instance.filtered_resps.items()
+            }
+            for instance in instances
+        ]
+        return [found for each in results if (found := _scored(task, each)) is not None]
+
+    return score
+
+
+def _majority(written: Sequence[_Written], protocol: Mapping[str, Scalar]) -> Iterator[Measurement]:
+    """The score of the majority's answer to each question, if each was answered several times."""
+    votes: dict[str, list[tuple[str, float]]] = {}
+    for each in written:
+        votes.setdefault(each.question, []).append(
+            (next(iter(each.scored.extracted.values())) or "", each.scored.first)
+        )
+    if not votes or max(map(len, votes.values())) < 2:
+        return
+    clusters = {each.question: each.cluster for each in written}
+    nested = any(cluster != question for question, cluster in clusters.items())
+    yield Measurement(
+        "task_majority",
+        VERSION,
+        "score",
+        "higher",
+        "paired",
+        tuple(map(majority, votes.values())),
+        protocol,
+        (),
+        tuple(votes),
+        tuple(clusters.values()) if nested else (),
+    )
+
+
+def _evidence(written: Sequence[_Written], protocol: Mapping[str, Scalar]) -> Iterator[Measurement]:
+    if not written:
+        return
+    several = any(each.sample for each in written)
+    answers = [
+        Answer(
+            _item(each.question, each.sample) if several else each.question,
+            each.question,
+            each.cluster,
+            each.generation.whole,
+            each.scored.first,
+            aspects(
+                each.generation.text,
+                each.generation.tokens,
+                each.generation.truncated,
+                each.generation.seconds,
+                each.generation.thinking,
+                each.scored,
+                _scorer(each.task, each.results["doc"]),
+            ),
+        )
+        for each in written
+    ]
+    questions = [
+        Question(each.question, str(each.results["arguments"][0][0]), str(each.results["target"]))
+        for each in written
+        if not each.sample
+    ]
+    yield from evidence(answers, questions, protocol)
 
 
 def _answers(name: str, task: Any, asked: Mapping[str, Any], cluster: str | None) -> Iterator[Answers]:
@@ -146,13 +334,20 @@ def _protocol(name: str, lm: Any, workload: TaskWorkload, asked: Mapping[str, An
             prompts.update(repr((sample["doc_hash"], sample["prompt_hash"], sample["target_hash"])).encode())
     template = lm.chat_template(True) if workload.chat_template else None
     return {
-        "task": name,
-        "task_version": str(asked["versions"].get(name, "")),
-        "fewshot": asked["n-shot"].get(name),
+        **_task_protocol(name, asked),
         "bos": workload.bos,
         "chat_template": sha256(template.encode()).hexdigest()[:16] if template else None,
         "system": workload.system,
         "prompts_sha256": prompts.hexdigest(),
+        **workload.writing,
+    }
+
+
+def _task_protocol(name: str, asked: Mapping[str, Any]) -> dict[str, Scalar]:
+    return {
+        "task": name,
+        "task_version": str(asked["versions"].get(name, "")),
+        "fewshot": asked["n-shot"].get(name),
     }
 
 

@@ -1,6 +1,6 @@
 """Generates text after prompts until a stop sequence, with the same results as lm-eval's HFLM.
 
-Prompts are prefilled one by one, without padding; a common prefix of all prompts is prefilled once. Generation then
+Prompts are prefilled one by one, without padding; a common prefix of all prompts is prefilled once. Completion then
 runs in a batch: a finished text leaves, and the next prompt takes its place. A model that cannot branch, or must see
 one prompt at a time, gets the prompts as HFLM would pass them. A model that schedules prompts itself gets all at once.
 """
@@ -8,6 +8,7 @@ one prompt at a time, gets the prompts as HFLM would pass them. A model that sch
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from harness.core.capability import Branching, Completes, Generates, as_branching
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import common
+from harness.tasks.sampling import OWN_SETTINGS, Sampling
 from harness.tasks.scoring import Effort
+from harness.tasks.thinking import Thinking, marks_of, thinking
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +36,29 @@ STRETCH = 16
 """Steps between removals of finished texts from the batch."""
 PLAIN_SETTINGS = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 """Settings that do not depend on the number of steps, so that generation can be interrupted and resumed."""
+PROMPT_END_TOKENS = 16
+"""Of a prompt, in which a chat template may have opened the model's thinking."""
 SHARED_TOKENS = 32
 """Minimum length of a common prefix of all prompts that is prefilled only once."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written after a prompt.
+
+    ``text`` is what lm-eval scores: without special tokens, and cut at the first stop sequence. ``whole`` has the
+    special tokens, and ``thinking`` is the thinking in it. ``tokens`` are all that were written, without the end token;
+    ``truncated`` if the limit of tokens ended them and nothing else did. ``seconds`` is this text's share of the time
+    in which the model wrote: a step of a batch counts in equal parts for its texts, and if the model schedules texts
+    itself, its time is shared by their tokens.
+    """
+
+    text: str
+    whole: str
+    tokens: tuple[int, ...]
+    truncated: bool
+    seconds: float
+    thinking: Thinking
 
 
 def generate(
@@ -45,39 +69,48 @@ def generate(
     rows: int,
     seed: int,
     effort: Effort,
-) -> list[str]:
-    """The text generated after each prompt, in order. ``rows`` is the batch size, ``seed`` is for sampling.
+    sampling: Sampling | None = None,
+) -> list[Completion]:
+    """What the model writes after each prompt, in order. ``rows`` is the batch size.
 
-    Adds the work done to ``effort``. Raises UnsupportedError if the model's length leaves no room for a prompt, or for
-    settings that the model cannot follow.
+    With ``sampling``, each prompt has randomness of its own, and the samplings of the tasks themselves do not count;
+    otherwise those are seeded by ``seed``. Adds the work done to ``effort``. Raises UnsupportedError if the model's
+    length leaves no room for a prompt, or for settings that the model cannot follow.
     """
     import torch
 
     torch.manual_seed(seed)
-    written = [""] * len(prompts)
+    found: list[Completion | None] = [None] * len(prompts)
     groups: dict[str, list[int]] = {}
     for index, (_, settings) in enumerate(prompts):
         groups.setdefault(json.dumps(settings, sort_keys=True, default=repr), []).append(index)
     for group in groups.values():
-        rules = _Rules(tokenizer, max_length, prompts[group[0]][1])
-        texts = [_Text(prompts[index][0][-rules.room :]) for index in group]
+        rules = _Rules(tokenizer, max_length, prompts[group[0]][1], sampling)
+        texts = [_Text(index, prompts[index][0][-rules.room :]) for index in group]
         with torch.inference_mode():
             if isinstance(model, Completes):
-                _complete(model, rules, texts, len(texts) if rows > 1 else 1, seed, effort)
+                first = seed if sampling is None else seed + group[0]
+                _complete(model, rules, texts, len(texts) if rows > 1 else 1, first, effort)
             else:
                 _Writer(model, rules, effort).write(texts, rows)
-        for index, text in zip(group, texts, strict=True):
-            written[index] = rules.text_of(text.written)
-    return written
+        for text in texts:
+            found[text.number] = rules.generation(text)
+    return [each for each in found if each is not None]
 
 
 @dataclass
 class _Text:
-    """A prompt, the tokens generated so far, and whether generation is done."""
+    """The prompt with this number, the tokens generated so far, and whether generation is done.
 
+    ``truncated``: the limit ended it.
+    """
+
+    number: int
     prompt: tuple[int, ...]
     written: list[int] = field(default_factory=list)
     done: bool = False
+    truncated: bool = False
+    seconds: float = 0.0
 
     @property
     def tokens(self) -> list[int]:
@@ -91,25 +124,48 @@ class _Rules:
     """lm-eval's settings of one group of prompts: how to generate, when to stop, and what is left of the text.
 
     ``settings`` are for transformers' ``generate``, ``stops`` are the stop sequences and the tokenizer's EOS, ``new``
-    is the largest number of tokens to write, and ``room`` the number of tokens that remain for a prompt.
+    is the largest number of tokens to write, and ``room`` the number of tokens that remain for a prompt. With
+    ``sampling``, the settings have nothing about it.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: Any, max_length: int, settings: Mapping[str, Any], sampling: Sampling | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.sampling = sampling
         self.settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
         if self.settings.get("temperature") == 0.0:
             del self.settings["temperature"]  # transformers accepts no temperature without sampling
+        if sampling is not None:
+            self.settings = {name: each for name, each in self.settings.items() if name not in OWN_SETTINGS}
         self.new = int(self.settings.pop("max_gen_toks"))
         eos = tokenizer.eos_token_id
         end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
         self.stops: list[str] = handle_stop_sequences(self.settings.pop("until"), eos=end)
+        self._marks = marks_of(tokenizer)
+        self._special = {*tokenizer.all_special_ids, tokenizer.pad_token_id}
         self.room = max_length - self.new
         if self.room <= 0:
             raise UnsupportedError(f"{self.new} tokens are to be written, and the model takes {max_length} in all")
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return str(postprocess_generated_text(text, stop=self.stops, think_end_token=None))
+    def generation(self, written: _Text) -> Completion:
+        text = self.tokenizer.decode(written.written, skip_special_tokens=True)
+        scored = str(postprocess_generated_text(text, stop=self.stops, think_end_token=None))
+        tokens = list(written.written)
+        while tokens and not written.truncated and tokens[-1] in self._special:
+            tokens.pop()
+        end = self.tokenizer.decode(written.prompt[-PROMPT_END_TOKENS:], skip_special_tokens=False)
+        return Completion(
+            scored,
+            self._decoded(tokens),
+            tuple(tokens),
+            written.truncated,
+            written.seconds,
+            thinking(tokens, end, self._decoded, self._marks),
+        )
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
 
 
 def _complete(
@@ -118,12 +174,21 @@ def _complete(
     """Has the model write all texts, ``together`` of them at once."""
     stops = [stop for stop in rules.stops if stop]
     new = rules.new if len(stops) == len(rules.stops) else 1  # an empty one is in every text
+    settings = {**rules.settings, **(rules.sampling.settings if rules.sampling else {})}
+
+    def ended(written: Sequence[int]) -> bool:
+        text = rules.tokenizer.decode(written, skip_special_tokens=False)
+        return any(stop in text for stop in rules.stops)
+
     for low in range(0, len(texts), together):
         part = texts[low : low + together]
         prompts = [text.prompt for text in part]
-        found = model.complete(prompts, new, stops, seed + low, **rules.settings)
+        began = time.perf_counter()
+        found = model.complete(prompts, new, stops, seed + low, **settings)
+        took_per_token = (time.perf_counter() - began) / max(1, sum(map(len, found)))
         for text, written in zip(part, found, strict=True):
-            text.written = written
+            text.written, text.seconds = written, took_per_token * len(written)
+            text.truncated = len(written) >= new and not ended(written)
             effort.add(tokens=len(text) - 1, head_rows=len(written))  # the last token is written, never read
         effort.add(forwards=1)
 
@@ -154,11 +219,17 @@ class _Writer:
         import torch
 
         shared = self._shared([text.prompt for text in texts])
-        stem = self._read(model, texts[0].prompt[:shared], None) if shared else None
+        stem = self._read(model, texts[0].prompt[:shared], None)[0] if shared else None
         waiting, going, prefix = deque(texts), list[_Text](), None
+        last: tuple[int, ...] | None = None
+        prefix_of_last: Any = None
         while waiting or going:
             fresh = [waiting.popleft() for _ in range(min(rows - len(going), len(waiting)))]
-            read = [self._read(model, text.prompt[shared:-1], stem) for text in fresh]
+            read = []
+            for text in fresh:
+                if text.prompt != last:  # the samples of a question have one prompt
+                    (prefix_of_last, text.seconds), last = self._read(model, text.prompt[shared:-1], stem), text.prompt
+                read.append(prefix_of_last)
             if fresh:
                 prefix = model.join_prefixes([*([prefix] if going else []), *read])
                 going += fresh
@@ -174,11 +245,13 @@ class _Writer:
         shared = min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 2)
         return shared if len(prompts) > 1 and shared >= SHARED_TOKENS else 0
 
-    def _read(self, model: Branching, tokens: Sequence[int], prefix: Any | None) -> Any:
+    def _read(self, model: Branching, tokens: Sequence[int], prefix: Any | None) -> tuple[Any, float]:
+        """The prefix cache with these tokens, and the seconds that it took."""
         import torch
 
         self._effort.add(tokens=len(tokens), forwards=1)
-        return model.extend_prefix(torch.tensor(tokens), prefix)[1]
+        began = time.perf_counter()
+        return model.extend_prefix(torch.tensor(tokens), prefix)[1], time.perf_counter() - began
 
     def _continue(self, texts: Sequence[_Text], prefix: Any | None, steps: int) -> Any:
         """Generates up to ``steps`` tokens after each text; ``prefix`` caches all tokens but the last, or None."""
@@ -186,12 +259,21 @@ class _Writer:
         stop = _Stop(self._rules.tokenizer, self._rules.stops, self._look_back, texts)
         settings = {**self._rules.settings, "max_new_tokens": steps, "pad_token_id": self._rules.tokenizer.pad_token_id}
         read = tokens.numel() if prefix is None else len(texts)
+        if (sampling := self._rules.sampling) is not None:
+            before = [(text.number, len(text.written)) for text in texts]
+            settings |= {
+                "do_sample": False,
+                "choose": lambda step, logits: sampling.scores(logits, [(row, done + step) for row, done in before]),
+            }
+        began = time.perf_counter()
         written, ended, prefix = self._model.generate(tokens, mask, prefix, stop, **settings)
-        taken = written.shape[1]
+        took, taken = time.perf_counter() - began, written.shape[1]
         self._effort.add(tokens=read + len(texts) * (taken - 1), head_rows=len(texts) * taken, forwards=taken)
         for text, row, end, own in zip(texts, written.tolist(), stop.ends, ended.tolist(), strict=True):
             text.written += row[:end]
-            text.done = own or end is not None or len(text.written) >= self._rules.new
+            text.seconds += took / len(texts)
+            text.truncated = not own and end is None and len(text.written) >= self._rules.new
+            text.done = own or end is not None or text.truncated
         return prefix
 
     def _padded(self, texts: Sequence[_Text]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from harness.core.capability import Completes, Encode, Generates, LoadedModel, Logits, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.tasks.generating import ROWS, generate
+from harness.tasks.generating import ROWS, Completion, generate
+from harness.tasks.sampling import Sampling
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
 
 
@@ -41,7 +42,10 @@ class BatchNoise:
 class HarnessLM(TemplateLM):  # type: ignore[misc]
     """An ``lm_eval.api.model.LM`` on a loaded model. ``effort`` counts the work done so far.
 
-    ``layout=None`` selects the fastest layout that the model supports. ``encode`` may keep what it once made. Raises
+    ``layout=None`` selects the fastest layout that the model supports. ``encode`` may keep what it once made. With
+    ``sampling`` the first call of ``generate_until`` writes all samples of its requests at once, and returns the first
+    one of each; the next calls, which must bring the same requests, return the others. ``generations`` are those of the
+    latest call, by task and question. ``new_tokens`` replaces the tasks' own limit of tokens. Raises
     UnsupportedError if there is no tokenizer, if it lacks the BOS token that ``bos`` requires, or if the model does not
     support the layout.
     """
@@ -56,6 +60,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         budget_tokens: int | None = None,
         seed: int = 0,
         encode: Encode = encode,
+        sampling: Sampling | None = None,
+        new_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if model.tokenizer is None:
@@ -76,6 +82,11 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self._device = model.device
         self._seed = seed
         self._encode = encode
+        self._sampling = sampling
+        self._new_tokens = new_tokens
+        self._rounds: list[list[Completion]] = []
+        self._contexts: list[str] = []
+        self.generations: dict[tuple[str | None, int | None], Completion] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -129,12 +140,32 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         contexts = [instance.args[0] for instance in requests]
-        encoded = self._encoded(contexts)
-        prompts = [(encoded[text], instance.args[1]) for text, instance in zip(contexts, requests, strict=True)]
+        if not self._rounds:
+            self._rounds, self._contexts = self._write(contexts, [instance.args[1] for instance in requests]), contexts
+        if contexts != self._contexts:
+            raise InvalidRunError("the samples of a question have different prompts")
+        found = self._rounds.pop(0)
+        asked = [(instance.task_name, instance.doc_id) for instance in requests]
+        self.generations = dict(zip(asked, found, strict=True)) if len(set(asked)) == len(asked) else {}
+        return [each.text for each in found]
+
+    def _write(self, contexts: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[list[Completion]]:
+        """What is written after each context: a list for each sample. All samples of a context follow one another."""
         if not isinstance(self.model, Generates | Completes):
             raise UnsupportedError("the task generates text, and this engine cannot")
+        samples = self._sampling.samples if self._sampling else 1
+        encoded = self._encoded(contexts)
+        limits = {} if self._new_tokens is None else {"max_gen_toks": self._new_tokens}
+        prompts = [
+            (encoded[text], {**own, **limits})
+            for text, own in zip(contexts, settings, strict=True)
+            for _ in range(samples)
+        ]
         rows = 1 if self.layout == "alone" else ROWS
-        return generate(self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort)
+        found = generate(
+            self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort, self._sampling
+        )
+        return [found[sample::samples] for sample in range(samples)]
 
     def batch_noise(self, requests: Sequence[Instance]) -> BatchNoise:
         """Scores a few requests in this layout and in another. All requests of an item should be included."""

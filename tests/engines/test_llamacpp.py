@@ -96,6 +96,19 @@ def test_greedy_text_is_that_of_transformers(model: LlamaCppModel, plain, ids: t
     assert torch.equal(found, expected)
     assert prefix is None
     assert not bool(ended.any())
+    least = [lambda tokens, scores: -scores]
+    expected = plain.generate(input_ids=prompts, attention_mask=mask, logits_processor=least, **settings)[:, 20:]
+    steps: list[int] = []
+    found, _, _ = model.generate(
+        prompts,
+        mask,
+        None,
+        lambda written: torch.zeros(2).bool(),
+        choose=lambda step, logits: steps.append(step) or -logits,
+        **settings,
+    )
+    assert torch.equal(found, expected)
+    assert steps == list(range(12))
     with pytest.raises(UnsupportedError, match="temperature"):
         model.generate(prompts, mask, None, lambda written: torch.zeros(2).bool(), **settings, temperature=0.7)
 

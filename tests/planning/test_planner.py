@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,15 +13,18 @@ import pytest
 
 from harness.api.plan import plan
 from harness.core.job import MakeCalibration
+from harness.core.run import RunSpec
 from harness.core.site import Machine
 from harness.core.variant import labels
 from harness.errors import RecipeError
 from harness.execution.local import local_site
 from harness.host.machine import installed_version
 from harness.planning.plan import PlannedRun
+from harness.planning.recipe_of import recipe_of
 from harness.planning.support import unsupported_job_reason
 from harness.plugins import engine as runtime
 from harness.recipe import load_recipe
+from harness.storage.json_codec import decode, encode
 
 MACHINE = Machine("cpu", "a test machine")
 needs_lm_eval = pytest.mark.skipif(
@@ -460,11 +464,42 @@ def test_every_variant_is_asked_every_task_in_a_run_of_its_own(make, tmp_path: P
         ({"name": "arc_easy", "data": "no.jsonl"}, r"measure.tasks\[0\].data: text file not found"),
         ({"name": "own.yaml"}, r"measure.tasks\[0\].name: task file not found"),
         ({"name": "arc_easy", "fewshot_data": "x.jsonl"}, "fewshot_data: needs 'data' beside it"),
+        ({"name": "arc_easy", "temperature": 0.6}, "temperature: the model writes no answers to arc_easy"),
+        ({"name": "mmlu", "new_tokens": 9}, "new_tokens: the model writes no answers to mmlu"),
+        ({"name": "gsm8k", "samples": 8}, "samples: 8 needs a temperature beside it, such as temperature: 0.6"),
+        ({"name": "gsm8k", "top_p": 0.9}, "top_p: 0.9 needs a temperature beside it"),
+        ({"name": "gsm8k", "temperature": 0}, "temperature: .*greater than 0"),
     ],
 )
 def test_a_task_that_cannot_be_asked_is_told(make, entry: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make(measure={"tasks": [entry]})
+
+
+@needs_lm_eval
+def test_how_answers_are_written_is_part_of_the_question_only_if_the_recipe_says_it(make) -> None:
+    """Ids of tasks that were asked before samples existed stay as they are."""
+    entries = [
+        {"name": "gsm8k"},
+        {"name": "gsm8k", "samples": 8, "temperature": 0.6},
+        {"name": "gsm8k", "new_tokens": 9},
+    ]
+    specs = [run.spec for run in make(methods=["none"], measure={"tasks": entries}) if run.spec.kind == "task"]
+    plain, drawn, longer = (spec.job.question["task"] for spec in specs)
+    assert not {"samples", "temperature", "top_p", "new_tokens"} & plain.keys()
+    assert drawn == plain | {"samples": 8, "temperature": 0.6}
+    assert longer == plain | {"new_tokens": 9}
+    assert len({spec.case_id for spec in specs}) == 3
+    for spec in specs:
+        assert decode(RunSpec, json.loads(encode(spec)), "a spec") == spec
+    again = recipe_of(specs, lambda content: None)["measure"]["tasks"]
+    assert [
+        {name: each[name] for name in ("samples", "temperature", "new_tokens") if name in each} for each in again
+    ] == [
+        {},
+        {"samples": 8, "temperature": 0.6},
+        {"new_tokens": 9},
+    ]
 
 
 @needs_lm_eval

@@ -16,7 +16,7 @@ from run_specs import run_spec
 from harness import plugins
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT
-from harness.core.job import VariantJob
+from harness.core.job import AnswerTask, VariantJob
 from harness.core.run import RunLimits
 from harness.core.site import KERNEL_PACKAGES, MAIN, Machine
 from harness.errors import UsageError
@@ -283,6 +283,22 @@ def test_a_conversion_that_could_not_be_checked_is_unsupported(
     runs = plan(load_recipe(sweeps.recipe({**content, "measure": measure})), Elsewhere())
     (convert,) = (run for run in runs if run.spec.kind == "convert")
     assert convert.unsupported == "a convert run needs the capability logits; scorer has only decodes"
+
+
+def test_answers_are_written_only_by_an_engine_that_can() -> None:
+    task = run_spec("task").job
+    assert isinstance(task, AnswerTask)
+    drawn = replace(task, task=replace(task.task, samples=8, temperature=0.6))
+    assert unsupported_job_reason(task, engine(), Elsewhere()) is None, "its questions may only be scored"
+    for able in ("generates", "completes"):
+        both = engine(capabilities=frozenset({"logits", able}), streams=frozenset({"logits"}))
+        assert unsupported_job_reason(drawn, both, Elsewhere()) is None
+        streamed = replace(drawn, conditions=replace(drawn.conditions, residency="streamed"))
+        reason = unsupported_job_reason(streamed, both, Elsewhere()) or ""
+        assert reason.endswith("need the capability generates or completes of a streamed model, which scorer lacks")
+    assert unsupported_job_reason(drawn, engine(), Elsewhere()) == (
+        "answers that are written need the capability generates or completes, which scorer lacks"
+    )
 
 
 def test_a_package_of_a_stack_is_found_by_any_spelling_of_its_name(tmp_path: Path) -> None:

@@ -15,9 +15,14 @@ from harness.errors import UnsupportedError
 from harness.tasks.catalog import catalog
 from harness.tasks.evaluate import evaluate
 
-pytestmark = pytest.mark.heavy
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
+from lm_eval.api.model import TemplateLM
+
+from harness.tasks.generating import Completion
+from harness.tasks.thinking import Thinking
+
+pytestmark = pytest.mark.heavy
 
 SUBJECTS = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour", "forest", "station")
 CHOICE = """
@@ -207,3 +212,116 @@ def test_a_template_is_compiled_once_and_asks_the_same(tmp_path: Path, monkeypat
     monkeypatch.setattr(utils, "env", SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True))
     assert requests() == once
     assert len(compiled) > 2 * len(once)
+
+
+WRITTEN = """
+task: sums
+dataset_path: json
+dataset_name: null
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{a}}}} + 1 ="
+doc_to_target: "{{{{b}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 30}}
+num_fewshot: 2
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+filter_list:
+  - {{name: strict, filter: [{{function: regex, regex_pattern: '#([0-9]+)'}}, {{function: take_first}}]}}
+  - name: loose
+    filter: [{{function: regex, regex_pattern: '([0-9]+)', group_select: -1}}, {{function: take_first}}]
+"""
+
+
+class Parrot(TemplateLM):  # type: ignore[misc]
+    """Writes what it is given: ``texts`` holds the answers to each question, round by round."""
+
+    def __init__(self, texts: list[list[str]]) -> None:
+        super().__init__()
+        self.texts, self.contexts = texts, list[list[str]]()
+        self.generations: dict[tuple[str, int], Completion] = {}
+
+    eot_token_id = 0
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        own = self.texts[len(self.contexts)]
+        self.contexts.append([request.args[0] for request in requests])
+        self.generations = {
+            ("sums", request.doc_id): Completion(text, text, tuple(map(ord, text)), text.endswith("…"), 0.5, Thinking())
+            for request, text in zip(requests, own, strict=True)
+        }
+        return list(own)
+
+    def loglikelihood(self, requests, **_: object):
+        raise AssertionError
+
+    loglikelihood_rolling = _loglikelihood_tokens = tok_encode = loglikelihood
+
+
+def sums(folder: Path, texts: list[list[str]], **settings: object) -> tuple[Parrot, dict[str, Measurement]]:
+    data = folder / "sums.jsonl"
+    data.write_text("".join(json.dumps({"a": n, "b": n + 1, "day": n // 2}) + "\n" for n in range(4)), encoding="utf-8")
+    (folder / "sums.yaml").write_text(WRITTEN.format(data=data), encoding="utf-8")
+    lm = Parrot(texts)
+    workload = TaskWorkload("sums", str(folder / "sums.yaml"), own="0", **settings)  # type: ignore[arg-type]
+    found = evaluate(lm, workload)
+    scores = {f"{m.protocol['filter']}": m for m in found.scores}
+    return lm, scores | {m.metric: m for m in found.answers}
+
+
+def test_samples_are_nested_in_their_questions(tmp_path: Path) -> None:
+    texts = [["#1", "#2", "#9", "4"], ["#1", "#9", "#3", "#4"], ["#9", "#9", "2", "#4"]]
+    lm, found = sums(tmp_path, texts, samples=3, temperature=0.6)
+    assert lm.contexts[0] == lm.contexts[1] == lm.contexts[2], "the same examples in every round"
+    strict = dict(zip(found["strict"].item_ids, found["strict"].values, strict=True))
+    assert strict == {
+        f"sums:{question}#{sample}": float(text == f"#{question + 1}")
+        for sample, own in enumerate(texts)
+        for question, text in enumerate(own)
+    }
+    questions = [item.partition("#")[0] for item in strict]
+    assert list(found["strict"].cluster_ids) == questions
+    assert found["answer_tokens"].cluster_ids == found["strict"].cluster_ids
+    assert found["strict"].protocol["samples"] == 3
+    assert found["strict"].protocol["temperature"] == 0.6
+    assert found["task_majority"].values == (1, 0, 0.5, 1), "of 9 and 3 either; what no filter finds does not vote"
+    assert found["task_majority"].item_ids == ("sums:0", "sums:1", "sums:2", "sums:3")
+
+
+def test_samples_are_nested_in_the_recipes_clusters(tmp_path: Path) -> None:
+    _, found = sums(tmp_path, [["#1", "#2", "#3", "#4"]] * 2, samples=2, temperature=1.0, cluster="day")
+    for name in ("strict", "answer_tokens", "task_majority"):
+        days = dict(zip(found[name].item_ids, found[name].cluster_ids, strict=True))
+        assert len(set(days.values())) == 2
+        assert {day: {item[:6] for item in days if days[item] == day} for day in days.values()}.keys() == set(
+            days.values()
+        )
+        assert days[next(iter(days))] == days[next(item for item in days if item.startswith("sums:1"))]
+
+
+def test_what_happened_in_answers_is_beside_their_scores(tmp_path: Path) -> None:
+    texts = [["#1", "2", "So #3. No, #9", "no idea…"]]
+    _, found = sums(tmp_path, texts)
+    assert found["strict"].item_ids == ("sums:0", "sums:1", "sums:2", "sums:3")
+    assert found["strict"].cluster_ids == ()
+    assert found["answer_tokens"].values == tuple(float(len(text)) for text in texts[0])
+    assert found["answer_truncated"].values == (0, 0, 0, 1)
+    assert found["answer_unfinished"].values == (0, 0, 0, 1)
+    assert found["answer_format_faults"].values == (0, 1, 0, 0)
+    assert found["answer_text"].item_ids == tuple(texts[0])
+    assert found["answer_text"].values == found["strict"].values == (1, 0, 1, 0), "the first #3 counts"
+    assert found["answer_target"].item_ids == ("1", "2", "3", "4")
+    assert "answer_thinking_tokens" not in found
+    assert "task_majority" not in found
+
+
+def test_a_right_answer_that_is_given_up_is_lost(tmp_path: Path) -> None:
+    _, found = sums(tmp_path, [["It is 1. No, 7.", "It is 7. No, 2.", "It is 7.", "#4"]])
+    assert found["loose"].values == (0, 1, 0, 1)
+    assert found["answer_lost"].values == (1, 0, 0, 0)
+
+
+def test_answers_cannot_be_drawn_where_choices_are_scored(lm, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="samples, temperature is for tasks in which the model writes"):
+        evaluate(lm, own(tmp_path, samples=2, temperature=0.5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from lm_eval.models.huggingface import HFLM
 from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
 from harness.tasks.lm import HarnessLM
+from harness.tasks.sampling import Sampling
 from harness.tasks.scoring import Effort
 
 pytestmark = pytest.mark.heavy
@@ -248,6 +250,61 @@ def test_texts_are_drawn_each_from_a_seed_of_its_own(stories: Both) -> None:
 def test_a_prompt_of_one_token_is_written_after_too(stories: Both) -> None:
     requests = instances("generate_until", *((text, {"max_gen_toks": 10}) for text in ("", "Once upon a time")))
     assert stories.ours().generate_until(requests) == stories.judge(1).generate_until(requests, disable_tqdm=True)
+
+
+DRAWN = Sampling(samples=3, temperature=0.8, top_p=0.95, seed=5)
+
+
+def samples_of(lm: HarnessLM, requests: list[Instance]) -> list[list[str]]:
+    return [lm.generate_until(requests) for _ in range(DRAWN.samples)]
+
+
+def test_samples_are_drawn_whatever_else_is_in_the_batch(stories: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    until = {"until": ["."], "max_gen_toks": 30, "do_sample": False, "temperature": 0.0}
+    requests = instances("generate_until", *((text, until) for text in ("Once upon a time", "Tom and his dog", "A")))
+    settings: dict[str, Any] = {"sampling": DRAWN, "new_tokens": 20}
+    lm = stories.ours(**settings)
+    found = samples_of(lm, requests)
+    assert len({text for each in found for text in each}) > 6, "each sample is a text of its own"
+    assert found == samples_of(stories.ours(**settings), requests)
+    assert found == samples_of(stories.ours(**settings, layout="alone"), requests)
+    monkeypatch.setattr("harness.tasks.lm.ROWS", 2)
+    assert found == samples_of(stories.ours(**settings), requests)
+    other = stories.ours(sampling=replace(DRAWN, seed=6), new_tokens=20)
+    assert found != samples_of(other, requests)
+    first = stories.ours(sampling=replace(DRAWN, temperature=1e-4))
+    greedy = stories.ours().generate_until(requests)
+    assert samples_of(first, requests) == [greedy] * 3, "at no temperature the likeliest is drawn"
+    half = stories.ours(**settings)
+    half.generate_until(requests)
+    with pytest.raises(InvalidRunError, match="different prompts"):
+        half.generate_until(requests[:1] * 3)
+
+
+def test_an_engine_that_samples_itself_gets_a_seed_for_every_sample(stories: Both) -> None:
+    requests = instances("generate_until", *((text, {"max_gen_toks": 9}) for text in ("Once upon a time", "Tom")))
+    model, lm = stories.scheduling(sampling=DRAWN)
+    lm.generate_until(requests)
+    ((prompts, new, _, seed, rest),) = model.written
+    assert (len(prompts), new, seed) == (6, 9, 0), "the text after prompt i is drawn with seed + i"
+    assert prompts[0] == prompts[1] == prompts[2] != prompts[3]
+    assert rest == {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_how_each_answer_ended_is_known(stories: Both, scheduled: bool) -> None:
+    lm = stories.scheduling()[1] if scheduled else stories.ours()
+    texts = ("Once upon a time", "Tom and his dog went to the park and")
+    for until, limit in (([], 12), ([" the", ".", " a"], 60)):
+        requests = instances("generate_until", *((text, {"until": until, "max_gen_toks": limit}) for text in texts))
+        written = lm.generate_until(requests)
+        found = [lm.generations["own", index] for index in range(2)]
+        assert [each.text for each in found] == written
+        assert [each.truncated for each in found] == [not until] * 2
+        for each in found:
+            assert each.seconds > 0
+            assert each.whole == stories.tokenizer.decode(each.tokens)
+            assert len(each.tokens) == limit if each.truncated else 0 < len(each.tokens) < limit
 
 
 def test_drawn_answers_repeat_with_their_seed(stories: Both) -> None:

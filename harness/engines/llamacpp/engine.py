@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Decoder, Product, Stop, StoredTensor
+from harness.core.capability import Choose, Decoder, Product, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
@@ -75,9 +75,15 @@ class LlamaCppModel:
             return self.logits(tokens)
 
     def generate(
-        self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        prefix: Any | None,
+        stop: Stop,
+        choose: Choose | None = None,
+        **settings: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Decodes greedily. Rows that wrote the model's end token are padded, as in transformers."""
+        """Decodes greedily, or as ``choose`` says. Rows that wrote the model's end token are padded."""
         import torch
 
         other = sorted(settings.keys() - PLAIN)
@@ -91,7 +97,8 @@ class LlamaCppModel:
         written = torch.empty(len(prompts), 0, dtype=torch.int64)
         ended = torch.zeros(len(prompts), dtype=torch.bool)
         for _ in range(steps):
-            chosen = logits.argmax(dim=-1).masked_fill(ended, padding)
+            scores = logits if choose is None else choose(written.shape[1], logits)
+            chosen = scores.argmax(dim=-1).masked_fill(ended, padding)
             written = torch.cat([written, chosen[:, None]], dim=1)
             ended = ended | (chosen == self._runtime.eos)
             done = ended | stop(written)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Decoder, HeadWeights, Product, SeeRouted, Stop, StoredTensor
+from harness.core.capability import Choose, Decoder, HeadWeights, Product, SeeRouted, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT
 from harness.core.identity import DecodeMode, KvCache
@@ -123,12 +123,21 @@ class TransformersModel:
         return self._first(output.last_hidden_state[0])
 
     def generate(
-        self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        prefix: Any | None,
+        stop: Stop,
+        choose: Choose | None = None,
+        **settings: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         import torch
-        from transformers import StoppingCriteriaList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         prompts = tokens.to(self._model.device)
+        if choose is not None:
+            chosen = [lambda ids, scores: choose(ids.shape[1] - prompts.shape[1], scores)]
+            settings["logits_processor"] = LogitsProcessorList(chosen)
         output = self._model.generate(
             input_ids=prompts,
             attention_mask=mask.to(self._model.device),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from harness.core.identity import Scalar
 from harness.core.record import Measurement, RunRecord
 from harness.figures.table import TaskKey, TaskScore
 from harness.stats.comparison import Better, Comparison
@@ -12,6 +13,7 @@ from harness.stats.estimate import Estimate, clustered_mean, exponential, transf
 from harness.stats.paired import Flips, flips
 from harness.stats.rule import compare
 from harness.tasks.aggregation import FIGURES
+from harness.tasks.aggregation import headline as representative
 
 SCORE_MARGIN = 0.01
 """A difference of a score, such as an accuracy, that does not matter: one percentage point."""
@@ -19,8 +21,6 @@ PERPLEXITY_MARGIN = 0.01
 """A relative difference of perplexities that does not matter."""
 NATS_MARGIN = math.log(1 + PERPLEXITY_MARGIN)
 """The same difference of their logarithms."""
-HEADLINES = ("acc_norm", "acc", "exact_match")
-"""The scores that may represent a task, by priority; without any of them, its first score does."""
 
 
 def scores(
@@ -73,13 +73,24 @@ def key_of(score: Measurement) -> TaskKey:
         fewshot=fewshot if isinstance(fewshot, int) else None,
         chat=protocol.get("chat_template") is not None,
         higher_is_better=score.direction == "higher",
+        writing=writing(protocol),
     )
+
+
+def writing(protocol: Mapping[str, Scalar]) -> str:
+    """How answers were written, if not as the task does: ``8 samples at temperature 0.6``; empty otherwise."""
+    samples, temperature, top_p, new_tokens = (
+        protocol.get(name) for name in ("samples", "temperature", "top_p", "new_tokens")
+    )
+    drawn = f"{samples or 1} sample{'s' * ((samples or 1) != 1)} at temperature {temperature}" if temperature else ""
+    parts = (drawn, f"top-p {top_p}" if top_p else "", f"{new_tokens} tokens" if new_tokens else "")
+    return ", ".join(part for part in parts if part)
 
 
 def headline(found: Sequence[Measurement]) -> Measurement | None:
     """The score that represents a task: the preferred one, under the first of its filters."""
-    ranked = {name: rank for rank, name in enumerate(HEADLINES)}
-    return min(found, key=lambda entry: ranked.get(str(entry.protocol["score"]), len(HEADLINES)), default=None)
+    chosen = representative([str(entry.protocol["score"]) for entry in found])
+    return next((entry for entry in found if entry.protocol["score"] == chosen), None)
 
 
 def figure_of(score: Measurement) -> Estimate:
@@ -103,7 +114,7 @@ def _beside(mine: Measurement, other: Measurement) -> tuple[Comparison | None, F
         found = compare(mine, other, NATS_MARGIN if mine.unit == "nat" else SCORE_MARGIN, _better(mine))
     except ValueError as error:
         return None, None, f"{key_of(mine).label} stands alone, {error}"
-    binary = set(mine.values) | set(other.values) <= {0.0, 1.0}
+    binary = set(mine.values) | set(other.values) <= {0.0, 1.0} and "temperature" not in mine.protocol
     return found, flips(mine, other) if binary else None, None
 
 
