@@ -60,7 +60,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenAnswer:
     """One answer: its id, its question's, the cluster it belongs to, its text, its score, and its aspects by name."""
 
     item: str
@@ -114,7 +114,7 @@ def beginnings(text: str) -> list[str]:
 
 
 def evidence(
-    answers: Sequence[Answer], questions: Sequence[Question], protocol: Mapping[str, Scalar]
+    answers: Sequence[WrittenAnswer], questions: Sequence[Question], protocol: Mapping[str, Scalar]
 ) -> Iterator[Measurement]:
     """The measurements of a task's answers: the aspects that all of them have, and the texts."""
     items, clusters = tuple(each.item for each in answers), tuple(each.cluster for each in answers)

@@ -12,7 +12,7 @@ from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.aggregation import FIGURES, headline, kept, mean
-from harness.tasks.answers import Answer, Question, Scored, aspects, evidence, majority
+from harness.tasks.answers import Question, Scored, WrittenAnswer, aspects, evidence, majority
 from harness.tasks.definitions import load
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _evidence(written: Sequence[_Written], protocol: Mapping[str, Scalar]) -> It
         return
     several = any(each.sample for each in written)
     answers = [
-        Answer(
+        WrittenAnswer(
             _item(each.question, each.sample) if several else each.question,
             each.question,
             each.cluster,

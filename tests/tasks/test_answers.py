@@ -9,9 +9,9 @@ import pytest
 from harness.tasks.answers import (
     CUT,
     MOST_CUTS,
-    Answer,
     Question,
     Scored,
+    WrittenAnswer,
     aspects,
     beginnings,
     evidence,
@@ -88,7 +88,7 @@ def test_the_majority_is_of_what_was_extracted() -> None:
 
 def test_evidence_has_a_value_per_answer_and_only_what_all_answers_have() -> None:
     answers = [
-        Answer(
+        WrittenAnswer(
             f"q:{question}#{sample}", f"q:{question}", f"q:{question}", "x" * 9000, 1.0, {"answer_tokens": 3.0, **extra}
         )
         for question in range(2)

@@ -61,7 +61,7 @@ def _answers(
         return torch.isin(written[:, -1], stopping.to(written.device))
 
     longest = workload.context - min(map(len, prompts))
-    settings = {"max_new_tokens": longest, "pad_token_id": filler, "repetition_penalty": 1.0}
+    settings: dict[str, Any] = {"max_new_tokens": longest, "pad_token_id": filler, "repetition_penalty": 1.0}
     written, _, _ = model.generate(tokens, mask, None, stop, do_sample=temperature > 0, **settings, **drawn)
     for prompt, row in zip(prompts, written.tolist(), strict=True):
         answer = row[: workload.context - len(prompt)]
