@@ -13,6 +13,7 @@ from harness.core.column import LazyColumn
 from harness.core.identity import full_digest
 from harness.core.record import Measurement, RunRecord
 from harness.figures import summary
+from harness.figures.derived.breakdown import Bin, by_position
 from harness.figures.evidence import Evidence
 from harness.figures.row import row
 from harness.figures.table import VariantRow
@@ -48,6 +49,12 @@ class Summaries(KeptEntries):
             return None
         key = full_digest(["mean", self._digest(floor)]) if self._seals else None
         found: Estimate = self.take(key, lambda: clustered_mean(floor), summary.as_text, _estimate)
+        return found
+
+    def by_position(self, floor: Measurement, least_end: float) -> tuple[Bin, ...]:
+        """A noise floor by position: see ``harness.figures.derived.breakdown.by_position``."""
+        key = full_digest(["by position", least_end, self._digest(floor)]) if self._seals else None
+        found: tuple[Bin, ...] = self.take(key, lambda: by_position(floor, least_end), summary.as_text, _bins)
         return found
 
     def _evidence_key(self, evidence: Evidence) -> str | None:
@@ -90,4 +97,9 @@ def _plain(value: Any) -> Any:
 
 def _estimate(text: str) -> Estimate:
     found: Estimate = summary.builder(Estimate)(json.loads(text))
+    return found
+
+
+def _bins(text: str) -> tuple[Bin, ...]:
+    found: tuple[Bin, ...] = summary.builder(tuple[Bin, ...])(json.loads(text))
     return found

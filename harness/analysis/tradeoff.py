@@ -142,7 +142,7 @@ def _table(
     before = (*preparing, *references, *([machine] if machine else []))
     notes += _forecast_and_fact([*before, *runs.all])
     labels = tuple(dict.fromkeys((*(label for run in before for label in run.outcome.labels), *_common_labels(rows))))
-    any_spec = runs.all[0].spec
+    any_spec, whole_floor = runs.all[0].spec, _whole_floor(references)
     doubts = implausible(any_spec.model, _last(runs.baselines_of(MeasureQuality)))
     return Table(
         model=where.model,
@@ -154,6 +154,7 @@ def _table(
         notes=tuple(dict.fromkeys(notes)),
         kl_noise_floor=summaries.mean(_noise_floor(references, "batch size")),
         kl_noise_floor_dtype=summaries.mean(_noise_floor(references, "dtype")),
+        kl_floor_by_position=summaries.by_position(whole_floor, _longest(rows)) if whole_floor else (),
         engine_floors=_engine_floors(rows),
         recipes=tuple(dict.fromkeys(run.spec.recipe for run in runs.all)),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
@@ -376,6 +377,17 @@ def _noise_floor(references: Sequence[RunRecord], changed: str) -> Measurement |
         if measurement.protocol.get("changed", "batch size") == changed
     ]
     return next(reversed(found), None)
+
+
+def _whole_floor(references: Sequence[RunRecord]) -> Measurement | None:
+    """The noise floor of another dtype, if it was measured on whole windows."""
+    floor = _noise_floor(references, "dtype")
+    return floor if floor is not None and floor.protocol.get("whole") else None
+
+
+def _longest(rows: Iterable[VariantRow]) -> float:
+    """Where the last bin of a divergence by position ends."""
+    return max((each.high for row in rows for each in row.kl_by_position), default=1.0)
 
 
 def _last(runs: Iterable[RunRecord]) -> RunRecord | None:

@@ -49,6 +49,8 @@ class CalibrationRef:
         return [settings, text_identity(self.text)]
 
 
+GENERATED = "generated"
+"""The protocol of texts that the baseline writes."""
 WRITTEN_AT_ONCE, MOST_AT_ONCE = 2**16, 16
 """Tokens that a generated text's answers may have together while they are written, and how many of them are at most."""
 

@@ -135,6 +135,29 @@ KL_CONTROL: Figure[Whole] = Figure(
     shown=False,
     interval=True,
 )
+
+
+def _growth_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
+    found = row.kl_growth
+    if found is None or found.low is None or found.high is None:
+        return ()
+    return ("grows along an answer",) if found.low > 1 else ("falls along an answer",) if found.high < 1 else ()
+
+
+KL_GROWTH: Figure[Whole] = Figure(
+    "kl_growth",
+    GROUP,
+    "KL late ÷ early",
+    "On a generated text: how many times larger KL is in the later halves of the answers than in the earlier ones, "
+    f"{INTERVAL}, over answers. Above 1, damage builds up.",
+    lambda row, place: row.kl_growth,
+    "lower",
+    NumberStyle("×"),
+    where_any(lambda row: row.kl_growth),
+    "kl_late_over_early_ratio",
+    interval=True,
+    notes=_growth_note,
+)
 AGREEMENT: Figure[Whole] = Figure(
     "agreement",
     GROUP,
@@ -160,6 +183,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
     *judgement(GROUP, "kl_above_noise", lambda row, place: row.kl_comparison),
     KL_EXCESS,
     KL_CONTROL,
+    KL_GROWTH,
     _quantile("kl_median", "KL median", "Median.", MEDIAN),
     _quantile("kl_p90", "KL p90", "One token in ten is hit harder.", P90),
     _quantile("kl_p99", "KL p99", "One token in a hundred is hit harder.", P99, shown=True),

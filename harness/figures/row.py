@@ -9,7 +9,7 @@ from harness.core.label import Label
 from harness.core.model import MAIN_ENGINE
 from harness.core.protocols import DEVICE_PEAKS
 from harness.core.record import Measurement, RunRecord
-from harness.figures.derived.breakdown import by_confidence, by_position
+from harness.figures.derived.breakdown import by_confidence, by_position, growth
 from harness.figures.derived.divergences import token_divergence
 from harness.figures.derived.energies import energies
 from harness.figures.derived.experts import expert_audit
@@ -85,6 +85,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         perplexity_over_control=over_perplexity,
         kl_by_position=by_position(kl) if kl else (),
         kl_by_confidence=by_confidence(kl, confidence) if kl and confidence else (),
+        kl_growth=growth(kl) if kl else None,
         divergence=token_divergence(well),
         experts=expert_audit(well),
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),

@@ -255,6 +255,7 @@ class VariantRow:
     perplexity_over_control: Estimate | None = None
     kl_by_position: tuple[Bin, ...] = ()
     kl_by_confidence: tuple[Bin, ...] = ()
+    kl_growth: Estimate | None = None
     divergence: TokenDivergence = field(default_factory=TokenDivergence)
     experts: ExpertAudit | None = None
     top1_agreement: Estimate | None = None
@@ -346,7 +347,8 @@ class Table:
 
     ``labels`` are warnings about the model that must be shown wherever its figures are. ``kl_noise_floor``
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
-    another dtype, ``engine_floors`` on other engines. ``conditions`` is the protocol item by item, ``hub_id`` the
+    another dtype, ``engine_floors`` on other engines. ``kl_floor_by_position`` is that of the dtype by
+    position, if it was measured on whole windows. ``conditions`` is the protocol item by item, ``hub_id`` the
     model's name on a hub, if it has one. ``budget_bytes`` and ``price`` are those of the newest performance run, from
     its recipe. ``rates`` are the machine's rates, from which the bounds follow. ``implausible`` is why no quality
     relative to this baseline can be trusted; ``labels`` includes it.
@@ -361,6 +363,7 @@ class Table:
     notes: tuple[str, ...] = ()
     kl_noise_floor: Estimate | None = None
     kl_noise_floor_dtype: Estimate | None = None
+    kl_floor_by_position: tuple[Bin, ...] = ()
     engine_floors: tuple[EngineFloor, ...] = ()
     recipes: tuple[str, ...] = ()
     grid: tuple[GridPoint, ...] = field(default=())

@@ -10,13 +10,20 @@ from harness import plugins
 from harness import recipe as written
 from harness.core.foreign import locate, shown
 from harness.core.metric import Metric
-from harness.core.workload import CalibrationRef, Generation, MetricRef, PerplexityWorkload, TaskWorkload, TextRef
+from harness.core.workload import (
+    GENERATED,
+    CalibrationRef,
+    Generation,
+    MetricRef,
+    PerplexityWorkload,
+    TaskWorkload,
+    TextRef,
+)
 from harness.errors import RecipeError, SourceError, UsageError, did_you_mean
 from harness.planning.expand import checked, validate_names
 from harness.recipe import Generated, Measure, Perplexity, Recipe
 from harness.tasks.catalog import catalog, output_types, read_names
 from harness.tasks.trust import definition
-from harness.text.generated import PROTOCOL as GENERATED
 from harness.text.protocols import PRESETS
 from harness.text.sources import resolve
 

@@ -78,6 +78,29 @@ def ratio_and_error(sums: Floats, sizes: Floats) -> tuple[float, float]:
     return mean, math.sqrt(count / (count - 1) * float(residuals @ residuals)) / size
 
 
+def ratio_of_means(
+    upper: tuple[npt.ArrayLike, npt.ArrayLike], lower: tuple[npt.ArrayLike, npt.ArrayLike], method: str
+) -> Estimate | None:
+    """The ratio of two means over the same clusters, each given by its sums and sizes in them.
+
+    The interval is the t-interval of the ratio's logarithm, whose error is clustered as in ``ratio_and_error``: by the
+    delta method a cluster contributes the relative residual of the one mean less that of the other. None if a mean is
+    not positive, or if there is no cluster.
+    """
+    (up, up_sizes), (low, low_sizes) = (
+        (np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)) for sums, sizes in (upper, lower)
+    )
+    if not (up.sum() > 0 and low.sum() > 0 and up_sizes.sum() > 0 and low_sizes.sum() > 0):
+        return None
+    count = len(up)
+    logarithm = math.log(up.sum() / up_sizes.sum()) - math.log(low.sum() / low_sizes.sum())
+    if count < 2:
+        return Estimate(math.exp(logarithm), None, None, count, method)
+    parts = up / up.sum() - up_sizes / up_sizes.sum() - low / low.sum() + low_sizes / low_sizes.sum()
+    half = t_quantile(count - 1) * math.sqrt(count / (count - 1) * float(parts @ parts))
+    return transformed(Estimate(logarithm, logarithm - half, logarithm + half, count, method), exponential)
+
+
 def clustered_mean(measurement: Measurement) -> Estimate:
     """The mean of a paired measurement in its own unit; its ``cluster_ids`` name the independent units.
 

@@ -17,14 +17,13 @@ from typing import Any
 
 from harness.core.foreign import parse_json, read_file
 from harness.core.metric import Windows
-from harness.core.workload import PerplexityWorkload
+from harness.core.workload import GENERATED, PerplexityWorkload
 from harness.errors import DamagedError, ResultsError, UnsupportedError
 from harness.text.sources import rows
 from harness.text.windows import tokens_sha256
 
 VERSION = 1
 """Increased whenever the way a text is written changes."""
-PROTOCOL = "generated"
 FILE = "generated.json"
 MAX_BYTES = 2**28
 """The largest file that is read."""
@@ -68,7 +67,7 @@ def windows(
         [len(prompt) for prompt in asked],
         [str(index) for index in range(len(tokens))],
         {
-            "protocol": PROTOCOL,
+            "protocol": GENERATED,
             "context": workload.context,
             **asdict(workload.generation),
             "windows": len(tokens),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness.core.record import Measurement
-from harness.stats.estimate import Estimate, clustered_mean, perplexity, quantile, ratio_of_sums
+from harness.stats.estimate import Estimate, clustered_mean, perplexity, quantile, ratio_of_means, ratio_of_sums
 
 VALUES = st.lists(st.floats(-50, 50), min_size=2, max_size=40)
 
@@ -89,3 +89,28 @@ def test_limits_cut_an_interval() -> None:
 def test_quantile_interpolates() -> None:
     assert quantile([0, 1, 2, 3, 4], 0.5) == 2
     assert quantile([0.0, 1.0], 0.99) == pytest.approx(0.99)
+
+
+def test_a_ratio_of_means_has_the_interval_of_the_jackknife() -> None:
+    """Another way to the same error: each cluster left out once. The two agree where there are many clusters."""
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(5, 15, (2, 200)).astype(float)
+    sums = sizes * rng.gamma(4.0, 0.25, (2, 200)) * np.array([[2.0], [1.0]])
+    found = ratio_of_means((sums[0], sizes[0]), (sums[1], sizes[1]), "by hand")
+    assert found is not None
+    assert found.value == pytest.approx(sums[0].sum() / sizes[0].sum() / (sums[1].sum() / sizes[1].sum()))
+    left_out = np.log((sums.sum(1, keepdims=True) - sums) / (sizes.sum(1, keepdims=True) - sizes))
+    logs = left_out[0] - left_out[1]
+    error = np.sqrt(199 / 200 * ((logs - logs.mean()) ** 2).sum())
+    assert math.log(found.high / found.value) == pytest.approx(scipy_stats.t.ppf(0.975, 199) * error, rel=0.02)
+    assert math.log(found.value / found.low) == pytest.approx(math.log(found.high / found.value))
+
+
+def test_one_cluster_gives_a_ratio_without_an_interval() -> None:
+    found = ratio_of_means(([4.0], [2.0]), ([1.0], [1.0]), "by hand")
+    assert found is not None
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(2.0), None, None, 1)
+
+
+def test_a_ratio_to_nothing_is_none() -> None:
+    assert ratio_of_means(([4.0, 1.0], [2.0, 1.0]), ([0.0, 0.0], [1.0, 1.0]), "by hand") is None

@@ -1,4 +1,4 @@
-"""Where a variant diverges: its mean KL by position in the window and by the baseline's confidence."""
+"""Where a variant diverges: its mean KL by position in the window, how it grows, and by the baseline's confidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.core.record import Measurement
-from harness.stats.estimate import Estimate, Floats, numbered, over_clusters, ratio_of_sums
+from harness.core.workload import GENERATED
+from harness.stats.estimate import Estimate, Floats, numbered, over_clusters, ratio_of_means, ratio_of_sums
 
 POSITION_BINS = 8
 CONFIDENCE_EDGES = tuple(tenth / 10 for tenth in range(11))
@@ -29,15 +30,37 @@ class Bin:
     mean: Estimate
 
 
-def by_position(kl: Measurement) -> tuple[Bin, ...]:
+def by_position(kl: Measurement, least_end: float = 1.0) -> tuple[Bin, ...]:
     """By the number of tokens before the scored one in its window; edges are powers of two.
 
-    ``kl`` has items ``window:position``. Empty bins are left out.
+    ``kl`` has items ``window:position``. Empty bins are left out. The last bin ends at ``least_end``, a power of two,
+    at least: bins of two measurements whose last ones end at the same place are the same.
     """
     positions = _positions(tuple(kl.item_ids))
-    top = math.ceil(math.log2(positions.max() + 1))
+    top = math.ceil(math.log2(max(positions.max() + 1, least_end)))
     powers = 2.0 ** np.arange(max(0, top - POSITION_BINS + 1), top + 1)
     return _bins(kl, positions, np.concatenate([[0.0], powers]))
+
+
+def growth(kl: Measurement) -> Estimate | None:
+    """How many times larger KL is in the later halves of answers than in the earlier ones; None if they show nothing.
+
+    ``kl`` has items ``window:position``, and a cluster is a window, as on a generated text; None on any other.
+    """
+    if kl.protocol.get("protocol") != GENERATED or not kl.cluster_ids:
+        return None
+    windows, members = numbered(kl.cluster_ids)
+    positions = _positions(tuple(kl.item_ids))
+    first, last = np.full(windows, np.iinfo(np.int64).max), np.zeros(windows, dtype=np.int64)
+    np.minimum.at(first, members, positions)
+    np.maximum.at(last, members, positions)
+    late = 2 * positions > (first + last)[members]
+    values = np.asarray(kl.values, dtype=np.float64)
+    sums, tokens = (
+        [np.bincount(members[half], weights=what[half], minlength=windows) for half in (late, ~late)]
+        for what in (values, np.ones(len(values)))
+    )
+    return ratio_of_means((sums[0], tokens[0]), (sums[1], tokens[1]), over_clusters(kl))
 
 
 @lru_cache(maxsize=16)

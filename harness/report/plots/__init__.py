@@ -5,6 +5,7 @@ from __future__ import annotations
 from plotly.offline import get_plotlyjs
 
 from harness.figures.table import Table
+from harness.report.plots.cache_grid import cache_grids
 from harness.report.plots.divergence import divergences
 from harness.report.plots.experts import expert_plots
 from harness.report.plots.heat import speed_grid
@@ -28,6 +29,7 @@ def plots_of(table: Table) -> tuple[Plot, ...]:
         stored_memory(table),
         running_memory(table),
         speed_grid(table),
+        *cache_grids(table),
         *divergences(table),
         *expert_plots(table),
         *panels_of(table),

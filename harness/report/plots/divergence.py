@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from harness.figures.divergence import LEAST_NAT
+from harness.figures.divergence import LEAST_NAT, Edges
+from harness.figures.formats import BLANK
 from harness.figures.table import Table, VariantRow
 from harness.report import escape
 from harness.report.breakdown import breakdowns
@@ -12,10 +14,11 @@ from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot, families
-from harness.report.plots.theme import DASHES, GRID, family_colour, family_symbol, paper, ruler
+from harness.report.plots.theme import DASHES, GREY, GRID, family_colour, family_symbol, paper, ruler
 from harness.stats.estimate import Estimate
 
 MOST_LINES = 10
+FLOOR = "noise floor (another dtype)"
 NAMES = ("divergence-by-position", "divergence-by-confidence")
 
 
@@ -47,17 +50,37 @@ def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns
     methods = families(table.rows)
     drawing = Drawing(layout)
     for number, row in enumerate(rows):
-        _draw_line(drawing, row, methods[row.method], number, columns)
+        found = [(column.heading, value) for column in columns if isinstance(value := column.value(row), Estimate)]
+        look = {
+            "line": {"color": family_colour(methods[row.method]), "width": 1.6, "dash": DASHES[number % len(DASHES)]},
+            "marker": {"symbol": family_symbol(methods[row.method]), "size": 7},
+        }
+        _draw_line(drawing, row.label, found, look)
     caption = f"Mean KL from the baseline by {by}, with 95% intervals. Lower is closer.{left_out(len(rows), of)}"
     head = ("Variant", *(f"{column.heading}, nat" for column in columns))
     lines = tuple((row.label, *(cell(column, row).whole for column in columns)) for row in rows)
     title = "Divergence by position" if name == NAMES[0] else "Divergence by the baseline's confidence"
+    floor = {each.low: each.mean for each in table.kl_floor_by_position} if name == NAMES[0] else {}
+    if floor:
+        at = [(column, floor.get(column.place.low)) for column in columns if isinstance(column.place, Edges)]
+        found = [(column.heading, mean) for column, mean in at if mean is not None]
+        _draw_line(drawing, FLOOR, found, {"line": {"color": GREY, "width": 1.6, "dash": "dot"}})
+        lines += ((FLOOR, *(BLANK if mean is None else _written(column, mean) for column, mean in at)),)
+        caption += " The dotted line is the noise floor: what another dtype does to the baseline, on two windows."
     return Plot(name, title, caption, head, lines, drawing.json())
 
 
-def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, columns: Sequence[Column]) -> None:
-    """Variants of one method share its colour and marker; dashes distinguish them."""
-    found = [(column.heading, value) for column in columns if isinstance(value := column.value(row), Estimate)]
+def _written(column: Column, mean: Estimate) -> str:
+    if mean.low is None or mean.high is None:
+        return column.text(mean.value)
+    return f"{column.text(mean.value)} [{column.text(mean.low)}, {column.text(mean.high)}]"
+
+
+def _draw_line(drawing: Drawing, name: str, found: Sequence[tuple[str, Estimate]], look: Mapping[str, Any]) -> None:
+    """Means with their intervals over the headings of their columns.
+
+    Variants of one method share its colour and marker; dashes distinguish them.
+    """
     values = [max(value.value, LEAST_NAT) for _, value in found]
     drawing.trace(
         "scatter",
@@ -74,7 +97,6 @@ def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, colu
             "width": 2,
         },
         mode="lines+markers",
-        name=escape.plot(row.label),
-        line={"color": family_colour(family), "width": 1.6, "dash": DASHES[number % len(DASHES)]},
-        marker={"symbol": family_symbol(family), "size": 7},
+        name=escape.plot(name),
+        **look,
     )
