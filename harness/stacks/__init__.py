@@ -45,7 +45,8 @@ class StackDefinition:
     ``requirements`` is a file of pins. ``library`` is built last, against the pinned packages, and ``module`` is the
     module of it that workers import. ``alias`` (``NAME==VERSION``) is what else the library is registered as, for
     programs that look it up by another name than the one it is published under. ``program`` is a command of the
-    library's with arguments under which it must start. ``with_gpu`` is the definition that takes this one's place where
+    library's with arguments under which it must start. ``cmake_args`` are added to CMAKE_ARGS when the library is
+    compiled. ``with_gpu`` is the definition that takes this one's place where
     runs use a GPU.
     """
 
@@ -55,11 +56,13 @@ class StackDefinition:
     requirements: Path
     alias: str = ""
     program: tuple[str, ...] = ()
+    cmake_args: tuple[str, ...] = ()
     with_gpu: StackDefinition | None = None
 
     def hash_pins(self) -> str:
-        """The hash that identifies the pins, including those of the library and its alias."""
-        content = self.requirements.read_bytes() + self.library.encode() + self.alias.encode()
+        """The hash that identifies the pins, including those of the library, its alias and how it is compiled."""
+        how = self.library + self.alias + "".join(self.cmake_args)
+        content = self.requirements.read_bytes() + how.encode()
         return hashlib.sha256(content).hexdigest()[:12]
 
     @property
@@ -81,10 +84,18 @@ _OWN: Mapping[str, StackDefinition] = MappingProxyType(
             _HERE / "autoround.txt",
         ),
         "llamacpp": StackDefinition(
-            "llama.cpp, compiled on this machine; writes and measures GGUF",
+            "llama.cpp, compiled on this machine; writes, measures and serves GGUF",
             "llama-cpp-python==0.3.36",
             "llama_cpp",
             _HERE / "llamacpp.txt",
+            cmake_args=(  # with llama.cpp's server, which the package leaves out; LLAVA_BUILD would build a part twice
+                "-DLLAVA_BUILD=OFF",
+                "-DLLAMA_BUILD_TOOLS=ON",
+                "-DLLAMA_BUILD_SERVER=ON",
+                "-DLLAMA_TOOLS_INSTALL=ON",
+                "-DLLAMA_USE_PREBUILT_UI=OFF",
+                "-DLLAMA_OPENSSL=OFF",
+            ),
         ),
         "autogptq": StackDefinition(
             "AutoGPTQ, unmaintained; quantizes on CUDA only", "auto-gptq==0.7.1", "auto_gptq", _HERE / "autogptq.txt"

@@ -85,6 +85,8 @@ def _install(stack: Stack, say: Callable[[str], None]) -> None:
     say(f"creating stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
     _call([*venv, str(stack.folder)], stack, say)
     last = [*install, "--verbose", "--no-build-isolation", "--no-deps"]
+    if definition.cmake_args:
+        last.append("--no-cache-dir")  # a library that was compiled otherwise is cached under the same name
     if pins is None:
         say(f"{definition.requirements.name} lists no hashes: what is downloaded is not checked")
         _call([*install, "-r", str(definition.requirements)], stack, say)
@@ -239,7 +241,7 @@ def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> N
     tampered = False
     ended = threading.Event()
     watcher = threading.Thread(target=_say_now_and_then, args=(ended, newest_lines, say), daemon=True)
-    output, settings = subprocess.PIPE, installer_settings()
+    output, settings = subprocess.PIPE, {**installer_settings(), **_compiler_settings(stack)}
     try:
         with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=settings) as process:
             watcher.start()
@@ -296,6 +298,12 @@ def installer_settings() -> dict[str, str]:
             if f"{place}.{setting}" in configured:
                 variables.setdefault(variable, configured[f"{place}.{setting}"])
     return variables
+
+
+def _compiler_settings(stack: Stack) -> dict[str, str]:
+    """CMAKE_ARGS with those of the stack after the user's own, which may choose a GPU's backend."""
+    own = stack.definition.cmake_args
+    return {"CMAKE_ARGS": " ".join([*os.environ.get("CMAKE_ARGS", "").split(), *own])} if own else {}
 
 
 @cache

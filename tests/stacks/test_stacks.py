@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -361,3 +362,24 @@ def test_a_worker_elsewhere_sees_the_harness_and_nothing_of_the_current_folder(t
         check=True,
     )
     assert Path(shown.stdout.strip()).resolve() == Path(build.__file__).resolve().parents[1] / "__init__.py"
+
+
+@pytest.mark.heavy
+def test_a_library_is_compiled_with_the_stacks_options_after_the_users_own_and_never_taken_from_a_cache(
+    small: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+    calls: list[list[str]] = []
+    call = build._call
+
+    def seen(command: list[str], stack: Stack, say: Callable[[str], None]) -> None:
+        calls.append(command)
+        call(command, stack, say)
+
+    monkeypatch.setattr(build, "_call", seen)
+    compiled = replace(small, definition=replace(small.definition, cmake_args=("-DSERVER=ON", "-DUI=OFF")))
+    assert compiled.definition.hash_pins() != small.definition.hash_pins()
+    assert build._compiler_settings(compiled) == {"CMAKE_ARGS": "-DGGML_CUDA=on -DSERVER=ON -DUI=OFF"}
+    assert build._compiler_settings(small) == {}
+    create(compiled, lambda line: None)
+    assert ["--no-cache-dir" in command for command in calls] == [False, False, True]

@@ -14,6 +14,7 @@ from harness.core.capability import Choose, Decoder, Product, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
+from harness.engines.llamacpp.server import serve
 from harness.errors import InvalidRunError, SourceError, UnsupportedError
 from harness.libraries.llamacpp import BATCH_TOKENS, CACHES, CELLS, PACKAGE, Piece, Runtime
 from harness.models.gguf.convert import convert
@@ -21,7 +22,7 @@ from harness.models.gguf.layout import GgufFile, ledger, read
 from harness.models.gguf.tokenizer import tokenizer_of
 from harness.models.headers import GGUF_FILE, weight_files
 from harness.models.scope import in_decoder
-from harness.recipe.fields import BatchSize, Threads
+from harness.recipe.fields import BatchSize, Threads, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -195,12 +196,15 @@ def imports() -> None:
 class LlamaCppParams(EngineParams):
     """CPU ``threads`` (null is the recipe's), ``ubatch`` tokens computed together, and when to use ``flash_attention``.
 
-    llama.cpp needs flash attention for a key-value cache in fewer bits.
+    llama.cpp needs flash attention for a key-value cache in fewer bits. Its server computes ``slots`` requests
+    together, each of at most ``slot_tokens`` tokens, new ones included (null: the model's context, but at most 4096).
     """
 
     threads: Threads | None = None
     ubatch: BatchSize = BATCH_TOKENS
     flash_attention: Literal["auto", "enabled", "disabled"] = "auto"
+    slots: BatchSize = 16
+    slot_tokens: Tokens | None = None
 
 
 DEFAULTS = LlamaCppParams()
@@ -231,7 +235,7 @@ def written(source: Path, out: Path, dtype: str) -> str | None:
 LLAMACPP = Engine(
     name="llamacpp",
     version=1,
-    summary="GGUF files through llama.cpp, in a stack of its own; logits, tasks, prefill and decoding",
+    summary="GGUF files through llama.cpp, in a stack of its own; logits, tasks, prefill and decoding, and its server",
     capabilities=frozenset({"logits", "decodes", "generates"}),
     reads=(GGUF_FORMAT,),
     imports=imports,
@@ -243,4 +247,5 @@ LLAMACPP = Engine(
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
     counted_by="driver",
+    serve=serve,
 )

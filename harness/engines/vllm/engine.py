@@ -14,12 +14,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from harness.core.capability import Endpoint
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
 from harness.engines.vllm.model import COMPILING, VllmModel
 from harness.engines.vllm.runtime import VllmRuntime, set_variables
+from harness.engines.vllm.server import serving_vllm
 from harness.engines.vllm.tables import CPU_CACHE_BLOCK, element_bytes, pool_bytes, refuses
 from harness.errors import UnsupportedError, did_you_mean
 from harness.models.headers import read_config, weight_files
@@ -146,6 +148,17 @@ def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
 
 
 @contextmanager
+def serve(request: LoadRequest, params: VllmParams, folder: Path) -> Iterator[Endpoint]:
+    """vLLM's server for a transformers checkpoint. See ``Serves``."""
+    if load_tokenizer(request) is None:
+        raise UnsupportedError("a server reads and writes text, and this checkpoint has no tokenizer")
+    with weights_alone(request.path) as weights:
+        own = arguments(replace(request, path=weights), params, True)
+        with serving_vllm(request, own, params.variables, folder) as endpoint:
+            yield endpoint
+
+
+@contextmanager
 def weights_alone(checkpoint: Path) -> Iterator[Path]:
     """A checkpoint's folder without safetensors files that hold no weights: vLLM loads every such file.
 
@@ -226,4 +239,5 @@ VLLM = Engine(
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
     decode_advice=COMPILING,
+    serve=serve,
 )

@@ -487,14 +487,20 @@ class Batch:
 
 
 def set_variables(more: Mapping[str, str]) -> None:
-    """Sets vLLM's environment variables for this process.
+    """Sets vLLM's environment variables for this process. vLLM itself changes torch.compile's folder later."""
+    os.environ.update(variables_for(more))
+
+
+def variables_for(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables of a process that runs vLLM, with those of a recipe.
 
     Kernels that vLLM compiles are kept below the folder of torch.compile's, which is private, and which belongs to
-    this processor's instruction sets. vLLM itself changes that folder's variable later.
+    this processor's instruction sets.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "vllm"))
-    os.environ.update({**VARIABLES, **more})
+    kept: dict[str, str] = {}
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ and "VLLM_CACHE_ROOT" not in os.environ:
+        kept["VLLM_CACHE_ROOT"] = str(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "vllm")
+    return {**kept, **VARIABLES, **more}
 
 
 def reason(error: BaseException) -> str:
