@@ -86,6 +86,7 @@ _METRICS = {
     "throughput": "harness.metrics.throughput:THROUGHPUT",
     "energy": "harness.metrics.energy:ENERGY",
     "tasks": "harness.metrics.tasks:TASKS",
+    "serving": "harness.metrics.serving:SERVING",
 }
 
 _FIGURES = (
@@ -97,6 +98,7 @@ _FIGURES = (
     "harness.figures.experts:FIGURES",
     "harness.figures.size:FIGURES",
     "harness.figures.speed:FIGURES",
+    "harness.figures.serving:FIGURES",
     "harness.figures.bound:FIGURES",
     "harness.figures.energy:FIGURES",
     "harness.figures.price:FIGURES",

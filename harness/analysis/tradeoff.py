@@ -29,6 +29,7 @@ from harness.core.job import (
     MeasureMachine,
     MeasurePerformance,
     MeasureQuality,
+    MeasureServing,
     PrepareModel,
     QuantizeModel,
     VariantJob,
@@ -59,12 +60,13 @@ class _Runs:
     quantize: tuple[RunRecord, ...]
     task: tuple[RunRecord, ...]
     performance: tuple[RunRecord, ...]
+    serving: tuple[RunRecord, ...]
     references: tuple[RunRecord, ...] = ()
     machines: tuple[RunRecord, ...] = ()
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
-        return self.quality + self.quantize + self.task + self.performance
+        return self.quality + self.quantize + self.task + self.performance + self.serving
 
     @cached_property
     def engine(self) -> str | None:
@@ -117,13 +119,15 @@ def _tables(
         tuple(record for record in counted if isinstance(record.spec.job, job))
         for job in (MeasureQuality, QuantizeModel, AnswerTask)
     )
-    performance = tuple(
-        record for record in current_in_session(members) if isinstance(record.spec.job, MeasurePerformance)
+    timed = current_in_session(members)
+    performance, serving = (
+        tuple(record for record in timed if isinstance(record.spec.job, job))
+        for job in (MeasurePerformance, MeasureServing)
     )
     groups = protocols(quality, summaries) or {(): ()}
     before = _model_runs(where, records)
     return [
-        _table(where, protocol, _Runs(group, quantize, task, performance), before, summaries)
+        _table(where, protocol, _Runs(group, quantize, task, performance, serving), before, summaries)
         for protocol, group in groups.items()
     ]
 
@@ -158,6 +162,7 @@ def _table(
         engine_floors=_engine_floors(rows),
         recipes=tuple(dict.fromkeys(run.spec.recipe for run in runs.all)),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
+        loads=tuple(sorted({each.load for entry in rows for each in entry.served})),
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
         budget_bytes=newest.spec.readers.budget_bytes if newest else None,
         price=newest.spec.readers.price if newest else None,
@@ -171,7 +176,7 @@ def _table(
 def _rows(runs: _Runs, summaries: Summaries) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
     users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants measured from it
-    for run in runs.quality + runs.task + runs.performance:
+    for run in runs.quality + runs.task + runs.performance + runs.serving:
         key = run.spec.variant.key
         if key not in variants:
             users.setdefault(run.spec.variant.artifact_key, []).append(variants.setdefault(key, []))
@@ -207,11 +212,15 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
     for run in members:
         if isinstance(run.spec.job, MeasurePerformance):
             timed.setdefault(run.spec.decode_mode, []).append(run)
+    serving = best_session([run for run in members if isinstance(run.spec.job, MeasureServing)])
     for mode in sorted(timed, reverse=True) or ("eager",):  # eager comes before compiled
-        yield _evidence_in(members, best_session(timed.get(mode, [])), runs)
+        yield _evidence_in(members, best_session(timed.get(mode, [])), serving, runs)
+        serving = ()  # a server decodes in its own way: the first row has it
 
 
-def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...], runs: _Runs) -> Evidence:
+def _evidence_in(
+    members: Sequence[RunRecord], performance: tuple[RunRecord, ...], serving: tuple[RunRecord, ...], runs: _Runs
+) -> Evidence:
     quality = _last(run for run in members if isinstance(run.spec.job, MeasureQuality))
     spec = members[0].spec
     is_control = spec.is_baseline and spec.engine_label != MAIN_ENGINE
@@ -233,6 +242,8 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
         if apart
         else (),
         control_tasks=_like_tasks(members, runs.controls_of(AnswerTask, spec)) if apart else (),
+        serving=serving,
+        baseline_serving=_baseline_performance(serving, runs.baselines_of(MeasureServing)),
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import truediv
 from typing import Any, ClassVar, Literal, get_args
 
 from harness.core.capability import Capability
@@ -28,6 +29,7 @@ from harness.core.workload import (
     CalibrationRef,
     MetricRef,
     PerplexityWorkload,
+    ServingWorkload,
     TaskWorkload,
     TextRef,
     ThroughputWorkload,
@@ -38,6 +40,8 @@ PROBED_TOKENS = 512
 """About how many tokens the checks of a loaded variant read."""
 TYPICAL_QUESTIONS, QUESTION_TOKENS = 1000, 300
 """Of a task whose size is not known before it runs; the tokens are those of all of a question's answers."""
+TYPICAL_PROMPT = 100
+"""Tokens of a prompt whose length is that of a text's row."""
 MACHINE_S = 10.0
 """About how long the bursts of ``harness.metrics.machine`` take."""
 
@@ -654,6 +658,63 @@ class MeasurePerformance(VariantJob):
         return f"prompt and new tokens, {needed}, exceed the model's context of {context_length}"
 
 
+@dataclass(frozen=True)
+class MeasureServing(VariantJob):
+    """Starts a variant's server and measures it under load."""
+
+    serving: ServingWorkload
+    energy: bool = False
+    kind: Literal["serve"] = field(default="serve", kw_only=True)
+
+    needs = ("prepare", "quantize", "convert")
+    parts = ("load",)
+    turn = 2
+    cached = False
+    repeated = True
+    alone = True
+    row_rank = 4
+    reader_settings = ("gates",)
+
+    @property
+    def effort(self) -> JobEffort:
+        """Schedules take their time; the work of a level is about that of reading all of its tokens."""
+        workload = self.serving
+        counts = [workload.requests or int(level * (workload.duration_s or 0)) for level in workload.levels]
+        waits = 0.0 if workload.arrival == "concurrent" else sum(map(truediv, counts, workload.levels))
+        each = (workload.prompt_tokens or TYPICAL_PROMPT) + workload.new_tokens
+        return JobEffort(loads=1, tokens=sum(counts) * each, apart_s=waits)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        asked = {"serving": self.serving.settings(), "text": text_identity(self.serving.text)}
+        return super().question | self._engine_question | asked | ({"energy": True} if self.energy else {})
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("serves",)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("serving",)
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        return (*super().texts, self.serving.text)
+
+    def title(self, environment: Environment) -> str:
+        return f"{super().title(environment)} #{environment.repetition + 1}"
+
+    @property
+    def longest_tokens(self) -> int:
+        return self.serving.prompt_tokens + self.serving.new_tokens if self.serving.prompt_tokens else 0
+
+    def exceeds(self, context_length: int) -> str | None:
+        needed = self.longest_tokens
+        if needed <= context_length:
+            return None
+        return f"prompt and new tokens, {needed}, exceed the model's context of {context_length}"
+
+
 Job = (
     MeasureMachine
     | PrepareModel
@@ -666,6 +727,7 @@ Job = (
     | MeasureQuality
     | AnswerTask
     | MeasurePerformance
+    | MeasureServing
 )
 JOBS: Mapping[str, type[BaseJob]] = {each.kind: each for each in get_args(Job)}
 """The job type of each kind of run."""

@@ -45,6 +45,7 @@ LabelCode = Literal[
     "suspect",
     "implausible_baseline",
     "engine_not_separated",
+    "answers_short",
     "other",
 ]
 FactCode = Literal[
@@ -84,6 +85,8 @@ FactCode = Literal[
     "experts_seen",
     "experts_not_counted",
     "routers_not_read",
+    "slo_not_held",
+    "tokens_in_bursts",
     "noted",
     "node_lost",
 ]
@@ -384,6 +387,12 @@ LABELS: Mapping[LabelCode, Form] = {
         "derived when a table is made",
         {"engine": "vllm"},
     ),
+    "answers_short": Form(
+        lambda tokens: f"answers are shorter than asked for: the server ended some before {tokens} tokens",
+        "the server does not follow `ignore_eos`, so that variants that write other texts write other amounts: their "
+        "times per request are not of equal work",
+        {"tokens": 64},
+    ),
     "other": Form(
         lambda text: str(text),
         "a label of an older record in words that this qharness does not know",
@@ -632,6 +641,21 @@ FACTS: Mapping[FactCode, Form] = {
         "why the routers of a mixture of experts were not compared with the baseline's, or not counted for the bounds",
         {"reason": "the engine vllm does not show what routers do"},
         "routers",
+    ),
+    "slo_not_held": Form(
+        lambda slo, level, share, missed: (
+            f"no load holds {slo}; the nearest is {level}, where {share:.1%} of the requests meet it, and the others "
+            f"mostly miss {missed}"
+        ),
+        "no level of load holds the recipe's SLO: how near the best one comes; `error` is a request without answer",
+        {"slo": "ttft ≤ 0.5 s for 90%", "level": "1 concurrent requests", "share": 0.6, "missed": "ttft"},
+        "SLO",
+    ),
+    "tokens_in_bursts": Form(
+        lambda: "tokens arrive in bursts: there is no ITL, and a limit on it is one on TPOT",
+        "a fifth of the tokens or more arrive with the one before, so that the gaps between events are not those "
+        "between tokens",
+        name="arrival of tokens",
     ),
     "noted": Form(
         lambda name, value: str(value),

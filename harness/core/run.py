@@ -18,12 +18,13 @@ from harness.core.job import (
     MeasureMachine,
     MeasurePerformance,
     MeasureQuality,
+    MeasureServing,
     VariantJob,
     WriteText,
 )
 from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef
 from harness.core.variant import Variant
-from harness.core.workload import PerplexityWorkload, TaskWorkload, ThroughputWorkload
+from harness.core.workload import PerplexityWorkload, ServingWorkload, TaskWorkload, ThroughputWorkload
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,11 @@ class RunSpec:
     def throughput(self) -> ThroughputWorkload | None:
         """The grid that this run times, if any."""
         return self.job.throughput if isinstance(self.job, MeasurePerformance) else None
+
+    @property
+    def serving(self) -> ServingWorkload | None:
+        """The load that this run puts on a server, if any."""
+        return self.job.serving if isinstance(self.job, MeasureServing) else None
 
     @property
     def device(self) -> str:

@@ -173,6 +173,82 @@ class ThroughputWorkload:
 
 
 @dataclass(frozen=True)
+class Slo:
+    """What a request must meet, each limit in seconds; None is no limit. ``share`` of the requests must meet them all.
+
+    TTFT is the time to the first token, TPOT the time per token after it, ITL the time between two tokens, and e2e the
+    time to the last one.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    itl_s: float | None = None
+    e2e_s: float | None = None
+    share: float = 0.9
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that there are, by name."""
+        every = {"ttft": self.ttft_s, "tpot": self.tpot_s, "itl": self.itl_s, "e2e": self.e2e_s}
+        return {name: limit for name, limit in every.items() if limit is not None}
+
+    @property
+    def label(self) -> str:
+        """``ttft ≤ 0.5 s, itl ≤ 0.05 s for 90%``."""
+        limits = ", ".join(f"{name} ≤ {limit:g} s" for name, limit in self.limits.items())
+        return f"{limits} for {self.share * 100:g}%"
+
+
+Arrival = Literal["concurrent", "poisson", "constant"]
+"""When requests come: as soon as one of so many is answered, or by a schedule, at random or evenly."""
+
+
+@dataclass(frozen=True)
+class ServingWorkload:
+    """A ladder of loads on a server, and the requests, which are the same for every variant.
+
+    ``levels`` are requests that wait at the same time if ``arrival`` is ``concurrent``, otherwise requests per second.
+    Each level has ``requests``, or as many as come in ``duration_s``; the first ``warmup`` are left out. A prompt has
+    ``prompt_tokens`` of the ``text``, or is one of its rows if that is None. Answers have ``new_tokens`` each, or at
+    most so many if ``natural``. Between the highest level that holds the ``slo`` and the next, ``bisect`` more are
+    measured.
+    """
+
+    arrival: Arrival
+    levels: tuple[float, ...]
+    text: TextRef
+    prompt_tokens: int | None
+    new_tokens: int
+    natural: bool
+    requests: int | None
+    duration_s: float | None
+    warmup: int
+    slo: Slo | None
+    bisect: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the text."""
+        settings = asdict(self)
+        del settings["text"]
+        return settings
+
+    @property
+    def unit(self) -> str:
+        """Of its levels."""
+        return "concurrent requests" if self.arrival == "concurrent" else "requests/s"
+
+    @property
+    def protocol(self) -> dict[str, Scalar]:
+        """What identifies its figures, apart from the level."""
+        prompts = "rows" if self.prompt_tokens is None else f"{self.prompt_tokens} tokens"
+        return {
+            "arrival": self.arrival,
+            "prompts": f"{prompts} of {self.text.id}",
+            "answers": f"at most {self.new_tokens} tokens" if self.natural else f"{self.new_tokens} tokens",
+        }
+
+
+@dataclass(frozen=True)
 class GridCell:
     """One point of the grid: what runs there, and the protocol that identifies its figures."""
 

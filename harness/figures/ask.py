@@ -187,6 +187,18 @@ def share_of_one(option: str, value: Option) -> float:
     return found
 
 
+def delay(option: str, value: Option) -> float:
+    """Seconds, from ``500ms`` or ``2s``."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from harness.recipe.fields import Delay
+
+    try:
+        return TypeAdapter(Delay).validate_python(value)
+    except ValidationError:
+        raise UsageError(f"--{option}: expected a duration above zero such as 500ms or 2s, not {value!r}") from None
+
+
 def positive(option: str, value: Option) -> float:
     number = _number(str(value).strip())
     if not number > 0:

@@ -14,10 +14,11 @@ from harness.core.variant import Variant
 class Evidence:
     """The records that describe one variant.
 
-    ``performance`` and ``baseline_performance`` are of one session, node and decode mode; ``baseline_quality`` and
-    ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
-    divergence from itself, ``machine`` the run that measured the machine. ``is_baseline`` marks the variant that all
-    others are compared with, including the unquantized model on another engine.
+    ``performance`` and ``baseline_performance`` are of one session, node and decode mode, and so are ``serving`` and
+    ``baseline_serving``, of servers under load; ``baseline_quality`` and ``baseline_tasks`` were measured with the
+    libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's divergence from itself, ``machine`` the
+    run that measured the machine. ``is_baseline`` marks the variant that all others are compared with, including the
+    unquantized model on another engine.
 
     ``control``, ``control_performance`` and ``control_tasks`` are the runs of the unquantized model on the variant's
     own engine, chosen like those of the baseline; none if the variant runs on the engine of the reference.
@@ -39,11 +40,14 @@ class Evidence:
     control: RunRecord | None = None
     control_performance: tuple[RunRecord, ...] = ()
     control_tasks: tuple[RunRecord, ...] = ()
+    serving: tuple[RunRecord, ...] = ()
+    baseline_serving: tuple[RunRecord, ...] = ()
 
     @cached_property
     def all(self) -> tuple[RunRecord, ...]:
         """Root causes first: a variant that was not quantized cannot be measured."""
-        return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
+        measured = (*self.tasks, *self.performance, *self.serving)
+        return tuple(run for run in (self.quantize, self.quality, *measured) if run is not None)
 
     @cached_property
     def variant(self) -> Variant:

@@ -14,7 +14,7 @@ from harness.figures.ask import Ask, LimitOption, Reading, Use, counted, measure
 from harness.figures.formats import NumberStyle
 from harness.figures.gate import Gate
 from harness.figures.statistic import Count, Items, PerProcess
-from harness.figures.table import GridPoint, Table, VariantRow
+from harness.figures.table import GridPoint, Load, Table, VariantRow
 from harness.stats.estimate import Estimate
 
 Value = Estimate | float | str | None
@@ -146,7 +146,7 @@ class Figure(Generic[P]):
         if (value := self.value) is not None:
             return tuple([value(row, place) for row in rows])
         assert self.statistic is not None
-        point = place if isinstance(place, GridPoint) else None
+        point = place if isinstance(place, GridPoint | Load) else None
         return tuple([self.statistic.value(row, point) for row in rows])
 
     @property

@@ -16,6 +16,7 @@ from harness.figures.derived.experts import expert_audit
 from harness.figures.derived.footprint import POOL, footprint
 from harness.figures.derived.roofline import bounds, rates
 from harness.figures.derived.scores import NATS_MARGIN, scores
+from harness.figures.derived.serving import ladders, served
 from harness.figures.derived.speeds import point_of, speeds
 from harness.figures.divergence import HARMLESS_NAT
 from harness.figures.evidence import Evidence
@@ -34,6 +35,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
+    loaded = tuple(run for run in evidence.serving if run.status == "ok")
+    baseline_loaded = () if evidence.is_baseline else evidence.baseline_serving
     baseline_timed = () if evidence.is_baseline else evidence.baseline_performance
     timings = speeds(timed, baseline_timed, evidence.control_performance)
     well = [run for run in evidence.all if run.status == "ok"]
@@ -105,6 +108,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         speeds=timings,
         bounds=bounds(timed, timings, rates(evidence.machine) if evidence.machine else None),
         energies=energies(timed),
+        served=served(loaded, baseline_loaded),
+        ladders=ladders(loaded, baseline_loaded),
         quantize_s=_quantize_s(whole),
         quantize_peak_bytes=_quantize_peak(peaks),
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec
 from harness.figures.derived.peaks import source_that_says_most
-from harness.figures.derived.speeds import point_of
-from harness.figures.table import GridPoint, VariantRow
+from harness.figures.derived.places import place_of
+from harness.figures.table import GridPoint, Load, VariantRow
 from harness.stats.estimate import Estimate, clustered_mean, with_range
 from harness.stats.repeats import of_process, over_processes
 
@@ -52,14 +52,15 @@ class Items:
     def metrics(self) -> tuple[str, ...]:
         return (self.metric,)
 
-    def value(self, row: VariantRow, point: GridPoint | None = None) -> Estimate | None:
+    def value(self, row: VariantRow, point: GridPoint | Load | None = None) -> Estimate | None:
         chosen = self.choose(row.measurements(self.metric))
         return self.estimate(chosen) if chosen else None
 
 
 @dataclass(frozen=True)
 class PerProcess:
-    """One number per process, at each point of the grid. Sets of processes are compared by a permutation test.
+    """One number per process, at each point of the grid or level of load. Sets of processes are compared by a
+    permutation test.
 
     ``of`` computes the number of one process, ``over`` the figure of several. ``counted`` excludes measurements that
     are not the variant's own. ``timed`` figures are not taken from runs with suspect timings. ``pooled``: for each
@@ -78,14 +79,14 @@ class PerProcess:
     def metrics(self) -> tuple[str, ...]:
         return (self.metric,)
 
-    def value(self, row: VariantRow, point: GridPoint | None = None) -> Estimate | None:
-        """At a point of the grid (pooled: over all), by one source, with the range over processes."""
+    def value(self, row: VariantRow, point: GridPoint | Load | None = None) -> Estimate | None:
+        """At a place (pooled: over all points of the grid), by one source, with the range over processes."""
         processes = [
             [m for m in _measured(run, self.metric) if self.counted(m)]
             for run in row.runs_that_ended_well
             if run.spec.job.repeated
         ]
-        at_point = [[m for m in own if self.pooled or point_of(m) == point] for own in processes]
+        at_point = [[m for m in own if self.pooled or place_of(m) == point] for own in processes]
         sources = [str(m.protocol.get("source")) for own in at_point for m in own]
         source = source_that_says_most(sources) if self.pooled else next(iter(sources), None)
         by_process = [[self.of(m) for m in own if str(m.protocol.get("source")) == source] for own in at_point]
@@ -127,7 +128,7 @@ class Count:
     def count(self, found: Measured) -> float | None:
         return (self.of or summed(self.metric))(found)
 
-    def value(self, row: VariantRow, point: GridPoint | None = None) -> float | None:
+    def value(self, row: VariantRow, point: GridPoint | Load | None = None) -> float | None:
         """From the first run that counted it."""
         for run in row.runs_that_ended_well:
             measured = {name: _measured(run, name) for name in self.metrics}

@@ -20,6 +20,7 @@ from harness.figures.derived.footprint import Footprint
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.evidence import Evidence
 from harness.stats.comparison import Comparison
+from harness.stats.crossover import Crossover
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence
 from harness.stats.paired import Flips
@@ -43,6 +44,65 @@ class GridPoint:
     @property
     def label(self) -> str:
         return f"batch {self.batch_size}, prompt {self.prompt_tokens}, {self.new_tokens} new"
+
+
+@dataclass(frozen=True, order=True)
+class Load:
+    """One level of load on a server; without a level, a whole ladder of them.
+
+    ``level`` counts requests at the same time if ``arrival`` is ``concurrent``, else requests per second. ``prompts``
+    and ``answers`` say in words what is asked.
+    """
+
+    arrival: str
+    prompts: str
+    answers: str
+    level: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """Of its level."""
+        return "concurrent requests" if self.arrival == "concurrent" else "requests/s"
+
+    @property
+    def name(self) -> str:
+        """As a part of a column's name."""
+        level = [] if self.level is None else [f"{self.level:g}"]
+        return re.sub(r"\W+", "_", "_".join([self.arrival, *level, self.prompts, self.answers]))
+
+    @property
+    def short(self) -> str:
+        """Its level alone: ``8 concurrent requests``, ``2.5 requests/s, poisson``."""
+        level = "" if self.level is None else f"{self.level:g} "
+        return f"{level}{self.unit}" + ("" if self.arrival == "concurrent" else f", {self.arrival}")
+
+    @property
+    def label(self) -> str:
+        return f"{self.short}; prompts: {self.prompts}; answers: {self.answers}"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server did at one level of load, against the baseline's in the same session.
+
+    ``ratio`` is how many times as fast requests were answered: of the times to the last token, request by request.
+    """
+
+    load: Load
+    ratio: Estimate | None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All levels of one load. ``capacity`` is the largest that holds the SLO, ``slo``; None without an SLO.
+
+    ``crossover`` is where the variant ceases to be faster, or slower, than the baseline; None if it does nowhere.
+    """
+
+    load: Load
+    slo: str | None = None
+    capacity: Estimate | None = None
+    crossover: Crossover | None = None
 
 
 @dataclass(frozen=True)
@@ -275,6 +335,8 @@ class VariantRow:
     speeds: tuple[Speed, ...] = ()
     bounds: tuple[SpeedBound, ...] = ()
     energies: tuple[EnergyUse, ...] = ()
+    served: tuple[Served, ...] = ()
+    ladders: tuple[Ladder, ...] = ()
     quantize_s: float | None = None
     quantize_peak_bytes: int | None = None
     front: bool = False
@@ -326,6 +388,12 @@ class VariantRow:
     def speed_at(self, point: GridPoint) -> Speed | None:
         return next((speed for speed in self.speeds if speed.point == point), None)
 
+    def served_at(self, load: Load) -> Served | None:
+        return next((each for each in self.served if each.load == load), None)
+
+    def ladder_of(self, load: Load) -> Ladder | None:
+        return next((each for each in self.ladders if each.load == load), None)
+
     def energy_at(self, point: GridPoint, source: str) -> EnergyUse | None:
         return next((each for each in self.energies if (each.point, each.source) == (point, source)), None)
 
@@ -367,6 +435,7 @@ class Table:
     engine_floors: tuple[EngineFloor, ...] = ()
     recipes: tuple[str, ...] = ()
     grid: tuple[GridPoint, ...] = field(default=())
+    loads: tuple[Load, ...] = ()
     tasks: tuple[TaskKey, ...] = ()
     budget_bytes: int | None = None
     price: HourlyPrice | None = None

@@ -25,6 +25,7 @@ from harness.core.job import (
     MeasureMachine,
     MeasurePerformance,
     MeasureQuality,
+    MeasureServing,
     PrepareModel,
     QuantizeModel,
     WriteText,
@@ -37,6 +38,7 @@ from harness.core.workload import (
     CalibrationRef,
     MetricRef,
     PerplexityWorkload,
+    ServingWorkload,
     TaskWorkload,
     TextRef,
     ThroughputWorkload,
@@ -112,6 +114,7 @@ class _Resolved:
     observers: tuple[MetricRef, ...]
     workloads: tuple[MetricRef, ...]
     calibration: CalibrationRef | None
+    serving: ServingWorkload | None
     inputs: _Inputs
 
     @property
@@ -129,7 +132,13 @@ class _Resolved:
 
     def place(
         self,
-        job: WriteText | MakeReference | QuantizeModel | MeasureQuality | AnswerTask | MeasurePerformance,
+        job: WriteText
+        | MakeReference
+        | QuantizeModel
+        | MeasureQuality
+        | AnswerTask
+        | MeasurePerformance
+        | MeasureServing,
         source: SourceModel,
         method: MethodChoice,
         runtime: Engine[Any],
@@ -195,6 +204,7 @@ def plan(
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)
+    serving = workloads.serving(recipe)
     observers, measured = workloads.plugin_metrics(recipe)
     validate_engines(recipe, [choice.engine for choice in engines], methods)
     validate_calibration(recipe, methods)
@@ -204,7 +214,7 @@ def plan(
     checkpoints = [method.checkpoint for method in methods if method.checkpoint is not None]
     known = _Inputs({source.ref.path: source.files for source in (*sources, *checkpoints) if source.files})
     sweep = _Resolved(
-        recipe, site, machine, allow_leak, base, methods, texts, tasks, observers, measured, calibration, known
+        recipe, site, machine, allow_leak, base, methods, texts, tasks, observers, measured, calibration, serving, known
     )
     planned = [run for source in sources for run in _OfModel(sweep, source, engines).runs()]
     if not any(run.spec.job.measures_variant for run in planned):
@@ -241,7 +251,7 @@ def _without_use(planned: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
 def _validate_runs(recipe: Recipe, variants: int, questions: int) -> None:
     """Raises RecipeError for too many runs; ``questions`` are the texts and tasks that each variant gets."""
     rows = variants * len(recipe.kv_cache)
-    timed = len(recipe.decode_mode) * recipe.repetitions
+    timed = (len(recipe.decode_mode) + (recipe.measure.serving is not None)) * recipe.repetitions
     runs = rows * (questions + timed)
     if runs > MAX_RUNS:
         raise recipe.error(
@@ -508,7 +518,7 @@ class _OnEngine:
 
     def _measurements(
         self, method: MethodChoice, kv_cache: KvCache
-    ) -> Iterator[tuple[MeasureQuality | AnswerTask | MeasurePerformance, int]]:
+    ) -> Iterator[tuple[MeasureQuality | AnswerTask | MeasurePerformance | MeasureServing, int]]:
         """The measuring jobs of a variant, each with its repetition."""
         sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
         leak = sweep.allow_leak and method.calibrated
@@ -525,6 +535,11 @@ class _OnEngine:
         for grid in self._grids(method, kv_cache):
             for repetition in range(sweep.recipe.repetitions):
                 yield MeasurePerformance(*of, grid, measure.energy is not None, verify, sweep.workloads), repetition
+        if sweep.serving is not None:
+            conditions, variant, _ = of
+            apart = replace(conditions, memory=False)  # the server is another process than that of the run
+            for repetition in range(sweep.recipe.repetitions):
+                yield MeasureServing(apart, variant, base, sweep.serving, measure.energy is not None), repetition
 
     def _grids(self, method: MethodChoice, kv_cache: KvCache) -> Iterator[ThroughputWorkload | None]:
         """What performance runs time: the grid in each decode mode, or None if only memory or plugins measure."""

@@ -50,7 +50,7 @@ def validate_devices(devices: int, machine: Machine) -> None:
 def validate_measure(recipe: Recipe) -> None:
     """Raises RecipeError if nothing is measured, or if a measurement lacks another one that it needs."""
     if recipe.measure == Measure():
-        raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
+        raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory, throughput or serving")
     if recipe.measure.throughput is None:
         _validate_without_throughput(recipe)
     if recipe.measure.divergence is not None and not recipe.measure.perplexity:
@@ -61,7 +61,11 @@ def _validate_without_throughput(recipe: Recipe) -> None:
     """Raises RecipeError for settings that need the timing of prefill and decode."""
     memory = recipe.measure.memory
     wanted: list[tuple[tuple[str, ...], object, str]] = [
-        (("measure", "energy"), recipe.measure.energy, "it is measured at the points of its grid"),
+        (
+            ("measure", "energy"),
+            None if recipe.measure.serving else recipe.measure.energy,
+            "it is measured at the points of its grid, or under the load of 'serving'",
+        ),
         (("measure", "memory", "budget"), memory and memory.budget, "what fits is computed from its prompts"),
         (("price",), recipe.price, "the cost of a token is computed from its speeds"),
         (("decode_mode",), recipe.decode_mode != ("eager",) or None, "without it no decoding speed is measured"),

@@ -18,6 +18,7 @@ from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
 from harness.planning.expand import MethodChoice
 from harness.text.calibration import VERSION as CALIBRATION_VERSION
 from harness.text.generated import VERSION as GENERATED_VERSION
+from harness.text.load import VERSION as LOAD_VERSION
 from harness.text.windows import VERSION as WINDOWS_VERSION
 
 PROBE_VERSION = 1
@@ -27,6 +28,7 @@ PARTS: Mapping[str, int] = {
     "generated": GENERATED_VERSION,
     "gguf": GGUF_VERSION,
     "kv_cache": KV_CACHE_VERSION,
+    "load": LOAD_VERSION,
     "machine": MACHINE_VERSION,
     "prepare": PREPARE_VERSION,
     "probe": PROBE_VERSION,

@@ -16,6 +16,8 @@ from harness.core.workload import (
     Generation,
     MetricRef,
     PerplexityWorkload,
+    ServingWorkload,
+    Slo,
     TaskWorkload,
     TextRef,
 )
@@ -158,6 +160,30 @@ def _plugin_metric(recipe: Recipe, name: str, given: Mapping[str, Any]) -> tuple
     if metric.kind == "observer" and not recipe.measure.perplexity:
         raise recipe.error(place, "needs 'perplexity' beside it: it is measured on its text")
     return metric, MetricRef(name, params.model_dump(), metric.uses, metric.packages)
+
+
+USUAL_REQUESTS = 64
+
+
+def serving(recipe: Recipe) -> ServingWorkload | None:
+    """The load on a server that the recipe asks for, if any. Raises RecipeError if its text does not exist."""
+    entry = recipe.measure.serving
+    if entry is None:
+        return None
+    limits = entry.slo
+    return ServingWorkload(
+        arrival=entry.arrival,
+        levels=entry.levels,
+        text=text(recipe, entry.prompts.text, ("measure", "serving", "prompts", "text")),
+        prompt_tokens=None if entry.prompts.tokens == "rows" else entry.prompts.tokens,
+        new_tokens=entry.new_tokens,
+        natural=entry.length == "natural",
+        requests=entry.requests or (USUAL_REQUESTS if entry.duration is None else None),
+        duration_s=entry.duration,
+        warmup=entry.warmup,
+        slo=Slo(limits.ttft, limits.tpot, limits.itl, limits.e2e, limits.attainment) if limits else None,
+        bisect=entry.bisect,
+    )
 
 
 def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:

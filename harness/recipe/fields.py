@@ -25,6 +25,8 @@ MAX_TOKENS = 2**24
 """Tokens of a prompt, a window or a whole batch."""
 MAX_ITERATIONS = 10_000
 """Iterations of one measurement. The record keeps each one's time."""
+MAX_RATE = 10_000.0
+"""Requests per second."""
 MAX_SAMPLES = 2**20
 """Sequences to calibrate with."""
 MAX_SEED = 2**32 - 1
@@ -44,6 +46,23 @@ def _seconds(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(min(value, 2 * MAX_SECONDS))  # a whole number may be too large for a float
     raise PydanticCustomError("duration", "expected a duration such as 90s, 10m or 2h")
+
+
+def _delay(value: Any) -> Any:
+    """``500ms``, or what a duration may be, in seconds."""
+    if isinstance(value, str) and (match := re.fullmatch(_NUMBER + r"\s*ms", value.strip())):
+        return float(match[1]) / 1000
+    try:
+        return _seconds(value)
+    except PydanticCustomError:
+        raise PydanticCustomError("duration", "expected a duration such as 500ms or 2s") from None
+
+
+def _share(value: Any) -> Any:
+    """``90%`` or 0.9."""
+    if isinstance(value, str) and (match := re.fullmatch(_NUMBER + r"\s*%", value.strip())):
+        return float(match[1]) / 100
+    return value
 
 
 def _bytes(value: Any) -> Any:
@@ -93,6 +112,20 @@ Seconds = Annotated[
     float,
     BeforeValidator(_seconds, json_schema_input_type=str | float),
     Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False),
+]
+Delay = Annotated[
+    float,
+    BeforeValidator(_delay, json_schema_input_type=str | float),
+    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False),
+]
+Share = Annotated[
+    float, BeforeValidator(_share, json_schema_input_type=str | float), Field(gt=0, le=1, allow_inf_nan=False)
+]
+Rates = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)], ...],
+    BeforeValidator(one_or_many, json_schema_input_type=float | list[float]),
+    Field(min_length=1, max_length=MAX_SIZES),
+    AfterValidator(distinct),
 ]
 Bytes = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=str | int), Field(gt=0, le=MAX_SIZE)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

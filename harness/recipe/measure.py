@@ -16,23 +16,30 @@ from harness.recipe.fields import (
     BatchSizes,
     Bos,
     Bytes,
+    Delay,
     Iterations,
     Lengths,
     Located,
     Name,
     Plain,
     Prose,
+    Rates,
+    Seconds,
     Seed,
+    Share,
     Tokens,
     one_or_many,
 )
-from harness.recipe.text import AnyScoredText, ScoredText
+from harness.recipe.text import AnyScoredText, AnyText, ScoredText, Text
 
 MAX_CELLS = 1024
 """Points of one grid: batch sizes × prompt lengths."""
 MAX_ANSWERS = 1024
 """Answers to one question."""
 MAX_TEMPERATURE = 10.0
+MAX_REQUESTS = 100_000
+"""Requests at one level of load."""
+MAX_BISECT = 10
 MAX_EXAMPLES = 1000
 """Answered examples before each question."""
 
@@ -138,7 +145,7 @@ class Memory(Strict):
 
 
 class Energy(Strict):
-    """Joules per token of prefill and decode at every point of ``throughput``, if the machine has energy counters."""
+    """Joules per token at every point of ``throughput`` and load of ``serving``, if the machine has energy counters."""
 
 
 class Throughput(Strict):
@@ -170,6 +177,92 @@ class Throughput(Strict):
         return self
 
 
+class ServingPrompts(Strict):
+    """What the requests of a load ask. A text's own rows have their real lengths."""
+
+    text: AnyText = Field(Text(name="demo"), description="a text's name, a file's path, or a hub data set")
+    tokens: Annotated[int, Field(gt=0, le=MAX_TOKENS)] | Literal["rows"] = Field(
+        128, description="tokens of each prompt, which is cut from the text; or rows: each prompt is a row of it"
+    )
+
+
+class ServingSlo(Strict):
+    """What a request must meet; with `attainment` of the requests that meet every limit, a load holds the SLO."""
+
+    ttft: Delay | None = Field(None, description="time to the first token, such as 500ms")
+    tpot: Delay | None = Field(None, description="time per output token after the first")
+    itl: Delay | None = Field(
+        None,
+        description="time between two tokens, for 95% of a request's; TPOT where tokens arrive in bursts",
+    )
+    e2e: Delay | None = Field(None, description="time to the last token")
+    attainment: Share = Field(0.9, description="the share of the requests that must meet all limits")
+
+    @model_validator(mode="after")
+    def _limits(self) -> ServingSlo:
+        if self.ttft is self.tpot is self.itl is self.e2e is None:
+            raise PydanticCustomError("grid", "expected a limit: ttft, tpot, itl or e2e")
+        return self
+
+
+class Serving(Strict):
+    """A server under load: latencies, throughput and goodput at each level, on engines that serve."""
+
+    arrival: Literal["concurrent", "poisson", "constant"] = Field(
+        "concurrent",
+        description="so many requests at a time, or by a schedule: at random or evenly at so many a second",
+    )
+    concurrency: BatchSizes | None = Field(
+        None, description="levels of load if arrival is concurrent: requests at the same time"
+    )
+    rates: Rates | None = Field(None, description="levels of load if arrival is a schedule: requests per second")
+    prompts: ServingPrompts = Field(ServingPrompts(), description="the prompts, the same for every variant")
+    new_tokens: Tokens = Field(64, description="tokens of each answer")
+    length: Literal["fixed", "natural"] = Field(
+        "fixed",
+        description="fixed: an end-of-sequence token ends no answer; natural: it does, new_tokens at the latest",
+    )
+    warmup: Annotated[int, Field(ge=0, le=MAX_REQUESTS)] = Field(
+        4, description="requests at the beginning of each level that do not count"
+    )
+    requests: Annotated[int, Field(gt=1, le=MAX_REQUESTS)] | None = Field(
+        None, description="requests of each level, after those to warm up; default: 64 unless duration is given"
+    )
+    duration: Seconds | None = Field(None, description="of each level, instead of requests; only with rates")
+    slo: ServingSlo | None = Field(None, description="what a request must meet, for goodput and the largest load")
+    bisect: Annotated[int, Field(ge=0, le=MAX_BISECT)] = Field(
+        0, description="levels measured between the highest that holds the SLO and the next, each halfway"
+    )
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The levels of load, rising."""
+        return tuple(sorted(map(float, self.concurrency or self.rates or ())))
+
+    @model_validator(mode="after")
+    def _fits(self) -> Serving:
+        scheduled = self.arrival != "concurrent"
+        wanted, other = ("rates", "concurrency") if scheduled else ("concurrency", "rates")
+        problems = {
+            f"expected '{wanted}' beside arrival {self.arrival}": getattr(self, wanted) is None,
+            f"arrival {self.arrival} has {wanted}, not {other}": getattr(self, other) is not None,
+            "expected requests or duration, not both": self.requests is not None and self.duration is not None,
+            "a duration needs rates: with arrival concurrent, say how many requests": not scheduled
+            and self.duration is not None,
+            "bisect needs an slo: it looks for the largest load that holds it": self.bisect > 0 and self.slo is None,
+        }
+        for problem, present in problems.items():
+            if present:
+                raise PydanticCustomError("grid", "{problem}", {"problem": problem})
+        if self.duration is not None and not self.warmup + 2 <= self.duration * self.levels[0] <= MAX_REQUESTS:
+            raise PydanticCustomError(
+                "grid",
+                "expected a duration in which {least} to {most} requests come at every rate, those to warm up included",
+                {"least": self.warmup + 2, "most": MAX_REQUESTS},
+            )
+        return self
+
+
 class Measure(Strict):
     """What is measured. A metric that is not listed is not measured.
 
@@ -192,6 +285,7 @@ class Measure(Strict):
         Field(max_length=MAX_ENTRIES),
     ] = ()
     energy: Energy | None = None
+    serving: Serving | None = None
 
     @property
     def of_plugins(self) -> Mapping[str, Mapping[str, Any]]:

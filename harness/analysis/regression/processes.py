@@ -14,6 +14,7 @@ from harness.analysis.regression.pending import Gated, Pending, start
 from harness.core.identity import Scalar
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.peaks import source_that_says_most
+from harness.figures.derived.places import place_of
 from harness.figures.derived.speeds import point_of
 from harness.figures.figure import Figure
 from harness.figures.statistic import PerProcess
@@ -22,7 +23,7 @@ from harness.stats.rule import compare_speeds
 
 Key = tuple[str, ...]
 Process = Mapping[Key, Measurement]
-POINT = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
+POINT = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode", "arrival", "level", "prompts", "answers")
 NO_POINT = str(None)
 """In a key, for a phase that belongs to no point of the grid."""
 
@@ -55,7 +56,7 @@ class _Side:
 
 
 def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
-    """One finding for each point of the grid that either side measured, with usable timings or not.
+    """One finding for each point of the grid and level of load that either side measured, with usable timings or not.
 
     Peaks are taken over all points that both have; those that only one has are a separate finding.
     """
@@ -199,8 +200,8 @@ def _suspects(name: str, case: Case) -> str:
 
 
 def where(measurement: Measurement) -> str:
-    """The point of the grid; with several counters, also which one."""
-    label, source = point_of(measurement).label, measurement.protocol.get("source")
+    """The point of the grid or the level of load; with several counters, also which one."""
+    label, source = place_of(measurement).label, measurement.protocol.get("source")
     return f"{label}, {source}" if source else label
 
 

@@ -1,0 +1,115 @@
+"""Puts load on a server: by a program of vLLM's in its own environment and process, so that it delays neither side."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from harness.core.capability import Endpoint
+from harness.errors import RunError, UnsupportedError
+from harness.libraries import load_generator
+from harness.stacks import Stacks
+from harness.stats.serving import Answered
+from harness.text.load import PlannedRequest
+
+GENERATOR_STACK = "vllm"
+LEAVING_S = 10.0
+
+
+@dataclass(frozen=True)
+class LoadGenerator:
+    """A running generator; ``version`` is that of the program."""
+
+    version: str
+    questions: IO[str]
+    answers: IO[str]
+
+    def drive(
+        self, endpoint: Endpoint, requests: Sequence[PlannedRequest], concurrent: int | None, natural: bool
+    ) -> list[Answered]:
+        """Sends the requests when they are due, or ``concurrent`` at a time, and waits for all answers.
+
+        Answers end at the model's own end token if ``natural``, else they have all their tokens. Raises RunError if the
+        generator ends.
+        """
+        load = {
+            "url": endpoint.url,
+            "model": endpoint.model,
+            "requests": [[each.prompt, each.new_tokens, each.at_s] for each in requests],
+            "concurrent": concurrent,
+            "natural": natural,
+        }
+        try:
+            print(json.dumps(load), file=self.questions, flush=True)
+            line = self.answers.readline()
+        except OSError:
+            line = ""
+        if not line:
+            raise RunError("the load generator ended before its requests were answered; see the log")
+        return _answered(requests, json.loads(line))
+
+
+def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> list[Answered]:
+    """What the client saw. Its clock begins with the request that it sent first."""
+    began = min(found["start_times"])
+    return [
+        Answered(
+            name=request.name,
+            sent_s=found["start_times"][index] - began,
+            planned_s=request.at_s,
+            ttft_s=found["ttfts"][index],
+            e2e_s=found["latencies"][index],
+            prompt_tokens=found["input_lens"][index],
+            # a server that does not count them sends each in an event of its own
+            output_tokens=max(found["output_lens"][index], len(found["itls"][index]) + 1),
+            gaps_s=tuple(found["itls"][index]),
+            error="" if found["output_lens"][index] else found["errors"][index] or "no answer",
+        )
+        for index, request in enumerate(requests)
+    ]
+
+
+@contextmanager
+def load_generator_of(cache: Path, endpoint: Endpoint) -> Iterator[LoadGenerator]:
+    """A generator, ready to send. ``cache`` is the folder whose stacks may have it.
+
+    Raises UnsupportedError if its stack is not there, and RunError if it does not start.
+    """
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"}
+    if endpoint.api_key_env is not None:
+        variables["OPENAI_API_KEY"] = os.environ.get(endpoint.api_key_env, "")
+    command = [_python(cache), str(Path(load_generator.__file__))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        ready, _, version = process.stdout.readline().strip().partition(" ")
+        if ready != load_generator.READY:
+            raise RunError("the load generator did not start; see the log")
+        yield LoadGenerator(version, process.stdin, process.stdout)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(LEAVING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def _python(cache: Path) -> str:
+    """The interpreter of the generator's stack: that of this run, if it runs there."""
+    if Path(sys.prefix).name.startswith(f"{GENERATOR_STACK}-"):
+        return sys.executable
+    stack = Stacks(cache.absolute() / "stacks").find(GENERATOR_STACK)
+    obstacle = stack.find_obstacle()
+    if obstacle is not None:
+        raise UnsupportedError(f"requests are sent by a program of vLLM's: {obstacle}")
+    return str(stack.python)

@@ -1,0 +1,344 @@
+"""A variant's server under load: latencies, throughput, goodput, the largest load that holds the SLO, the crossover."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from harness.core.record import Measurement
+from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, delay, measured, positive
+from harness.figures.figure import Direction, Figure
+from harness.figures.formats import NumberStyle, significant
+from harness.figures.gate import Gate
+from harness.figures.notes import interval_note
+from harness.figures.statistic import PerProcess
+from harness.figures.table import Load, Table, VariantRow
+from harness.stats.crossover import Crossover
+from harness.stats.estimate import quantile
+
+GROUP = "Serving"
+HARMLESS = 0.05
+"""A relative difference that does not matter: the thresholds of the gates, and of ties."""
+PERCENTILES = (50, 95, 99)
+TOLD = 95
+"""The percentile that readers see, gates judge and ``recommend`` reads."""
+SECONDS = NumberStyle("ms", factor=1000)
+TIMES = NumberStyle("×")
+OVER = "median over processes, with their range"
+
+
+def loads(table: Table) -> tuple[Load, ...]:
+    """The places of a figure that is measured at each level of load."""
+    return table.loads
+
+
+def ladders(table: Table) -> tuple[Load, ...]:
+    """The places of a figure of a whole ladder of loads."""
+    return tuple(dict.fromkeys(each.load for row in table.rows for each in row.ladders))
+
+
+def at_highest_load(table: Table, load: Load) -> bool:
+    """Whether it is the last level, the only one that the main table shows."""
+    return table.loads[-1:] == (load,)
+
+
+def _percentile(measurement: Measurement, share: float) -> float:
+    return quantile(measurement.values, share)
+
+
+def _first(measurement: Measurement) -> float:
+    return measurement.values[0]
+
+
+def _read_at_highest(statistic: PerProcess) -> Callable[[VariantRow, Use], Reading]:
+    """The figure at the highest level of load that the table has."""
+
+    def read(row: VariantRow, use: Use) -> Reading:
+        if not use.table.loads:
+            return Reading(None, "no load was measured")
+        load = use.table.loads[-1]
+        return measured(statistic.value(row, load), f"at {load.short}", scale="log")
+
+    return read
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How ``recommend`` asks for a latency: what it is called, its limit and the place of its options."""
+
+    name: str
+    option: str
+    words: str
+    rank: int
+
+    def of(self, statistic: PerProcess) -> Ask:
+        text = f"{self.name[0].upper()}{self.name[1:]}, of 95% of the requests at the highest load."
+        return Ask(
+            self.name,
+            LimitOption(f"max-{self.option}", delay, "TIME", text, self.words, rank=self.rank),
+            Objective(
+                self.option, f"the shortest {self.name}", f"not distinguishable by {self.name} from", rank=self.rank
+            ),
+            Ties(harmless=HARMLESS, relative=True),
+            _read_at_highest(statistic),
+            explained=True,
+        )
+
+
+def _latency(
+    name: str, metric: str, title: str, meaning: str, percentile: int, asked: _Asked | None = None
+) -> Figure[Load]:
+    told = percentile == TOLD
+    statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100))
+    return Figure(
+        f"{name}_p{percentile}",
+        GROUP,
+        f"{title} p{percentile}",
+        f"{meaning}: the {percentile}th percentile of the requests of one process at {{place}}; {OVER}.",
+        direction="lower",
+        format=SECONDS,
+        places=loads,
+        column=f"{name}_p{percentile}_s_{{place}}",
+        shown=at_highest_load if told else False,
+        interval=True,
+        statistic=statistic,
+        gate=Gate("relative", HARMLESS, f"{title} of 95% of the requests, at each load") if told else None,
+        ask=asked.of(statistic) if asked and told else None,
+    )
+
+
+_TTFT = _Asked("time to the first token", "ttft", "≤ {} s to the first token", 100)
+_TPOT = _Asked("time per token", "tpot", "≤ {} s per token after the first", 110)
+TTFT = tuple(
+    _latency("ttft", "serving_ttft_s", "TTFT", "Time from sending a request to its first token", each, _TTFT)
+    for each in PERCENTILES
+)
+TPOT = tuple(
+    _latency("tpot", "serving_tpot_s", "TPOT", "Time per output token after the first", each, _TPOT)
+    for each in PERCENTILES
+)
+ITL = tuple(
+    _latency("itl", "serving_gap_s", "ITL", "Time between two tokens, where they arrive one by one", each)
+    for each in PERCENTILES
+)
+E2E = tuple(
+    _latency("e2e", "serving_e2e_s", "E2E", "Time from sending a request to its last token", each)
+    for each in PERCENTILES
+)
+
+
+def _rate(
+    name: str,
+    metric: str,
+    heading: str,
+    text: str,
+    unit: str,
+    direction: Direction = "higher",
+    shown: Callable[[Table, Load], bool] | bool = at_highest_load,
+    of: Callable[[Measurement], float] = _first,
+    gate: Gate | None = None,
+    ask: Ask | None = None,
+    style: NumberStyle | None = None,
+) -> Figure[Load]:
+    return Figure(
+        name,
+        GROUP,
+        heading,
+        f"{text}, at {{place}}; {OVER}.",
+        direction=direction,
+        format=style or NumberStyle(unit),
+        places=loads,
+        shown=shown,
+        interval=True,
+        statistic=PerProcess(metric, unit, of),
+        gate=gate,
+        ask=ask,
+    )
+
+
+def _read_goodput(row: VariantRow, use: Use) -> Reading:
+    """The highest over all levels of load."""
+    found = [(load, value) for load in use.table.loads if (value := GOODPUT.of(row, load)) is not None]
+    best = max(found, key=lambda pair: _value(pair[1]), default=None)
+    if best is None or isinstance(best[1], str | float):
+        return Reading(None, "no SLO was given")
+    return measured(best[1], f"at {best[0].short}", scale="log")
+
+
+def _value(value: object) -> float:
+    return float(getattr(value, "value", math.nan))
+
+
+GOODPUT = _rate(
+    "goodput",
+    "serving_goodput_per_s",
+    "Goodput",
+    "Requests per second that meet the SLO",
+    "requests/s",
+    gate=Gate("relative", HARMLESS, "requests per second that meet the SLO, at each load"),
+    ask=Ask(
+        "goodput",
+        LimitOption("min-goodput", positive, "REQ/S", "The highest goodput.", "≥ {} requests/s at the SLO", rank=120),
+        Objective("goodput", "the highest goodput", "not distinguishable by goodput from", rank=24),
+        Ties(harmless=HARMLESS, relative=True),
+        _read_goodput,
+        explained=True,
+    ),
+)
+THROUGHPUT = _rate(
+    "output_throughput",
+    "serving_output_tok_per_s",
+    "Output",
+    "Output tokens of all requests per second, from the first request to the last answer",
+    "tok/s",
+    gate=Gate("relative", HARMLESS, "output tokens per second of a server, at each load"),
+)
+
+
+def _read_capacity(row: VariantRow, use: Use) -> Reading:
+    found = [each for each in row.ladders if each.capacity is not None]
+    if not found:
+        return Reading(None, "no SLO was given")
+    return measured(found[0].capacity, found[0].load.unit)
+
+
+def _capacity_notes(row: VariantRow, load: Load) -> tuple[str, ...]:
+    found = row.ladder_of(load)
+    if found is None or found.capacity is None:
+        return ()
+    if not found.capacity.value:
+        return (f"no load holds {found.slo}",)
+    return interval_note(found.capacity)
+
+
+CAPACITY: Figure[Load] = Figure(
+    "largest_load",
+    GROUP,
+    "Largest load at the SLO",
+    "The largest load that holds the SLO, {place}: median over processes, with its 95% interval, which ends at the "
+    "next load above, which does not.",
+    lambda row, load: found.capacity if (found := row.ladder_of(load)) else None,
+    "higher",
+    lambda table, load: NumberStyle(load.unit),
+    ladders,
+    interval=True,
+    notes=_capacity_notes,
+    key=True,
+    statistic=PerProcess("serving_largest_load", "", _first),
+    gate=Gate("relative", HARMLESS, "the largest load that holds the SLO"),
+    ask=Ask(
+        "largest load",
+        LimitOption(
+            "min-load", positive, "LOAD", "The largest load that holds the SLO.", "≥ {} of load at the SLO", rank=130
+        ),
+        Objective("load", "the largest load at the SLO", "not distinguishable by load from", rank=22),
+        Ties(harmless=HARMLESS, relative=True),
+        _read_capacity,
+        explained=True,
+    ),
+)
+
+
+def crossover_words(found: Crossover, unit: str) -> str:
+    """``faster than the baseline up to 24 concurrent requests, slower beyond [18, 31]``."""
+    first, then = ("faster", "slower") if found.slower else ("slower", "faster")
+    low = "below the lowest" if found.low == 0 else significant(found.low)
+    high = "above the highest" if math.isinf(found.high) else significant(found.high)
+    doubt = "" if found.certain else "; it may not cross within the loads that were measured"
+    return f"{first} than the baseline up to {significant(found.level)} {unit}, {then} beyond [{low}, {high}]{doubt}"
+
+
+def _crossover(row: VariantRow, load: Load) -> str | None:
+    found = row.ladder_of(load)
+    return crossover_words(found.crossover, load.unit) if found and found.crossover else None
+
+
+FIGURES: tuple[Figure[Load], ...] = (
+    CAPACITY,
+    Figure(
+        "crossover",
+        GROUP,
+        "Crossover",
+        "Where the variant's requests cease to be answered faster, or slower, than the baseline's as the load grows: "
+        "{place}. Of the times to the last token, paired by request and process, with the bootstrap's 95% interval.",
+        _crossover,
+        places=ladders,
+        shown=lambda table, load: any(_crossover(row, load) for row in table.rows),
+    ),
+    *TTFT,
+    *TPOT,
+    *ITL,
+    *E2E,
+    Figure(
+        "served_ratio",
+        GROUP,
+        "vs baseline",
+        "How many times as fast requests were answered as by the baseline's server, at {place}: of the times to the "
+        "last token, paired by request and process, with the 95% interval over processes (of one, its requests').",
+        lambda row, load: found.ratio if (found := row.served_at(load)) else None,
+        "higher",
+        TIMES,
+        loads,
+        shown=at_highest_load,
+        interval=True,
+        notes=lambda row, load: interval_note(found.ratio) if (found := row.served_at(load)) else (),
+        key=True,
+    ),
+    THROUGHPUT,
+    _rate(
+        "request_throughput",
+        "serving_requests_per_s",
+        "Requests",
+        "Requests answered per second, from the first request to the last answer",
+        "requests/s",
+        shown=False,
+    ),
+    GOODPUT,
+    _rate(
+        "attainment",
+        "serving_met",
+        "Attainment",
+        "The share of the requests that meet the SLO; one that was not answered does not",
+        "",
+        of=lambda measurement: measurement.mean,
+        style=NumberStyle("%", factor=100),
+    ),
+    _rate("failures", "serving_failures", "Failures", "Requests without an answer", "requests", "lower"),
+    _rate(
+        "preemptions",
+        "serving_preemptions",
+        "Preemptions",
+        "How often the server interrupted a request for want of cache, by its own count",
+        "preemptions",
+        "lower",
+    ),
+    _rate(
+        "cache_use",
+        "serving_cache_use",
+        "Cache use",
+        "The largest part of its key-value cache that the server used, by its own account",
+        "",
+        "lower",
+        False,
+        style=NumberStyle("%", factor=100),
+    ),
+    _rate(
+        "prefix_cache_hits",
+        "serving_prefix_cache_hits",
+        "Prefix cache",
+        "The part of the prompts' tokens that the server found in its cache, by its own count",
+        "",
+        shown=False,
+        style=NumberStyle("%", factor=100),
+    ),
+    _rate(
+        "load_energy",
+        "serving_j_per_tok",
+        "Energy",
+        "Joules of the GPU, or else of the CPU and its memory, per output token under load, power at rest included",
+        "J/tok",
+        "lower",
+    ),
+)

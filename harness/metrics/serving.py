@@ -1,0 +1,94 @@
+"""What a load on a server measured: the times of each request, and rates, which are of all requests together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from harness.core.identity import Scalar
+from harness.core.metric import Metric
+from harness.core.record import Measurement
+from harness.core.workload import Slo
+from harness.stats.serving import Answered, answered, in_bursts, misses, window_s
+
+VERSION = 1
+Protocol = Mapping[str, Scalar]
+
+
+def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -> Iterator[Measurement]:
+    """The measurements of one level of load: of each request, and of all.
+
+    ``serving_gap_s`` are the gaps between tokens; where these arrive in bursts the gaps are ``serving_event_gap_s``, of
+    events, and there is no ITL. A request that was not answered has no times, and does not meet the SLO.
+    """
+    well, bursts = answered(requests), in_bursts(requests)
+    yield _count("serving_failures", "requests", float(len(requests) - len(well)), protocol)
+    if slo is not None:
+        met = {each.name: float(not misses(each, slo, bursts)) for each in requests}
+        with_slo = {**protocol, "slo": slo.label}
+        yield _items("serving_met", "", "higher", met, with_slo)
+        span = window_s(requests) if well else 0.0
+        yield _rate("serving_goodput_per_s", "requests/s", sum(met.values()) / span if span else 0.0, with_slo)
+    if not well:
+        return
+    planned = {each.name: each.planned_s for each in requests if each.planned_s is not None}
+    if planned:
+        yield _items("serving_planned_s", "s", "neither", planned, protocol)
+    yield _items("serving_sent_s", "s", "neither", {each.name: each.sent_s for each in requests}, protocol)
+    yield _items("serving_ttft_s", "s", "lower", {each.name: each.ttft_s for each in well}, protocol)
+    yield _items("serving_e2e_s", "s", "lower", {each.name: each.e2e_s for each in well}, protocol)
+    tpots = {each.name: tpot for each in well if (tpot := each.tpot_s) is not None}
+    if tpots:
+        yield _items("serving_tpot_s", "s", "lower", tpots, protocol)
+    yield _items("serving_prompt_tokens", "tokens", "neither", _tokens(well, "prompt_tokens"), protocol)
+    yield _items("serving_output_tokens", "tokens", "neither", _tokens(well, "output_tokens"), protocol)
+    gaps = [(each.name, gap) for each in well for gap in each.gaps_s]
+    if gaps:
+        metric = "serving_event_gap_s" if bursts else "serving_gap_s"
+        values, names = tuple(gap for _, gap in gaps), tuple(name for name, _ in gaps)
+        yield Measurement(metric, VERSION, "s", "lower", "samples", values, protocol, cluster_ids=names)
+    seconds = window_s(requests)
+    yield _rate("serving_requests_per_s", "requests/s", len(well) / seconds, protocol)
+    yield _rate("serving_output_tok_per_s", "tok/s", sum(each.output_tokens for each in well) / seconds, protocol)
+
+
+def largest(level: float, unit: str, slo: Slo, protocol: Protocol) -> Measurement:
+    """The largest load at which one process held the SLO; 0 if it held at none."""
+    return _rate("serving_largest_load", unit, level, {**protocol, "slo": slo.label})
+
+
+def counter(metric: str, unit: str, value: float, protocol: Protocol) -> Measurement:
+    """What the server or the machine counted during one level."""
+    direction: Literal["lower", "neither"] = "lower" if metric.endswith("_j_per_tok") else "neither"
+    return Measurement(metric, VERSION, unit, direction, "samples", (value,), protocol)
+
+
+def _tokens(requests: Sequence[Answered], name: str) -> dict[str, float]:
+    return {each.name: float(getattr(each, name)) for each in requests}
+
+
+def _items(
+    metric: str,
+    unit: str,
+    direction: Literal["lower", "higher", "neither"],
+    of: Mapping[str, float],
+    protocol: Protocol,
+) -> Measurement:
+    return Measurement(metric, VERSION, unit, direction, "paired", tuple(of.values()), protocol, item_ids=tuple(of))
+
+
+def _rate(metric: str, unit: str, value: float, protocol: Protocol) -> Measurement:
+    return Measurement(metric, VERSION, unit, "higher", "samples", (value,), protocol)
+
+
+def _count(metric: str, unit: str, value: float, protocol: Protocol) -> Measurement:
+    return Measurement(metric, VERSION, unit, "lower", "exact", (value,), protocol)
+
+
+SERVING = Metric(
+    name="serving",
+    version=VERSION,
+    kind="workload",
+    summary="latencies, throughput and goodput of a server under load, request by request",
+    make=measure,
+)

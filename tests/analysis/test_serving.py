@@ -1,0 +1,158 @@
+"""Servers under load in tables, comparisons and recommendations: planted times come back exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from served_records import RTN, WORKLOAD, baseline, failed, served_record
+
+from harness.analysis.query import Query, parse_limits, parse_objective
+from harness.analysis.recommend import recommend
+from harness.analysis.regression import track
+from harness.analysis.tradeoff import tradeoff
+from harness.core.record import RunRecord
+from harness.core.workload import Slo
+from harness.figures.serving import CAPACITY, E2E, FIGURES, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT
+from harness.figures.table import Load, Table, VariantRow
+from harness.report.column import columns
+from harness.stats.estimate import Estimate
+
+BY_NAME = {each.name: each for each in FIGURES}
+
+
+def slower_beyond(cross: float) -> list[RunRecord]:
+    """A variant whose requests take (load / ``cross``)^0.1 times as long as the baseline's."""
+
+    def theirs(level: float, number: int, repetition: int) -> tuple[float, float]:
+        return 0.01 * level * (1 + number / 100), 0.002 * level
+
+    def ours(level: float, number: int, repetition: int) -> tuple[float, float]:
+        factor = (level / cross) ** 0.1
+        return tuple(factor * each for each in theirs(level, number, repetition))  # type: ignore[return-value]
+
+    return [
+        made for repetition in range(3) for made in (baseline(repetition, theirs), served_record(RTN, repetition, ours))
+    ]
+
+
+def only(records: list[RunRecord]) -> tuple[Table, VariantRow, VariantRow]:
+    (table,) = tradeoff(records)
+    first, second = table.rows
+    return table, first, second
+
+
+def value(found: object) -> float:
+    assert isinstance(found, Estimate)
+    return found.value
+
+
+def test_percentiles_throughput_and_goodput_are_those_planted() -> None:
+    table, base, _ = only(slower_beyond(24.0))
+    assert [load.level for load in table.loads] == [8.0, 16.0, 32.0]
+    highest = table.loads[-1]
+    assert value(TTFT[0].of(base, highest)) == pytest.approx(0.32 * 1.195)  # requests 19 and 20 of 40
+    assert value(TTFT[1].of(base, highest)) == pytest.approx(0.32 * (1 + 0.95 * 39 / 100))
+    assert [value(each.of(base, highest)) for each in (*TPOT, *ITL)] == pytest.approx([0.064] * 6)
+    assert value(E2E[2].of(base, highest)) == pytest.approx(0.32 * (1 + 0.99 * 39 / 100) + 4 * 0.064)
+    span = 39 + 0.32 * 1.39 + 4 * 0.064
+    assert value(THROUGHPUT.of(base, highest)) == pytest.approx(40 * 5 / span)
+    assert value(GOODPUT.of(base, highest)) == pytest.approx(40 / span)  # the slowest first token takes 0.4448 s
+    assert value(BY_NAME["attainment"].of(base, highest)) == 1.0
+    assert value(BY_NAME["failures"].of(base, highest)) == 0.0
+
+
+def test_the_crossover_is_recovered_exactly() -> None:
+    table, base, variant = only(slower_beyond(24.0))
+    (ladder,) = variant.ladders
+    assert ladder.crossover is not None
+    assert (ladder.crossover.level, ladder.crossover.low, ladder.crossover.high) == pytest.approx((24, 24, 24))
+    words = BY_NAME["crossover"].of(variant, ladder.load)
+    assert words == "faster than the baseline up to 24.0 concurrent requests, slower beyond [24.0, 24.0]"
+    assert [served.ratio and served.ratio.value for served in variant.served] == pytest.approx(
+        [(24 / level) ** 0.1 for level in (8, 16, 32)]
+    )
+    assert base.ladders[0].crossover is None
+    assert any(column.name.startswith("crossover") and column.shown for column in columns(table))
+
+
+def test_the_largest_load_at_the_slo_is_recovered_and_chosen_by() -> None:
+    """First tokens take 0.01 s × load: up to 0.4448 s at 32, and 10% longer for a variant that is slower from 13 on."""
+    _, base, variant = only(slower_beyond(3.0))
+    held = [value(CAPACITY.of(row, row.ladders[0].load)) for row in (base, variant)]
+    assert held == [32.0, 16.0]
+    found = CAPACITY.of(variant, variant.ladders[0].load)
+    assert isinstance(found, Estimate)
+    assert (found.low, found.high) == (16.0, 32.0)
+    assert math.isinf(CAPACITY.of(base, base.ladders[0].load).high)  # type: ignore[union-attr, arg-type]
+
+
+def test_recommend_chooses_by_load_goodput_and_latency() -> None:
+    records = slower_beyond(3.0)
+    chosen = {
+        name: recommend(records, Query(parse_limits(limits), parse_objective(*objective)))[0]
+        for name, limits, objective in (
+            ("load", {}, (None, "load")),
+            ("goodput", {}, (None, "goodput")),
+            ("ttft", {"max_ttft": "1s"}, ("ttft", None)),
+            ("none", {"min_load": 64}, (None, "load")),
+        )
+    }
+    picks = {name: found.pick and found.pick.row.method for name, found in chosen.items()}
+    assert picks == {"load": "none", "goodput": "none", "ttft": "none", "none": None}
+
+
+def test_an_slo_that_nobody_meets_has_a_largest_load_of_none() -> None:
+    strict = replace(WORKLOAD, slo=Slo(ttft_s=0.001))
+    record = baseline(0, lambda level, number, repetition: (0.1, 0.01), strict)
+    (table,) = tradeoff([record])
+    (load,) = (each.load for each in table.rows[0].ladders)
+    assert value(CAPACITY.of(table.rows[0], load)) == 0.0
+    assert CAPACITY.notes(table.rows[0], load) == ("no load holds ttft ≤ 0.001 s for 90%",)
+
+
+def test_a_server_that_fails_is_a_row() -> None:
+    records = slower_beyond(24.0)
+    table, _, variant = only([records[0], failed(records[1])])
+    assert (variant.status, variant.served, len(table.rows)) == ("failed", (), 2)
+
+
+def test_other_requests_are_never_paired() -> None:
+    records = slower_beyond(24.0)
+    other = replace(
+        records[1],
+        outcome=replace(
+            records[1].outcome,
+            measurements=tuple(
+                replace(each, protocol={**each.protocol, "schedule": "other"})
+                for each in records[1].outcome.measurements
+            ),
+        ),
+    )
+    _, _, variant = only([records[0], other])
+    assert [each.ratio for each in variant.served] == [None] * 3
+
+
+def test_a_slower_server_fails_the_gates() -> None:
+    """Five processes of each side, of which HEAD's take a fifth longer."""
+    sides = [
+        [
+            baseline(
+                each, lambda level, number, repetition, factor=factor: (factor * 0.01 * level + repetition / 1e4, 0.02)
+            )
+            for each in range(5)
+        ]
+        for factor in (1.0, 1.2)
+    ]
+    found = track(sides[0], [replace(each, session="two") for each in sides[1]], {"ttft_p95": 0.05})
+    ttft = [each for each in found.findings if each.metric == "ttft_p95"]
+    assert {(each.where.split(";")[0], each.verdict) for each in ttft} == {
+        (f"{level} concurrent requests", "regressed") for level in (8, 16, 32)
+    }
+
+
+def test_a_load_names_itself() -> None:
+    load = Load("poisson", "32 tokens of demo", "5 tokens", 2.5)
+    assert load.label == "2.5 requests/s, poisson; prompts: 32 tokens of demo; answers: 5 tokens"
+    assert load.name == "poisson_2_5_32_tokens_of_demo_5_tokens"

@@ -1,0 +1,172 @@
+"""The job of a server under load: what it asks at each level, what it records, and when its run is invalid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from clock_server import MODEL, Answer, clock_server
+from run_specs import NONE, run_spec
+
+from harness.core.capability import Endpoint
+from harness.core.model import ModelRef
+from harness.core.record import Measurement
+from harness.core.workload import ServingWorkload, Slo
+from harness.engines.transformers.engine import TRANSFORMERS
+from harness.errors import InvalidRunError
+from harness.execution.context import Context
+from harness.execution.counters import counting
+from harness.execution.jobs.serve import run
+from harness.recipe import Text
+from harness.stats.serving import Answered
+from harness.storage.cache import Cache
+from harness.text.load import PlannedRequest
+from harness.text.sources import resolve
+
+pytestmark = pytest.mark.heavy
+
+WORKLOAD = ServingWorkload(
+    arrival="poisson",
+    levels=(1.0, 4.0, 16.0),
+    text=resolve(Text(name="demo"), Path()),
+    prompt_tokens=32,
+    new_tokens=8,
+    natural=False,
+    requests=20,
+    duration_s=None,
+    warmup=2,
+    slo=Slo(ttft_s=0.5),
+)
+
+
+@dataclass
+class Planted:
+    """A load generator whose server answers each request of a load of ``rate`` after ``rate`` / 10 s, at ``lag`` s."""
+
+    version: str = "planted"
+    lag_s: float = 0.0
+    asked: list[tuple[Sequence[PlannedRequest], int | None]] = field(default_factory=list)
+
+    def drive(
+        self, endpoint: Endpoint, requests: Sequence[PlannedRequest], concurrent: int | None, natural: bool
+    ) -> list[Answered]:
+        self.asked.append((requests, concurrent))
+        rate = concurrent or (len(requests) - 1) / max(each.at_s or 0.0 for each in requests)
+        ttft_s = rate / 10
+        return [
+            Answered(
+                each.name,
+                (each.at_s or 0.0) + number * self.lag_s,
+                each.at_s,
+                ttft_s,
+                ttft_s + 0.07,
+                32,
+                8,
+                (0.01,) * 7,
+            )
+            for number, each in enumerate(requests)
+        ]
+
+
+def measured(workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPatch, planted: Planted) -> Context:
+    source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
+    method = replace(NONE, params={"dtype": "model"})
+    context = Context(
+        run_spec("serve", "load", source, method, method, serving=workload, memory=False), Cache(tiny), str
+    )
+    serving = replace(
+        TRANSFORMERS, serve=lambda request, params, folder: nullcontext(Endpoint("http://127.0.0.1:1", MODEL))
+    )
+    monkeypatch.setattr("harness.execution.context.engine", lambda name: serving)
+    monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda cache, endpoint: nullcontext(planted))
+    run(context.spec.job, context, Path())  # type: ignore[arg-type]
+    return context
+
+
+def found(context: Context, metric: str, **protocol: object) -> Measurement:
+    (only,) = (
+        each
+        for each in context.measurements
+        if each.metric == metric and protocol.items() <= dict(each.protocol).items()
+    )
+    return only
+
+
+def test_each_level_is_measured_without_what_warms_up(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = Planted()
+    context = measured(WORKLOAD, tiny, monkeypatch, planted)
+    assert [len(requests) for requests, _ in planted.asked] == [22, 22, 22]
+    ttft = found(context, "serving_ttft_s", level=4.0)
+    assert ttft.item_ids == tuple(f"r{number:05d}" for number in range(2, 22))
+    assert ttft.protocol["arrival"] == "poisson"
+    assert [phase.name for phase in context.phases][-3:] == ["load"] * 3
+    assert found(context, "serving_largest_load").values == (4.0,)  # the tail of a level of 4 a second is slower
+
+
+def test_variants_are_asked_the_same_and_levels_are_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Planted(), Planted()
+    for planted in (first, second):
+        measured(WORKLOAD, tiny, monkeypatch, planted)
+    assert first.asked == second.asked
+    prompts = [{each.prompt for each in requests} for requests, _ in first.asked]
+    assert not prompts[0] & prompts[1]
+    one, other = ([each.at_s or 0.0 for each in requests] for requests, _ in first.asked[:2])
+    assert [each / 4 for each in one] == pytest.approx(other)  # one schedule at two speeds
+
+
+def test_levels_between_bisect_the_load(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    concurrent = replace(WORKLOAD, arrival="concurrent", levels=(1.0, 16.0), bisect=3)
+    planted = Planted()
+    context = measured(concurrent, tiny, monkeypatch, planted)
+    assert [at_once for _, at_once in planted.asked] == [1, 16, 8, 4, 6]
+    assert found(context, "serving_largest_load").values == (4.0,)
+
+
+def test_an_slo_that_no_load_holds_names_the_nearest(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = measured(
+        replace(WORKLOAD, arrival="concurrent", slo=Slo(ttft_s=0.001, itl_s=0.02)), tiny, monkeypatch, Planted()
+    )
+    (fact,) = (each for each in context.facts if each.code == "slo_not_held")
+    assert fact.value == (
+        "no load holds ttft ≤ 0.001 s, itl ≤ 0.02 s for 90%; the nearest is 1 concurrent requests, where 0.0% of the "
+        "requests meet it, and the others mostly miss ttft"
+    )
+    assert found(context, "serving_largest_load").values == (0.0,)
+
+
+def test_a_rate_beyond_the_client_makes_the_run_invalid(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRunError, match=r"1 requests/s: the client itself sent requests .* lower the rate"):
+        measured(WORKLOAD, tiny, monkeypatch, Planted(lag_s=0.05))
+
+
+def test_a_text_too_short_for_a_prompt_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRunError, match="has no prompt of 10000000 tokens; name a longer text"):
+        measured(replace(WORKLOAD, prompt_tokens=10_000_000), tiny, monkeypatch, Planted())
+
+
+def test_the_servers_own_counts_are_read() -> None:
+    pages = iter([(5, 0.2), (5, 0.2), (8, 0.9), (9, 0.4)])
+    last = [(0, 0.0)]
+
+    def page() -> str:
+        last[:] = [next(pages, last[0])]
+        preempted, used = last[0]
+        return (
+            f'# HELP x\nvllm:num_preemptions_total{{engine="0"}} {preempted}\n'
+            f'vllm:kv_cache_usage_perc{{engine="0"}} {used}\n'
+            "vllm:prefix_cache_queries_total 100.0\nvllm:prefix_cache_hits_total 25\nbroken line\n"
+        )
+
+    with clock_server(lambda number, active: Answer(), page) as server:
+        with counting(f"{server.url}/metrics") as counted:
+            while last[0] != (9, 0.4):
+                time.sleep(0.05)
+        assert counted.risen == {"preemptions": 4, "prefix_cache_queries": 0, "prefix_cache_hits": 0}
+        assert counted.highest == {"cache_use": 0.9}
+        with counting(f"{server.url}/nothing") as nothing:
+            pass
+    assert (nothing.risen, nothing.highest) == ({}, {})

@@ -1,0 +1,90 @@
+"""The real load generator against a server whose latencies are known: it sees them as they were sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from clock_server import MODEL, Answer, Served, clock_server
+
+from harness.core.capability import Endpoint
+from harness.execution.load import load_generator_of
+from harness.host.machine import cache_folder
+from harness.stacks import Stacks
+from harness.stats.serving import Answered, in_bursts, lags_s
+from harness.text.load import PlannedRequest
+
+pytestmark = pytest.mark.stack
+
+CLOSE_S = 0.25
+"""A busy machine delays a process by this much now and then; half of the times must be within a tenth of it."""
+
+
+def plan(number: int, active: int) -> Answer:
+    """Every seventh request is refused, and every third answered in bursts of four tokens."""
+    if number % 7 == 6:
+        return Answer(status=503)
+    burst = 4 if number % 3 == 2 else 1
+    return Answer(first_s=0.05 + 0.02 * (number % 5), gap_s=0.02 * burst, burst=burst)
+
+
+@pytest.fixture(scope="module")
+def seen(stacks_with: Callable[[str], Stacks]) -> dict[str, tuple[list[Answered], list[Served]]]:
+    """What the client and the server saw of each load."""
+    stacks_with("vllm")
+    scheduled = [PlannedRequest(f"r{number}", f"request {number}", 16, number * 0.05) for number in range(30)]
+    found = {}
+    with clock_server(plan) as server:
+        endpoint = Endpoint(server.url, MODEL)
+        with load_generator_of(cache_folder(), endpoint) as generator:
+            assert generator.version.startswith("vLLM ")
+            for name, requests, at_once in (
+                ("scheduled", scheduled, None),
+                ("concurrent", [replace(each, at_s=None) for each in scheduled], 3),
+            ):
+                before = len(server.served)
+                answers = generator.drive(endpoint, requests, at_once, natural=False)
+                found[name] = answers, server.served[before:]
+    return found
+
+
+@pytest.mark.parametrize("load", ["scheduled", "concurrent"])
+def test_times_are_those_of_the_server(seen: dict[str, tuple[list[Answered], list[Served]]], load: str) -> None:
+    answers, served = seen[load]
+    well = [(each, _of(each, served)) for each in answers if not each.error]
+    assert len(answers) == 30
+    assert len(well) == 30 - sum(each.number % 7 == 6 for each in served)
+    assert {each.output_tokens for each, _ in well} == {16}
+    _close([each.ttft_s - (own.sent_s[0] - own.received_s) for each, own in well])
+    _close([each.e2e_s - (own.sent_s[-1] - own.received_s) for each, own in well])
+    _close([(each.tpot_s or 0.0) - (own.sent_s[-1] - own.sent_s[0]) / 15 for each, own in well])
+
+
+def test_a_schedule_is_kept_and_so_many_wait_at_a_time(seen: dict[str, tuple[list[Answered], list[Served]]]) -> None:
+    _close(lags_s(seen["scheduled"][0]))
+    answers = seen["concurrent"][0]
+    at_once = [
+        sum(other.sent_s <= each.sent_s < other.sent_s + other.e2e_s for other in answers if not other.error)
+        for each in answers
+    ]
+    assert max(at_once) <= 3
+
+
+def test_bursts_are_told_from_single_tokens(seen: dict[str, tuple[list[Answered], list[Served]]]) -> None:
+    answers, served = seen["scheduled"]
+    for each in answers:
+        if not each.error:
+            assert in_bursts([each]) == (_of(each, served).number % 3 == 2)
+
+
+def _of(answer: Answered, served: Sequence[Served]) -> Served:
+    """What the server saw of a request."""
+    number = answer.name.removeprefix("r")
+    return next(each for each in served if each.prompt == f"request {number}")
+
+
+def _close(differences: Sequence[float]) -> None:
+    sizes = sorted(map(abs, differences))
+    assert sizes[-1] < CLOSE_S
+    assert sizes[len(sizes) // 2] < CLOSE_S / 10

@@ -1,0 +1,184 @@
+"""Figures of a server under load, from requests whose times are planted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.core.workload import Slo
+from harness.stats.capacity import capacity, largest_level, next_level
+from harness.stats.crossover import crossover
+from harness.stats.serving import Answered, in_bursts, lags_s, misses, undriven, window_s
+
+SECONDS = st.floats(0.001, 10)
+
+
+def request(
+    name: str = "r", ttft_s: float = 0.2, gaps_s: tuple[float, ...] = (0.03,) * 4, **others: object
+) -> Answered:
+    """An answer whose tokens arrive one by one."""
+    usual = {"sent_s": 0.0, "e2e_s": ttft_s + sum(gaps_s), "output_tokens": len(gaps_s) + 1}
+    return Answered(name=name, ttft_s=ttft_s, gaps_s=gaps_s, **{**usual, **others})  # type: ignore[arg-type]
+
+
+def test_the_time_per_token_leaves_out_the_first() -> None:
+    assert request(ttft_s=5.0, gaps_s=(0.1, 0.3)).tpot_s == pytest.approx(0.2)
+    assert request(gaps_s=()).tpot_s is None
+
+
+@given(st.lists(SECONDS, min_size=1, max_size=30), SECONDS)
+def test_the_time_per_token_is_the_mean_gap_however_tokens_are_grouped(gaps: list[float], first: float) -> None:
+    grouped = request(ttft_s=first, gaps_s=tuple(gaps), output_tokens=3 * len(gaps) + 1)
+    assert grouped.tpot_s == pytest.approx(np.mean(gaps) / 3)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "tokens", "expected"),
+    [
+        ((0.03,) * 8, 9, False),  # one by one
+        ((0.0, 0.0, 0.09, 0.0, 0.0, 0.09), 7, True),  # three at a time, each in an event of its own
+        ((0.09,) * 3, 10, True),  # three in one event
+        ((0.03, 0.02, 0.05, 0.01, 0.04), 6, False),  # uneven
+        ((), 1, False),
+    ],
+)
+def test_bursts_are_seen(gaps: tuple[float, ...], tokens: int, expected: bool) -> None:
+    assert in_bursts([request(gaps_s=gaps, output_tokens=tokens)] * 3) is expected
+
+
+def test_a_request_misses_each_limit_by_its_name() -> None:
+    one = request(ttft_s=0.6, gaps_s=(0.02,) * 99 + (0.5,))
+    assert misses(one, Slo(ttft_s=0.6, itl_s=0.02), False) == ()  # 99 of 100 gaps are within the limit
+    assert misses(one, Slo(ttft_s=0.5, tpot_s=0.02, itl_s=0.01, e2e_s=1.0), False) == ("ttft", "tpot", "itl", "e2e")
+    assert misses(one, Slo(itl_s=0.024), True) == ("itl",)  # its time per token is 0.0248 s
+    assert misses(request(error="refused"), Slo(e2e_s=100), False) == ("error",)
+
+
+def test_a_failed_request_counts_for_the_window_by_when_it_was_sent() -> None:
+    found = [request(sent_s=1.0, error="refused"), request(sent_s=2.0, ttft_s=0.5, gaps_s=(0.5,))]
+    assert window_s(found) == 2.0
+    with pytest.raises(ValueError, match="no request was answered"):
+        window_s(found[:1])
+
+
+@given(st.lists(st.floats(0, 0.05), min_size=2, max_size=40), st.floats(0, 1000))
+def test_a_client_that_is_late_alike_is_not_late(late: list[float], start: float) -> None:
+    found = [request(sent_s=start + place + each, planned_s=float(place)) for place, each in enumerate(late)]
+    assert max(lags_s(found)) == pytest.approx(max(late) - min(late), abs=1e-9)
+    assert undriven([request()] * 3) is None
+
+
+def test_a_rate_beyond_the_client_is_told() -> None:
+    """Planned at 100 a second, sent at 50."""
+    slow = [request(sent_s=place / 50, planned_s=place / 100) for place in range(100)]
+    assert undriven(slow) == (
+        "the client itself sent requests 0.94 s late, and at most 0.0495 s may be: it cannot drive them"
+    )
+    assert undriven([request(sent_s=place / 100 + 0.001, planned_s=place / 100) for place in range(100)]) is None
+
+
+LEVELS = (1.0, 2.0, 4.0, 8.0)
+
+
+def met(*shares: float, requests: int = 20) -> list[list[float]]:
+    return [[1.0] * round(share * requests) + [0.0] * round((1 - share) * requests) for share in shares]
+
+
+@pytest.mark.parametrize(
+    ("shares", "held", "following"),
+    [
+        ((1, 1, 0.9, 0.2), 4.0, 6.0),
+        ((1, 0.5, 1, 1), 1.0, 1.5),  # what holds above a level that does not is luck
+        ((0.5, 0.5, 0.5, 0.5), 0.0, 0.5),
+        ((1, 1, 1, 1), 8.0, None),
+    ],
+)
+def test_the_largest_load_is_the_last_before_one_that_fails(
+    shares: tuple[float, ...], held: float, following: float | None
+) -> None:
+    assert largest_level(LEVELS, met(*shares), 0.9) == held
+    assert next_level(LEVELS, met(*shares), 0.9, whole=False) == following
+    assert next_level(LEVELS, met(1, 0.5, 1, 1), 0.9, whole=True) is None  # no number between 1 and 2
+
+
+def test_bisecting_finds_where_a_server_ceases_to_hold() -> None:
+    """It holds up to 5.3: each level in between halves what is open."""
+    levels = list(LEVELS)
+    for _ in range(6):
+        level = next_level(levels, met(*(each <= 5.3 for each in levels)), 0.9, whole=False)
+        assert level is not None
+        levels = sorted([*levels, level])
+    held = largest_level(levels, met(*(each <= 5.3 for each in levels)), 0.9)
+    assert held <= 5.3 < held + 4 / 2**6
+
+
+def test_the_interval_of_the_largest_load() -> None:
+    sure = capacity(LEVELS, [met(1, 1, 0, 0)] * 3, 0.9)
+    assert (sure.value, sure.low, sure.high, sure.n) == (2.0, 2.0, 4.0, 3)
+    open_ended = capacity(LEVELS, [met(1, 1, 1, 1)] * 3, 0.9)
+    assert (open_ended.value, open_ended.low, open_ended.high) == (8.0, 8.0, math.inf)
+    none = capacity(LEVELS, [met(0, 0, 0, 0)], 0.9)
+    assert (none.value, none.low, none.high) == (0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="no load"):
+        capacity((), [], 0.9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.integers(1, 4))
+def test_the_interval_holds_the_value(shares: list[float], processes: int) -> None:
+    found = capacity(LEVELS, [met(*shares)] * processes, 0.9)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+
+
+def test_the_interval_of_the_largest_load_covers_the_truth() -> None:
+    """Attainment falls from 0.99 through 0.93 and 0.86: the truth is between the second level and the third."""
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        drawn = [[(random.random(100) < share).astype(float) for share in (0.99, 0.93, 0.86, 0.5)] for _ in range(5)]
+        found = capacity(LEVELS, drawn, 0.9)
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 2.0 and found.high >= 4.0
+    assert covered >= 57
+
+
+@given(st.floats(1.2, 55), st.booleans(), st.integers(1, 3))
+def test_a_planted_crossover_is_recovered(level: float, slower: bool, processes: int) -> None:
+    """The effect is linear in the logarithm of the load, so that any ladder gives it exactly."""
+    levels = (1.0, 4.0, 16.0, 64.0)
+    side = 1 if slower else -1
+    effects = [[side * 0.1 * math.log(each / level)] * 5 for each in levels]
+    found = crossover(levels, [effects] * processes)
+    assert found is not None
+    assert found.slower is slower
+    assert found.level == found.low == found.high == pytest.approx(level)
+    assert found.certain
+
+
+def test_without_a_change_of_sign_there_is_no_crossover() -> None:
+    assert crossover((1, 2), [[[-0.1] * 3, [-0.2] * 3]]) is None
+    assert crossover((1, 2), [[[0.1] * 3, [0.2] * 3]]) is None
+    with pytest.raises(ValueError, match="above zero"):
+        crossover((0, 2), [[[0.1], [0.2]]])
+
+
+def test_noise_widens_the_interval_of_a_crossover_until_it_is_open() -> None:
+    random = np.random.default_rng(0)
+
+    def processes(noise: float) -> list[list[list[float]]]:
+        return [
+            [list(0.1 * math.log(each / 24) + noise * random.standard_normal(50)) for each in (8, 16, 32, 64)]
+            for _ in range(3)
+        ]
+
+    little, much = (crossover((8, 16, 32, 64), processes(noise)) for noise in (0.05, 2.0))
+    assert little is not None
+    assert little.low < 24 < little.high
+    assert little.certain
+    assert much is None or not much.certain

@@ -1,0 +1,71 @@
+"""Records of servers under load whose requests' times are planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from run_specs import NONE, changed, run_spec
+
+from harness.core.model import MethodRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.workload import ServingWorkload, Slo, TextRef
+from harness.metrics.serving import largest, measure
+from harness.stats.capacity import largest_level
+from harness.stats.serving import Answered, in_bursts, misses
+
+TEXT = TextRef("demo", sha256="2" * 64)
+WORKLOAD = ServingWorkload(
+    arrival="concurrent",
+    levels=(8.0, 16.0, 32.0),
+    text=TEXT,
+    prompt_tokens=32,
+    new_tokens=5,
+    natural=False,
+    requests=40,
+    duration_s=None,
+    warmup=0,
+    slo=Slo(ttft_s=0.5, share=0.9),
+)
+RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn bits=4", "on_load")
+Times = Callable[[float, int, int], tuple[float, float]]
+"""Time to the first token and between tokens (s) at a level, of a request and a repetition."""
+
+
+def served_record(
+    method: MethodRef, repetition: int, times: Times, workload: ServingWorkload = WORKLOAD, session: str = "one"
+) -> RunRecord:
+    """One process: its requests are sent a second apart, and answered with the planted times."""
+    levels = {level: answers(level, repetition, times, workload) for level in workload.levels}
+    spec = changed(run_spec("serve", method=method, serving=workload), repetition=repetition, lock="")
+    outcome = Outcome("ok", measurements=tuple(measurements(levels, workload)))
+    return RunRecord(spec, outcome, session, 1, f"2026-11-29T10:{repetition:02}:00Z", 1.0)
+
+
+def answers(level: float, repetition: int, times: Times, workload: ServingWorkload) -> list[Answered]:
+    made = []
+    for number in range(workload.requests or 0):
+        ttft_s, gap_s = times(level, number, repetition)
+        gaps = (gap_s,) * (workload.new_tokens - 1)
+        ends = {"ttft_s": ttft_s, "e2e_s": ttft_s + sum(gaps), "gaps_s": gaps, "output_tokens": workload.new_tokens}
+        made.append(Answered(f"r{number:05d}", float(number), prompt_tokens=32, **ends))  # type: ignore[arg-type]
+    return made
+
+
+def measurements(levels: Mapping[float, Sequence[Answered]], workload: ServingWorkload) -> list[Measurement]:
+    protocol = {**workload.protocol, "client": "planted", "schedule": "0" * 12}
+    found = [each for level, own in levels.items() for each in measure(own, workload.slo, {**protocol, "level": level})]
+    if workload.slo is not None:
+        met = [[float(not misses(each, workload.slo, in_bursts(own))) for each in own] for own in levels.values()]
+        held = largest_level(list(levels), met, workload.slo.share)
+        found.append(largest(held, workload.unit, workload.slo, {**workload.protocol, "client": "planted"}))
+    return found
+
+
+def baseline(repetition: int, times: Times, workload: ServingWorkload = WORKLOAD) -> RunRecord:
+    return served_record(NONE, repetition, times, workload)
+
+
+def failed(record: RunRecord) -> RunRecord:
+    """The same run, whose server ended."""
+    return replace(record, outcome=Outcome("failed", None))
