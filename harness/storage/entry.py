@@ -1,8 +1,9 @@
 """Entries: attempts as the index of results keeps them, and segments, of which an index consists.
 
-A segment has three columns: texts, integers and floats; each text is in it once, however many records share it. An
-entry is a row that names its places there, from which its record is built when it is used, and its measurements when
-those are used. Everything in it was read from files that were checked, so it is decoded, but not checked again.
+A segment has three columns: texts, integers and floats; each text is in it once, however many records share it, and so
+is each part: the places of the fields of a record's spec or outcome. An entry is a row that names its places there, from
+which its record is built when it is used, and its measurements when those are used. Everything in it was read from files
+that were checked, so it is decoded, but not checked again.
 """
 
 from __future__ import annotations
@@ -58,12 +59,16 @@ class DamagedIndexError(Exception):
 @dataclass
 class Segment:
     """``folder`` is the recipe's, where the evidence is. ``began_ns`` is a time of its file system's clock, before the
-    files were read. ``runs`` maps a run's folder to its stamp and the attempts in it.
+    files were read. ``parts`` are lists of places in ``texts``, each after the number of its fields' names in ``shapes``;
+    the first shape are the names of what ``names_of`` says, of which each row has the values. ``runs`` maps a run's
+    folder to its stamp and the attempts in it.
     """
 
     folder: Path
     began_ns: int = 0
     texts: list[str] = field(default_factory=list)
+    shapes: list[list[str]] = field(default_factory=list)
+    parts: list[list[int]] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     runs: dict[str, list[Any]] = field(default_factory=dict)
     integers: Any = field(default_factory=lambda: array("i"))
@@ -74,15 +79,30 @@ class Segment:
         return {text: place for place, text in enumerate(self.texts)}
 
     @cached_property
-    def _parts(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+    def _part_numbers(self) -> dict[tuple[int, ...], int]:
+        return {tuple(part): number for number, part in enumerate(self.parts)}
+
+    @cached_property
+    def _fields(self) -> dict[tuple[type, int], dict[str, Any]]:
         return {}
 
-    def part(self, kind: type, places: Mapping[str, int]) -> Mapping[str, Any]:
-        """The fields of a part of a record, from the places of their texts. Many outcomes have the same."""
-        key = kind, *places, *places.values()
-        if key not in self._parts:
-            self._parts[key] = {name: _value(kind, name, self.texts[place]) for name, place in places.items()}
-        return self._parts[key]
+    @cached_property
+    def name_places(self) -> Mapping[str, int]:
+        """The place of each name among the values of a row's names."""
+        return {name: place for place, name in enumerate(self.shapes[0])}
+
+    def fields(self, kind: type, number: int) -> Mapping[str, Any]:
+        """The fields of a part of a record. Many outcomes have the same."""
+        key = kind, number
+        found = self._fields.get(key)
+        if found is None:
+            shape, *places = self.parts[number]
+            texts = self.texts
+            found = {
+                name: _value(kind, name, texts[place]) for name, place in zip(self.shapes[shape], places, strict=True)
+            }
+            self._fields[key] = found
+        return found
 
     def entries(self) -> Iterator[IndexEntry]:
         return (IndexEntry(self, row) for row in self.rows)
@@ -93,6 +113,21 @@ class Segment:
         if place == len(self.texts):
             self.texts.append(text)
         return place
+
+    def _shape(self, names: Iterable[str]) -> int:
+        """The number of a list of names, which is added if it is new."""
+        shape = list(names)
+        if shape not in self.shapes:
+            self.shapes.append(shape)
+        return self.shapes.index(shape)
+
+    def _part(self, shape: int, places: Iterable[int]) -> int:
+        """The number of a part, which is added if it is new."""
+        part = shape, *places
+        number = self._part_numbers.setdefault(part, len(self.parts))
+        if number == len(self.parts):
+            self.parts.append(list(part))
+        return number
 
     def add(
         self, key: str, stamps: Stamps, record: RunRecord, seal: str | None, files: Mapping[str, FileSeal]
@@ -117,21 +152,26 @@ class Segment:
                 self.floats.extend(m.weights)
         for each in columns:
             self.integers.extend(each)
+        names = names_of(record)
+        self._shape(names)
         parts = [
-            {name: self.text(json.dumps(value, ensure_ascii=False)) for name, value in each.items()}
-            for each in (spec, outcome, raw)
+            self._part(self._shape(each), [self.text(json.dumps(value, ensure_ascii=False)) for value in each.values()])
+            for each in (spec, outcome, {name: value for name, value in raw.items() if name not in NAMED})
         ]
         sealed = {name: [each.bytes, each.sha256] for name, each in files.items()}
-        names = {name: self.text(json.dumps(value)) for name, value in names_of(record).items()}
-        row = [key, stamps, sealed, seal, names, *parts, *places]
+        row = [key, stamps, sealed, seal, list(names.values()), *parts, *places]
         self.rows.append(row)
         return IndexEntry(self, row)
 
     def copy(self, entry: IndexEntry, stamps: Stamps) -> None:
         """Adds an entry of another segment, with the stamps that its files have now."""
-        key, _, sealed, seal, *texts, begin, begin_floats, count = entry.row
+        key, _, sealed, seal, names, *parts, begin, begin_floats, count = entry.row
         old = entry.segment
-        moved = [{name: self.text(old.texts[place]) for name, place in each.items()} for each in texts]
+        self._shape(old.shapes[0])
+        moved = [
+            self._part(self._shape(old.shapes[shape]), [self.text(old.texts[place]) for place in places])
+            for shape, *places in (old.parts[number] for number in parts)
+        ]
         columns = [
             old.integers[begin + count * number : begin + count * (number + 1)].tolist() for number in range(_COLUMNS)
         ]
@@ -152,10 +192,11 @@ class Segment:
         for each in kept:
             self.integers.extend(each)
         self.floats.extend(old.floats[begin_floats : begin_floats + entry.float_count])
-        self.rows.append([key, stamps, sealed, seal, *moved, *places])
+        self.rows.append([key, stamps, sealed, seal, names, *moved, *places])
 
     def written(self) -> bytes:
-        text = json.dumps([self.began_ns, self.texts, self.rows, self.runs], ensure_ascii=False).encode()
+        content = [self.began_ns, self.texts, self.shapes, self.parts, self.rows, self.runs]
+        text = json.dumps(content, ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         columns = text, self.integers.tobytes(), self.floats.tobytes()
         padded = [each + b"\0" * (-len(each) % 8) for each in columns]
@@ -176,9 +217,8 @@ class Segment:
             begin += size
         if _hash(columns) != digest:
             raise DamagedIndexError
-        began_ns, texts, rows, runs = json.loads(bytes(columns[0]))
-        integers = columns[1][: sizes[1]].cast("i")
-        return cls(folder, began_ns, texts, rows, runs, integers, columns[2][: sizes[2]].cast("d")), begin
+        integers, floats = columns[1][: sizes[1]].cast("i"), columns[2][: sizes[2]].cast("d")
+        return cls(folder, *json.loads(bytes(columns[0])), integers, floats), begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,21 +257,16 @@ class IndexEntry:
 
     @property
     def order(self) -> tuple[str, int]:
-        record = self.row[7]
-        return _value(RunRecord, "started_at", self._text(record["started_at"])), self.attempt
-
-    @property
-    def attempt(self) -> int:
-        attempt: int = _value(RunRecord, "attempt", self._text(self.row[7]["attempt"]))
-        return attempt
+        places, names = self.segment.name_places, self.row[4]
+        return names[places["started_at"]], names[places["attempt"]]
 
     @property
     def names(self) -> Names:
-        return {name: _loaded(self._text(place)) for name, place in self.row[4].items()}
+        return dict(zip(self.segment.shapes[0], self.row[4], strict=True))
 
     @property
     def recipe(self) -> str:
-        recipe: str = _loaded(self._text(self.row[4]["recipe"]))
+        recipe: str = self.row[4][self.segment.name_places["recipe"]]
         return recipe
 
     @property
@@ -252,15 +287,16 @@ class IndexEntry:
     def record(self) -> RunRecord:
         """The record. Its measurements are built when they are used."""
         spec, outcome, rest = (
-            self.segment.part(kind, part)
+            self.segment.fields(kind, part)
             for kind, part in zip((RunSpec, Outcome, RunRecord), self.row[5:8], strict=True)
         )
-        made = RunSpec(**spec)
-        ids = {name: _loaded(self._text(self.row[4][name])) for name in ("run_id", "case_id", "variant")}
-        vars(made).update(run_id=ids["run_id"], case_id=ids["case_id"])  # computing them takes longer than all else
+        made, names = RunSpec(**spec), self.names
+        # computing them takes longer than all else
+        vars(made).update(run_id=names["run_id"], case_id=names["case_id"])
         if isinstance(made.job, VariantJob):
-            vars(made.job.variant)["key"] = ids["variant"]
-        return RunRecord(made, Outcome(**outcome, measurements=Measured(self)), **rest)
+            vars(made.job.variant)["key"] = names["variant"]
+        named = {name: names[name] for name in NAMED}
+        return RunRecord(made, Outcome(**outcome, measurements=Measured(self)), **named, **rest)
 
     @property
     def kinds(self) -> list[str]:
@@ -348,6 +384,10 @@ class Measured(LazyColumn[Measurement]):
         return self._built
 
 
+NAMED = ("session", "attempt", "node", "started_at")
+"""Fields of a record that are among its names."""
+
+
 def names_of(record: RunRecord) -> Names:
     """What ``load_results`` shows of a run: hashing it takes long, so that an entry has it."""
     spec, failure = record.spec, record.outcome.failure
@@ -425,11 +465,6 @@ def _adapter(kind: type, name: str) -> Any:
 def _value(kind: type, name: str, text: str) -> Any:
     """A field of a dataclass. Equal texts give one value, which records share."""
     return _adapter(kind, name).validate_json(text, strict=True)
-
-
-@lru_cache(MAX_SHARED)
-def _loaded(text: str) -> Any:
-    return json.loads(text)
 
 
 @lru_cache(MAX_SHARED)

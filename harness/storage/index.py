@@ -79,29 +79,33 @@ class Index:
         """The index of a recipe's folder; None if the folder is a link, or has too few runs for one."""
         return cls(folder) if is_indexed(folder) else None
 
-    def attempts(self, run: str) -> Sequence[str] | None:
-        """The names of the attempts of a run, if its folder and theirs are as they were when they were listed."""
+    def attempts(self, run: str) -> Mapping[str, IndexEntry] | None:
+        """The attempts of a run by name, if its folder and theirs are as they were when they were listed."""
         stamp, names, began_ns = self._runs.get(run, (None, (), 0))
         try:
             if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self.folder}/{run}") != stamp:
                 return None
         except OSError:  # it is gone
             return None
-        if any(self.entry(f"{run}/{name}") is None for name in names):  # one may hold folders now
-            return None
+        found = {}
+        for name in names:
+            entry = self.entry(f"{run}/{name}")
+            if entry is None:  # it may hold folders now
+                return None
+            found[name] = entry
         self._covered[run] = [stamp, names]
-        return names
+        return found
 
     def entry(self, key: str) -> IndexEntry | None:
         """The entry of an attempt whose files are what they were when it was read; None for any other."""
         if key in self._current:
             return self._current[key][0]
         found = self._entries.get(key)
-        if found is None:
+        stamps = None if found is None else self._stamps(key, found.file_names)
+        if found is None or stamps is None:
             return None
-        stamps = self._stamps(key, found.file_names)
-        is_packed_anew = stamps is not None and stamps != found.stamps and len(stamps[0]) == _PACKED
-        if stamps is None or (stamps != found.stamps and not is_packed_anew):
+        is_packed_anew = stamps != found.stamps
+        if is_packed_anew and len(stamps[0]) != _PACKED:
             return None
         if is_packed_anew or _is_recent(stamps, found.segment.began_ns):
             if not self._is_unchanged(key, found.files):
@@ -274,7 +278,11 @@ def _stamp(look: Callable[[str], os.stat_result], path: str) -> list[int]:
 
 def _is_recent(stamps: Sequence[Sequence[int]], began_ns: int) -> bool:
     """Whether one of them is so new that a change after ``began_ns`` might have left it the same."""
-    return max(max(stamp[2:]) for stamp in stamps) + SLACK_NS >= began_ns
+    newest = began_ns - SLACK_NS
+    for stamp in stamps:  # as few words as possible: each file of each attempt comes here
+        if max(stamp[2:]) >= newest:
+            return True
+    return False
 
 
 def _has_many(folder: Path) -> bool:

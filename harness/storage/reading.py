@@ -122,12 +122,11 @@ def _read_contents(folder: Path, root: Path) -> Contents:
 
     def is_known(parent: Path, run: str) -> bool:
         index = indexes.get(parent)
-        names = None if index is None else index.attempts(run)
-        if index is None or names is None:
+        attempts = None if index is None else index.attempts(run)
+        if attempts is None:
             return False
-        for name in names:
-            known = index.entry(f"{run}/{name}")
-            if known is not None and is_placed(parent, known.recipe):
+        for name, known in attempts.items():
+            if is_placed(parent, known.recipe):
                 found[*parent.parts, run, name] = known
             else:
                 misplaced.append(parent / run / name)
