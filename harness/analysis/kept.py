@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from harness.core.model import ModelRef
 from harness.core.record import RunRecord
+from harness.figures.derived.plausibility import Implausibility, implausible
+from harness.figures.summary import as_text, builder
 
 T = TypeVar("T")
 
@@ -43,6 +47,17 @@ class KeptEntries:
         self.used[key] = write(made) if known is None else known
         return made
 
+    def implausible(self, model: ModelRef, quality: RunRecord | None) -> tuple[Implausibility, ...]:
+        """As ``harness.figures.derived.plausibility.implausible``."""
+        return self.take(
+            None if quality is None else self.key(f"implausible {model.kind}", (quality,)),
+            lambda: implausible(model, quality),
+            as_text,
+            lambda text: _implausibilities(json.loads(text)),
+        )
+
+
+_implausibilities: Callable[[Any], tuple[Implausibility, ...]] = builder(tuple[Implausibility, ...])
 
 NOTHING: KeptEntries = KeptEntries({}, {})
 """Where nothing is kept: every record is without a seal."""

@@ -40,7 +40,6 @@ from harness.core.model import MAIN_ENGINE
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec, baseline_engine
 from harness.core.variant import labels
-from harness.figures.derived.plausibility import implausible
 from harness.figures.derived.roofline import machine_of, rates
 from harness.figures.evidence import Evidence
 from harness.figures.formats import duration
@@ -147,7 +146,7 @@ def _table(
     notes += _forecast_and_fact([*before, *runs.all])
     labels = tuple(dict.fromkeys((*(label for run in before for label in run.outcome.labels), *_common_labels(rows))))
     any_spec, whole_floor = runs.all[0].spec, _whole_floor(references)
-    doubts = implausible(any_spec.model, _last(runs.baselines_of(MeasureQuality)))
+    doubts = summaries.implausible(any_spec.model, _last(runs.baselines_of(MeasureQuality)))
     return Table(
         model=where.model,
         native_quantization=any_spec.model.native_quantization,

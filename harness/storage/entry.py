@@ -1,9 +1,9 @@
 """Entries: attempts as the index of results keeps them, and segments, of which an index consists.
 
-A segment has three columns: texts, integers and floats; each text is in it once, however many records share it, and so
-is each part: the places of the fields of a record's spec or outcome. An entry is a row that names its places there, from
-which its record is built when it is used, and its measurements when those are used. Everything in it was read from files
-that were checked, so it is decoded, but not checked again.
+A segment has three columns: texts, integers and floats. Each text is in it once, however many records share it, and so
+is each part: the places of the fields of a spec or an outcome. An entry is a row that names its places there: from them
+its record is built when it is used, and its measurements when those are used. Everything in it was read from files that
+were checked, so it is decoded, but not checked again.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class DamagedIndexError(Exception):
 @dataclass
 class Segment:
     """``folder`` is the recipe's, where the evidence is. ``began_ns`` is a time of its file system's clock, before the
-    files were read. ``parts`` are lists of places in ``texts``, each after the number of its fields' names in ``shapes``;
-    the first shape are the names of what ``names_of`` says, of which each row has the values. ``runs`` maps a run's
-    folder to its stamp and the attempts in it.
+    files were read. A part begins with the number of a shape, its fields' names; their places in ``texts`` follow.
+    The first shape are the names of ``names_of``, of which each row has the values. ``runs`` maps a run's folder to its
+    stamp and the attempts in it.
     """
 
     folder: Path
@@ -218,7 +218,8 @@ class Segment:
         if _hash(columns) != digest:
             raise DamagedIndexError
         integers, floats = columns[1][: sizes[1]].cast("i"), columns[2][: sizes[2]].cast("d")
-        return cls(folder, *json.loads(bytes(columns[0])), integers, floats), begin
+        began_ns, texts, shapes, parts, rows, runs = json.loads(bytes(columns[0]))
+        return cls(folder, began_ns, texts, shapes, parts, rows, runs, integers, floats), begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +296,7 @@ class IndexEntry:
         vars(made).update(run_id=names["run_id"], case_id=names["case_id"])
         if isinstance(made.job, VariantJob):
             vars(made.job.variant)["key"] = names["variant"]
-        named = {name: names[name] for name in NAMED}
+        named: dict[str, Any] = {name: names[name] for name in NAMED}
         return RunRecord(made, Outcome(**outcome, measurements=Measured(self)), **named, **rest)
 
     @property

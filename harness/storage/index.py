@@ -278,11 +278,7 @@ def _stamp(look: Callable[[str], os.stat_result], path: str) -> list[int]:
 
 def _is_recent(stamps: Sequence[Sequence[int]], began_ns: int) -> bool:
     """Whether one of them is so new that a change after ``began_ns`` might have left it the same."""
-    newest = began_ns - SLACK_NS
-    for stamp in stamps:  # as few words as possible: each file of each attempt comes here
-        if max(stamp[2:]) >= newest:
-            return True
-    return False
+    return max([max(stamp[2:]) for stamp in stamps]) + SLACK_NS >= began_ns
 
 
 def _has_many(folder: Path) -> bool:

@@ -12,10 +12,10 @@ from harness.analysis.regression.matching import Match, differing, workload
 def ending(match: Match) -> Finding | None:
     """A finding if a run failed on either side; None if all succeeded on both."""
     base, head = match.base, match.head
+    if base.status == "ok" and len(head.well) == len(head.runs):
+        return None
     blank = replace(_blank(head), base=_share(base), head=_share(head))
     if base.status == head.status == "ok":
-        if len(head.well) == len(head.runs):
-            return None
         before = len(base.well) < len(base.runs)
         beside = "as in BASE" if before else "all of BASE's ended well"
         reason = f"{len(head.well)} of {len(head.runs)} repetitions ended well; {beside}; {head.reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from harness.core.label import FactCode, LabelCode
@@ -103,11 +104,11 @@ class Regression:
     alpha: float
     unmeasured: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def gated(self) -> tuple[Finding, ...]:
         return tuple(found for found in self.findings if found.gated)
 
-    @property
+    @cached_property
     def outcome(self) -> Outcome:
         """A gate that could not be evaluated is not a pass; a damaged record might have failed one."""
         if any(found.verdict == "regressed" for found in self.gated):

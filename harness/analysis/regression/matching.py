@@ -37,7 +37,7 @@ class Match:
     @property
     def same_runs(self) -> bool:
         """Whether nothing was measured again."""
-        return self.base.identities == self.head.identities
+        return self.base is self.head or self.base.identities == self.head.identities
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression.baseline import beside_baseline
@@ -18,13 +18,21 @@ from harness.analysis.regression.pending import Gated, Pending, settled
 from harness.core.job import MeasureQuality
 from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError
-from harness.figures.derived.plausibility import implausible
 from harness.figures.summary import as_text
 from harness.plugins import gates as gated_figures
 
 ALPHA = 0.05
 """The maximum probability that any gate at all fails if nothing changed."""
 DEFAULTS = "defaults"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Two matched cases of a variant, by its name, and what they give by themselves."""
+
+    variant: str
+    match: Match
+    own: Compared
 
 
 def track(
@@ -58,7 +66,7 @@ def track(
     if override:
         thresholds, whence = {**thresholds, **override}, f"{whence}, overridden" if thresholds else "given"
     asked = _asked(thresholds, strict)
-    known = {variant(case.spec) for case in theirs.values()}
+    known = {variant(case.spec) for case in theirs.values()} if matches.new else frozenset[str]()
     unanswered = [Match(Case(()), case) for case in matches.new if variant(case.spec) in known]
     found = beside_baseline(_findings(matches.both, unanswered, asked, alpha, kept), matches.both)
     found += [gone(case) for case in matches.gone]
@@ -69,8 +77,8 @@ def track(
     ]
     measured = {finding.metric for finding in found}
     return Regression(
-        base=_side(names[0], base, theirs, damaged[0]),
-        head=_side(names[1], head, ours, damaged[1]),
+        base=_side(names[0], theirs, damaged[0], kept),
+        head=_side(names[1], ours, damaged[1], kept),
         findings=tuple(_in_order(found)),
         environment=changes(matches.both),
         new=tuple(map(title, matches.new)),
@@ -108,41 +116,42 @@ def _findings(
     """``unanswered`` are runs that only HEAD has, of variants that BASE has: their results cannot be compared."""
     about = as_text([alpha, [(each.name, each.threshold, each.in_force) for each in asked]])
     measured = [*(each for each in matches if each.base.well and each.head.well), *unanswered]
-    found = [(each, compared(each, asked, alpha, about, kept)) for each in measured]
+    found = [_Measured(variant(each.head.spec), each, compared(each, asked, alpha, about, kept)) for each in measured]
     identical, sizes = _identical(found), _sizes_once(found)
     drafts: list[Finding | Pending] = [ended for each in matches if (ended := ending(each))]
-    for one, own in found:
+    for one in found:
         drafts += (
             draft
-            for each in own.drafts
+            for each in one.own.drafts
             if (draft := each.finding or each.pending)
-            and (not each.sides or sizes[variant(one.head.spec), each.metric] is own)
+            and (not each.sides or sizes[one.variant, each.metric] is one.own)
         )
     return _judged([_by_identity(draft, identical) for draft in drafts])
 
 
-def _sizes_once(found: Sequence[tuple[Match, Compared]]) -> dict[tuple[str, str], Compared]:
+def _sizes_once(found: Sequence[_Measured]) -> dict[tuple[str, str], Compared]:
     """By variant and gate, the match that a size is taken from: several runs of a variant give the same ones.
 
     A match in which both sides know it has priority over one in which only one side does.
     """
     best: dict[tuple[str, str], tuple[int, Compared]] = {}
-    for one, own in sorted(found, key=lambda each: each[0].head.rank):
-        for draft in own.drafts:
-            key = (variant(one.head.spec), draft.metric)
-            if draft.sides and draft.sides > (best[key][0] if key in best else 0):
-                best[key] = draft.sides, own
+    for one in sorted(found, key=lambda each: each.match.head.rank):
+        for draft in one.own.drafts:
+            if not draft.sides:
+                continue
+            key = (one.variant, draft.metric)
+            if draft.sides > (best[key][0] if key in best else 0):
+                best[key] = draft.sides, one.own
     return {key: chosen for key, (_, chosen) in best.items()}
 
 
-def _identical(found: Sequence[tuple[Match, Compared]]) -> frozenset[str]:
+def _identical(found: Sequence[_Measured]) -> frozenset[str]:
     """The cases of variants that compute exactly the same function: all their likelihoods are equal, bit for bit."""
     seen: dict[str, bool] = {}
-    for one, own in found:
-        if own.identical is not None:
-            key = variant(one.head.spec)
-            seen[key] = seen.get(key, True) and own.identical
-    return frozenset(one.head.spec.case_id for one, _ in found if seen.get(variant(one.head.spec)))
+    for one in found:
+        if one.own.identical is not None:
+            seen[one.variant] = seen.get(one.variant, True) and one.own.identical
+    return frozenset(one.match.head.spec.case_id for one in found if seen.get(one.variant))
 
 
 def _by_identity(draft: Finding | Pending, identical: frozenset[str]) -> Finding | Pending:
@@ -185,13 +194,13 @@ def _in_order(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=key)
 
 
-def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], damaged: Sequence[Damaged]) -> Side:
+def _side(name: str, found: Mapping[str, Case], damaged: Sequence[Damaged], kept: KeptEntries) -> Side:
     counted = {run.session for case in found.values() for run in case.runs}
     doubts = {
         title(case): why
         for case in found.values()
         if isinstance(case.spec.job, MeasureQuality) and case.spec.is_baseline and case.well
-        if (why := implausible(case.spec.model, case.well[-1]))
+        if (why := kept.implausible(case.spec.model, case.well[-1]))
     }
     return Side(name, tuple(sorted(counted)), len(found), tuple(damaged), doubts)
 

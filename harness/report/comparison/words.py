@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from harness.analysis.history import Series
-from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
+from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side, Verdict
 from harness.core.variant import shown_variant
 from harness.figures.formats import BLANK, signed, significant
 from harness.figures.gate import shown
 from harness.plugins import gates as gated_figures
 
-WORST_FIRST = ("regressed", "incomparable", "inconclusive", "improved", "unchanged")
+WORST_FIRST: tuple[Verdict, ...] = ("regressed", "incomparable", "inconclusive", "improved", "unchanged")
 
 
 def verdict_line(found: Regression) -> str:
     """``REGRESSED: 2 of 14 gates failed``, followed by other key counts."""
     gated = found.gated
     count = len(gated) + len(found.unmeasured)
-    failed = sum(each.verdict == "regressed" for each in gated)
-    open_ones = sum(each.verdict in UNDECIDED for each in gated) + len(found.unmeasured)
-    better = sum(each.verdict == "improved" for each in gated)
+    verdicts = Counter(each.verdict for each in gated)
+    failed, better = verdicts["regressed"], verdicts["improved"]
+    open_ones = sum(verdicts[each] for each in UNDECIDED) + len(found.unmeasured)
     if failed:
         line = f"REGRESSED: {failed} of {_gates(count)} failed"
     elif open_ones or found.missing:
@@ -36,8 +37,8 @@ def verdict_line(found: Regression) -> str:
 
 def counts(found: Regression) -> str:
     """``2 regressed, 9 unchanged``: all findings, gates or not."""
-    by_verdict = [(sum(each.verdict == word for each in found.findings), word) for word in WORST_FIRST]
-    return ", ".join(f"{number} {word}" for number, word in by_verdict if number)
+    verdicts = Counter(each.verdict for each in found.findings)
+    return ", ".join(f"{verdicts[word]} {word}" for word in WORST_FIRST if verdicts[word])
 
 
 def worst_first(found: Regression) -> list[Finding]:
