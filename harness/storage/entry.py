@@ -1,9 +1,9 @@
 """Entries: attempts as the index of results keeps them, and segments, of which an index consists.
 
 A segment has three columns: texts, integers and floats. Each text is in it once, however many records share it, and so
-is each part: the places of the fields of a spec or an outcome. An entry is a row that names its places there: from them
-its record is built when it is used, and its measurements when those are used. Everything in it was read from files that
-were checked, so it is decoded, but not checked again.
+is each part: the places of the fields of a dataclass, of a record's spec for example, and of that spec's variant. An
+entry is a row that names its places there: from them its record is built when it is used, and its measurements when
+those are used. Everything in it was read from files that were checked, so it is decoded, but not checked again.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import json
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from harness.core.column import LazyColumn
-from harness.core.job import VariantJob
+from harness.core.job import JOBS, VariantJob
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.storage.evidence import FEW_VALUES, EvidenceFile
 from harness.storage.json_codec import encode
 from harness.storage.seal import EVIDENCE, FileSeal
 
+T = TypeVar("T")
 _HEAD = struct.Struct("<32sQQQ")
 """The sha256 of the three columns, and the bytes of each."""
 MAX_SHARED = 50_000
@@ -59,9 +60,9 @@ class DamagedIndexError(Exception):
 @dataclass
 class Segment:
     """``folder`` is the recipe's, where the evidence is. ``began_ns`` is a time of its file system's clock, before the
-    files were read. A part begins with the number of a shape, its fields' names; their places in ``texts`` follow.
-    The first shape are the names of ``names_of``, of which each row has the values. ``runs`` maps a run's folder to its
-    stamp and the attempts in it.
+    files were read. A part begins with the number of a shape, its fields' names; their places follow: one in ``texts``,
+    or -1 minus the number of another part. The first shape are the names of ``names_of``, of which each row has the
+    values. ``runs`` maps a run's folder to its stamp and the attempts in it.
     """
 
     folder: Path
@@ -83,7 +84,12 @@ class Segment:
         return {tuple(part): number for number, part in enumerate(self.parts)}
 
     @cached_property
-    def _fields(self) -> dict[tuple[type, int], dict[str, Any]]:
+    def _made(self) -> dict[int, Any]:
+        return {}
+
+    @cached_property
+    def _copied(self) -> dict[tuple[int, int], int]:
+        """By ``id`` of another segment and a number of a part there, the part's number here."""
         return {}
 
     @cached_property
@@ -91,18 +97,28 @@ class Segment:
         """The place of each name among the values of a row's names."""
         return {name: place for place, name in enumerate(self.shapes[0])}
 
-    def fields(self, kind: type, number: int) -> Mapping[str, Any]:
-        """The fields of a part of a record. Many outcomes have the same."""
-        key = kind, number
-        found = self._fields.get(key)
-        if found is None:
-            shape, *places = self.parts[number]
-            texts = self.texts
-            found = {
-                name: _value(kind, name, texts[place]) for name, place in zip(self.shapes[shape], places, strict=True)
-            }
-            self._fields[key] = found
+    def made(self, kind: type[T], number: int) -> T:
+        """The dataclass that a part is of, built once: variants, models and methods have many runs."""
+        if number not in self._made:
+            self._made[number] = kind(**self.fields(kind, number))
+        found: T = self._made[number]
         return found
+
+    def fields(self, kind: type, number: int) -> dict[str, Any]:
+        """The fields of the dataclass that a part is of."""
+        shape, *places = self.parts[number]
+        return {
+            name: self._nested(kind, name, -1 - place) if place < 0 else _value(kind, name, self.texts[place])
+            for name, place in zip(self.shapes[shape], places, strict=True)
+        }
+
+    def _nested(self, kind: type, name: str, number: int) -> Any:
+        if number in self._made:
+            return self._made[number]
+        shape, *places = self.parts[number]
+        own = self.shapes[shape]
+        tag = json.loads(self.texts[places[own.index("kind")]]) if "kind" in own else ""
+        return self.made(_dataclass_of(kind, name, tag), number)
 
     def entries(self) -> Iterator[IndexEntry]:
         return (IndexEntry(self, row) for row in self.rows)
@@ -121,8 +137,25 @@ class Segment:
             self.shapes.append(shape)
         return self.shapes.index(shape)
 
+    def part(self, kind: type, raw: Mapping[str, Any]) -> int:
+        """The number of the part of a dataclass, from its fields as JSON has them; it is added if it is new."""
+        return self._part(self._shape(raw), [self._place(kind, name, value) for name, value in raw.items()])
+
+    def _place(self, kind: type, name: str, value: Any) -> int:
+        if isinstance(value, dict) and (inner := _dataclass_of(kind, name, value.get("kind", ""))):
+            return -1 - self.part(inner, value)
+        return self.text(json.dumps(value, ensure_ascii=False))
+
+    def _copy_part(self, old: Segment, number: int) -> int:
+        """The number of a part of another segment, which is added if it is new."""
+        key = id(old), number
+        if key not in self._copied:
+            shape, *places = old.parts[number]
+            moved = [-1 - self._copy_part(old, -1 - p) if p < 0 else self.text(old.texts[p]) for p in places]
+            self._copied[key] = self._part(self._shape(old.shapes[shape]), moved)
+        return self._copied[key]
+
     def _part(self, shape: int, places: Iterable[int]) -> int:
-        """The number of a part, which is added if it is new."""
         part = shape, *places
         number = self._part_numbers.setdefault(part, len(self.parts))
         if number == len(self.parts):
@@ -155,8 +188,8 @@ class Segment:
         names = names_of(record)
         self._shape(names)
         parts = [
-            self._part(self._shape(each), [self.text(json.dumps(value, ensure_ascii=False)) for value in each.values()])
-            for each in (spec, outcome, {name: value for name, value in raw.items() if name not in NAMED})
+            self.part(kind, {name: value for name, value in each.items() if name not in NAMED})
+            for kind, each in ((RunSpec, spec), (Outcome, outcome), (RunRecord, raw))
         ]
         sealed = {name: [each.bytes, each.sha256] for name, each in files.items()}
         row = [key, stamps, sealed, seal, list(names.values()), *parts, *places]
@@ -168,10 +201,7 @@ class Segment:
         key, _, sealed, seal, names, *parts, begin, begin_floats, count = entry.row
         old = entry.segment
         self._shape(old.shapes[0])
-        moved = [
-            self._part(self._shape(old.shapes[shape]), [self.text(old.texts[place]) for place in places])
-            for shape, *places in (old.parts[number] for number in parts)
-        ]
+        moved = [self._copy_part(old, number) for number in parts]
         columns = [
             old.integers[begin + count * number : begin + count * (number + 1)].tolist() for number in range(_COLUMNS)
         ]
@@ -287,17 +317,16 @@ class IndexEntry:
     @cached_property
     def record(self) -> RunRecord:
         """The record. Its measurements are built when they are used."""
-        spec, outcome, rest = (
-            self.segment.fields(kind, part)
-            for kind, part in zip((RunSpec, Outcome, RunRecord), self.row[5:8], strict=True)
-        )
-        made, names = RunSpec(**spec), self.names
+        segment, names = self.segment, self.names
+        spec, outcome, rest = self.row[5:8]
+        made = segment.made(RunSpec, spec)
         # computing them takes longer than all else
         vars(made).update(run_id=names["run_id"], case_id=names["case_id"])
         if isinstance(made.job, VariantJob):
             vars(made.job.variant)["key"] = names["variant"]
         named: dict[str, Any] = {name: names[name] for name in NAMED}
-        return RunRecord(made, Outcome(**outcome, measurements=Measured(self)), **named, **rest)
+        ended = Outcome(**segment.fields(Outcome, outcome), measurements=Measured(self))
+        return RunRecord(made, ended, **named, **segment.fields(RunRecord, rest))
 
     @property
     def kinds(self) -> list[str]:
@@ -448,6 +477,15 @@ def _without_measurements(record: RunRecord) -> RunRecord:
     outcome = {each.name: getattr(record.outcome, each.name) for each in fields(Outcome)}
     rest = {each.name: getattr(record, each.name) for each in fields(RunRecord)}
     return RunRecord(**{**rest, "outcome": Outcome(**{**outcome, "measurements": ()})})
+
+
+@cache
+def _dataclass_of(kind: type, name: str, tag: str) -> Any:
+    """The dataclass that a field is of, of jobs the one of that kind; None for any other value."""
+    if (kind, name) == (RunSpec, "job"):
+        return JOBS[tag]
+    hint = _hints(kind)[name]
+    return hint if is_dataclass(hint) else None
 
 
 @cache
