@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
@@ -82,8 +83,19 @@ def _unknown(model_type: str | None, layers: Iterable[Iterable[str]]) -> str | N
     return f"degrid does not know layers without {', '.join(lacking[:3])}; leave 'degrid' out" if lacking else None
 
 
-def degrid(model: Any, seed: int) -> None:
-    """Rescales a transformers model in place. Raises UnsupportedError for an unknown architecture."""
+@dataclass(frozen=True)
+class Factors:
+    """What a layer's weights are multiplied or divided by: one factor for each feature of its two norms, each row of v
+    and each row of up."""
+
+    attention_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+    value: torch.Tensor
+    inner: torch.Tensor
+
+
+def draw_factors(model: Any, seed: int) -> list[Factors]:
+    """The factors of each layer of a transformers model. Raises UnsupportedError for an unknown architecture."""
     import torch
 
     config = model.config
@@ -93,22 +105,32 @@ def degrid(model: Any, seed: int) -> None:
         raise UnsupportedError(why)
     generator = torch.Generator().manual_seed(seed)
 
-    def factors(count: int) -> torch.Tensor:
+    def draw(count: int) -> torch.Tensor:
         return torch.exp2((torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1) * SPREAD)
 
+    return [
+        Factors(
+            draw(config.hidden_size),
+            draw(config.hidden_size),
+            draw(layer.self_attn.v_proj.out_features),
+            draw(layer.mlp.up_proj.out_features),
+        )
+        for layer in layers
+    ]
+
+
+def rescale(layer: Any, factors: Factors, config: Any) -> None:
+    """Multiplies and divides a layer's weights by its factors, in place."""
+    import torch
+
+    attention, mlp = layer.self_attn, layer.mlp
     with torch.no_grad():
-        for layer in layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            hidden = config.hidden_size
-            readers = [attention.q_proj, attention.k_proj, attention.v_proj]
-            _exchange(layer.input_layernorm, readers, factors(hidden))
-            _exchange(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], factors(hidden))
-            value = factors(attention.v_proj.out_features)
-            _rows(attention.v_proj, value)
-            _columns(attention.o_proj, 1 / _per_query_head(value, config, attention.head_dim))
-            inner = factors(mlp.up_proj.out_features)
-            _rows(mlp.up_proj, inner)
-            _columns(mlp.down_proj, 1 / inner)
+        _exchange(layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], factors.attention_norm)
+        _exchange(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], factors.mlp_norm)
+        _rows(attention.v_proj, factors.value)
+        _columns(attention.o_proj, 1 / _per_query_head(factors.value, config, attention.head_dim))
+        _rows(mlp.up_proj, factors.inner)
+        _columns(mlp.down_proj, 1 / factors.inner)
 
 
 def _per_query_head(value: torch.Tensor, config: Any, head: int) -> torch.Tensor:

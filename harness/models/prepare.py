@@ -1,27 +1,37 @@
-"""Makes the checkpoint that every run of a model starts from: converted, dequantized, degridded, or random."""
+"""Makes the checkpoint that every run of a model starts from: converted, dequantized, degridded, or random.
+
+One part of the model is in memory at a time, whatever it is made from.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.core.engine import LoadRequest
 from harness.core.model import ModelRef
-from harness.errors import InvalidRunError, UnsupportedError
-from harness.models.degrid import degrid
+from harness.errors import InvalidRunError
+from harness.models.degrid import draw_factors, rescale
+from harness.models.gguf.loading import GgufTensors
 from harness.models.gguf.tokenizer import file_tokenizer
-from harness.models.headers import has_tokenizer, read_config
-from harness.models.loading import auto_class, checkpoint_class
-from harness.models.native import unpacking_configuration, whole_blocks
+from harness.models.headers import has_tokenizer
+from harness.models.streaming.parts import ModelPart, Parts
+from harness.models.streaming.writing import CheckpointWriter
 from harness.numerics.prediction import mean_divergence
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.models.streaming.forwards import Forwards
 
 VERSION = 4
 """Increase this with every change of what is made: models prepared by an older version are made again."""
 PROBE_TOKENS = 64
+PROBE_STATES_BYTES = 2**28
+"""For the states of so few tokens, which never take so much."""
 DEGRID_KL_LIMIT = 1e-6
 """Nats per token by which a degridded model may differ from the plain one."""
 
@@ -43,72 +53,79 @@ def prepare(ref: ModelRef, out: Path) -> Prepared:
     tokenizer cannot be read.
     """
     tokenizer = _tokenizer(ref)  # before the weights, to reject an unreadable tokenizer at once
-    model = _build(ref)
     divergence = None
-    if ref.degrid is not None:
-        wanted = model.dtype
-        model = model.float()  # rounding to a shorter dtype alone would exceed the limit
-        before = _probe(model)
-        degrid(model, ref.degrid)
-        divergence = mean_divergence(before, _probe(model))
-        if not divergence < DEGRID_KL_LIMIT:
-            raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
-        model = model.to(wanted)
-    model.save_pretrained(out)
+    if ref.kind == "synthetic" and ref.degrid is None:
+        _draw(ref, out)
+    else:
+        with tempfile.TemporaryDirectory() as folder, closing(_parts(ref, Path(folder))) as parts:
+            if ref.degrid is None:
+                _save(parts, out)
+            else:
+                divergence = _save_degridded(parts, ref.degrid, out)
     if tokenizer is not None and ref.kind == "gguf":  # transformers does not write back everything in the files
         tokenizer.save_pretrained(out)
     return Prepared(divergence, tokenizer)
 
 
-def _build(ref: ModelRef) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
-
-    path = Path(ref.path)
-    if ref.kind == "synthetic":
-        settings = dict(ref.config)
-        try:
-            config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        except (ValueError, KeyError) as error:
-            raise UnsupportedError(f"transformers knows no such model: {error}") from None
-        torch.manual_seed(ref.seed)
-        return auto_class(type(config)).from_config(config, dtype=ref.dtype)
+def _parts(ref: ModelRef, folder: Path) -> Parts:
+    """The parts of the model that a reference names. A random one is drawn into the ``folder``."""
     if ref.kind == "gguf":
-        with tempfile.TemporaryDirectory() as folder, _header_read_once():
-            # A folder of its own: transformers also reads adjacent files, which are not hashed.
-            (Path(folder) / path.name).symlink_to(path.absolute())
-            return AutoModelForCausalLM.from_pretrained(
-                folder,
-                gguf_file=path.name,
-                quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
-                dtype=ref.dtype,
-            )
-    options: dict[str, Any] = {}
-    if ref.dequantize is not None:
-        options["quantization_config"] = unpacking_configuration(ref.dequantize)
-    with whole_blocks(read_config(path).get("quantization_config") or {}):
-        model = checkpoint_class(path, ref.trust_remote_code).from_pretrained(
-            path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code, **options
-        )
-    if ref.dequantize is not None:
-        model._weight_conversions = None  # else it would be written as it was read: packed
-    return model
+        reader = GgufTensors(Path(ref.path))
+        return Parts(LoadRequest(Path(ref.path), ref.dtype, "cpu", read=reader.load), reader)
+    if ref.kind == "synthetic":
+        _draw(ref, folder)
+        ref = replace(ref, path=str(folder))
+    return Parts(LoadRequest(Path(ref.path), ref.dtype, "cpu", trust_remote_code=ref.trust_remote_code))
 
 
-@contextmanager
-def _header_read_once() -> Iterator[None]:
-    """transformers reads a GGUF file's metadata once for the configuration and once for the weights, and makes gguf's
-    map of tensor names anew for each module of the model: most of the time that loading takes."""
-    import gguf
+def _draw(ref: ModelRef, out: Path) -> None:
+    from harness.models.streaming.drawing import draw
 
-    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    try:
-        for name, made in own.items():
-            setattr(gguf, name, cache(made))
-        yield
-    finally:
-        for name, made in own.items():
-            setattr(gguf, name, made)
+    draw(ref, out)
+
+
+def _save(parts: Parts, out: Path) -> None:
+    with CheckpointWriter(parts.model, out) as writer:
+        for part in parts.parts.values():
+            parts.load(part.name)
+            writer.write(parts.held_by(part))
+            parts.free(part.name)
+
+
+def _save_degridded(parts: Parts, seed: int, out: Path) -> float:
+    """Returns the divergence of the degridded model from the plain one, in nats per token.
+
+    Both are in float32, because rounding to a shorter dtype alone would exceed the limit.
+    """
+    from harness.models.streaming.forwards import Forwards
+
+    model, dtype = parts.model, parts.model.dtype
+    drawn = draw_factors(model, seed)
+    factors = dict(zip(model.get_decoder().layers, drawn, strict=True))
+    forwards = Forwards(parts, PROBE_STATES_BYTES)
+    staying = [parts.parts[name] for name in sorted(parts.loaded)]
+
+    def widen(part: ModelPart) -> None:
+        part.module.float()
+
+    with CheckpointWriter(model, out) as writer:
+
+        def move(part: ModelPart) -> None:
+            widen(part)
+            if part.module in factors:
+                rescale(part.module, factors[part.module], model.config)
+            writer.write({name: tensor.to(dtype) for name, tensor in parts.held_by(part).items()})
+
+        logits = []
+        for change in (widen, move):
+            parts.on_load = change
+            for part in staying:
+                change(part)
+            logits.append(_probe(model, forwards))
+    divergence = mean_divergence(*logits)
+    if not divergence < DEGRID_KL_LIMIT:
+        raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
+    return divergence
 
 
 def _tokenizer(ref: ModelRef) -> Any | None:
@@ -123,11 +140,12 @@ def _tokenizer(ref: ModelRef) -> Any | None:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)
 
 
-def _probe(model: Any) -> Any:
-    """Logits of a fixed sequence of tokens, (tokens, vocabulary)."""
+def _probe(model: Any, forwards: Forwards) -> torch.Tensor:
+    """Logits of a fixed sequence of tokens, (tokens, vocabulary), in one pass."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.get_text_config().vocab_size, (1, PROBE_TOKENS), generator=generator)
     with torch.inference_mode():
-        return model(input_ids=tokens, use_cache=False).logits[0]
+        (logits,) = forwards.run([lambda: model(input_ids=tokens, use_cache=False).logits])
+    return logits[0]

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConf
 
 from harness.api.plan import plan
 from harness.errors import UnsupportedError
-from harness.models.degrid import degrid
+from harness.models.degrid import draw_factors, rescale
 from harness.models.gguf.convert import convert
 from harness.models.prepare import prepare
 from harness.models.sources import inspect
@@ -26,6 +26,12 @@ from harness.recipe import Model, load_recipe
 pytestmark = pytest.mark.heavy
 
 TOKENS = torch.arange(2, 66).unsqueeze(0)
+
+
+def degrid(model: Any, seed: int) -> None:
+    drawn = draw_factors(model, seed)
+    for layer, factors in zip(model.get_decoder().layers, drawn, strict=True):
+        rescale(layer, factors, model.config)
 
 
 def logprobs(model: torch.nn.Module) -> torch.Tensor:
@@ -102,7 +108,7 @@ def test_an_unknown_architecture_is_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with pytest.raises(UnsupportedError, match="not gpt2"):
-        degrid(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16)), seed=0)
+        draw_factors(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16)), seed=0)
 
 
 SIZES: dict[str, Any] = {

@@ -28,7 +28,7 @@ from harness.models import native
 from harness.models.loading import load_transformers
 from harness.models.published import quantization_config
 from harness.models.scope import in_decoder
-from harness.models.streaming.reading import CheckpointReader
+from harness.models.streaming.reading import CheckpointReader, TensorReader
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SMALL_BYTES, SMALL_SHARE = 2**20, 0.01
 """Parts up to this size and this share of the checkpoint, such as norms, are loaded once and stay."""
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+$")
+_IN_LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks)\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,21 @@ class ModelPart:
 class Parts:
     """The parts of a checkpoint's model. ``model`` computes with whatever parts are loaded.
 
-    ``loads`` lists the loaded parts that do not stay, in order. Raises SourceError for a checkpoint that does not hold
-    what the architecture needs, and UnsupportedError for a model that cannot be cut into parts.
+    ``loads`` lists the loaded parts that do not stay, in order. ``reader`` reads what is no folder of safetensors
+    files, which ``request.read`` begins to load. Raises SourceError for a checkpoint that does not hold what the
+    architecture needs, and UnsupportedError for a model that cannot be cut into parts.
     """
 
-    def __init__(self, request: LoadRequest) -> None:
-        self.reader = CheckpointReader(request.path)
+    def __init__(self, request: LoadRequest, reader: TensorReader | None = None) -> None:
+        self._stored = {} if reader else quantization_config(request.path)
+        self.reader = reader or CheckpointReader(request.path)
         self.loads: list[str] = []
-        self._stored = quantization_config(request.path)
         self.model, self._config, self._finish = _rehearse(request, self.reader)
+        if self._stored.get("quant_method") in native.FORMATS:
+            self.model._weight_conversions = None  # else it would be saved as it was stored: packed
         self._conversions = self.model._weight_conversions
-        self._empty: dict[str, torch.Tensor] = dict(_stored(self.model))
-        self._tied = _tied(self.model, self._empty)
+        self._empty: dict[str, torch.Tensor] = dict(stored_tensors(self.model))
+        self._tied = tied_tensors(self.model, self._empty)
         self._made_from = _sources(self.model, self._config, self.reader)
         self.parts = {part.name: part for part in self._cut()}
         changed = [part for part in self.parts.values() if self._config.hf_quantizer and not part.holds_others]
@@ -110,6 +114,15 @@ class Parts:
     def is_tied(self, name: str) -> bool:
         """Whether a parameter is the same as another, which the checkpoint stores."""
         return name in self._tied
+
+    def held_by(self, part: ModelPart) -> dict[str, torch.Tensor]:
+        """What a part stores now, by name; what is tied to another part is stored there."""
+        found = {}
+        for name, tensor in self.model.state_dict().items():
+            owner = self.owner(name)
+            if owner is not None and owner.name == part.name and not self.is_tied(name):
+                found[name] = tensor
+        return found
 
     def prefetch(self, name: str) -> None:
         """Begins to read a part in another thread, unless it is loaded or something is being read already."""
@@ -269,7 +282,7 @@ def _copied(value: Any) -> Any:
 Finish = Callable[[Any], Any]
 
 
-def _rehearse(request: LoadRequest, reader: CheckpointReader) -> tuple[Any, Any, Finish | None]:
+def _rehearse(request: LoadRequest, reader: TensorReader) -> tuple[Any, Any, Finish | None]:
     """The model as loading leaves it, but with empty parameters; how transformers would load it; and what finishes it.
 
     The last is what the quantizer of a quantized checkpoint does to a model, or a part of one, whose weights are there.
@@ -304,6 +317,12 @@ def _rehearse(request: LoadRequest, reader: CheckpointReader) -> tuple[Any, Any,
             "this version of transformers loads models in a way that cannot be streamed; use 5.10 to 5.17"
         )
     return model, configs[0], finish
+
+
+def layer_of(name: str) -> str:
+    """The decoder layer that a parameter is in, or else the module that owns it."""
+    found = _IN_LAYER.match(name)
+    return found[1] if found else name.rpartition(".")[0]
 
 
 def _to_quantize(model: Any, quantizer: Any | None) -> dict[str, torch.Tensor]:
@@ -365,18 +384,18 @@ def _last_line(errors: Mapping[str, str]) -> str:
     return f"{name}: {text.strip().splitlines()[-1]}"
 
 
-def _stored(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Everything that a checkpoint stores of a model, by name; a tied parameter under each of its names."""
     yield from model.state_dict(keep_vars=True).items()
 
 
-def _tied(model: Any, stored: Mapping[str, Any]) -> dict[str, str]:
+def tied_tensors(model: Any, stored: Mapping[str, Any]) -> dict[str, str]:
     """Parameters that are the same object as another, each with the name of the one that the checkpoint stores."""
     declared: Mapping[str, str] = model.all_tied_weights_keys
     return {name: source for name, source in declared.items() if stored[name] is stored[source]}
 
 
-def _sources(model: Any, config: Any, reader: CheckpointReader) -> dict[str, list[str]]:
+def _sources(model: Any, config: Any, reader: TensorReader) -> dict[str, list[str]]:
     """The checkpoint's tensors that each parameter is made from, by transformers' own rules.
 
     Where a converter makes several parameters at once, all of its sources are under the name of the first.

@@ -43,7 +43,7 @@ def quantize_parts(job: QuantizeJob[Any], replace: Replace, configure: Callable[
             replaced[part.name] = swap.quantize(part)
             if part.name not in written:
                 written.add(part.name)
-                writer.write(_own(model, parts, part))
+                writer.write(parts.held_by(part))
 
         parts.on_load, parts.on_free = quantize, lambda part: swap.restore(replaced[part.name])
         for name in sorted(parts.loaded):
@@ -86,16 +86,6 @@ class _Swap:
 
     def _below(self, part: ModelPart) -> list[tuple[str, torch.nn.Module]]:
         return [(f"{part.name}.{name}", module) for name, module in part.module.named_modules() if name]
-
-
-def _own(model: Any, parts: Parts, part: ModelPart) -> dict[str, torch.Tensor]:
-    """What a part stores now, by name; what is tied to another part is stored there."""
-    found = {}
-    for name, tensor in model.state_dict().items():
-        owner = parts.owner(name)
-        if owner is not None and owner.name == part.name and not parts.is_tied(name):
-            found[name] = tensor
-    return found
 
 
 class _Passed:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from harness.core.foreign import shown
 from harness.errors import SourceError
@@ -16,6 +16,27 @@ from harness.models.headers import weight_files
 
 if TYPE_CHECKING:
     import torch
+
+
+class TensorReader(Protocol):
+    """The tensors that a model's parts are made from, by name. ``bytes_read`` and ``read_s`` add up all reads."""
+
+    bytes_read: int
+    read_s: float
+
+    @property
+    def tensors(self) -> Collection[str]: ...
+
+    def size_of(self, names: Iterable[str]) -> int:
+        """Bytes that the tensors take."""
+
+    def meta(self, name: str) -> torch.Tensor:
+        """A tensor's shape and dtype, without numbers."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor in main memory of its own."""
+
+    def close(self) -> None: ...
 
 
 class CheckpointReader:
