@@ -7,6 +7,7 @@ advances the generator, whose state is kept. The second time, when all modules h
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,12 +28,16 @@ from harness.models.loading import auto_class
 from harness.models.streaming.parts import layer_of, stored_tensors, tied_tensors
 from harness.models.streaming.writing import CheckpointWriter
 
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20
+"""An option of glibc's ``mallopt`` (malloc.h), and its value."""
+
 
 def draw(ref: ModelRef, out: Path) -> None:
     """Writes the checkpoint of a synthetic model. Raises UnsupportedError if transformers knows no such model.
 
     If the rules of its architecture initialize other weights than those of the module at hand, it is drawn whole.
     """
+    _return_freed_memory()
     try:
         model, drawn = _rehearse(ref)
     except RuntimeError as error:
@@ -61,6 +66,15 @@ def draw(ref: ModelRef, out: Path) -> None:
                 layers[layer_of(name)][name] = made[name]
             for layer in {layer_of(name) for name in made.keys() & own.keys()}:
                 write_whole(layer)
+
+
+def _return_freed_memory() -> None:
+    """Has glibc map each large block by itself, so that freeing it returns it.
+
+    By its own rule it would put them among small blocks, which soon take a part of every gap.
+    """
+    if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        set_option(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,7 @@ def _numbers(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         if tensor is not None and tensor.is_meta
     ]
     for holder, name, tensor in lacking:
-        made[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        made[name] = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
         holder[name] = torch.nn.Parameter(made[name]) if isinstance(tensor, torch.nn.Parameter) else made[name]
     yield made
     for holder, name, tensor in lacking:
