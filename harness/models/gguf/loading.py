@@ -118,11 +118,11 @@ class _OlderLoader:
 
         self._load([], keep, model)
         self._names, self._stored = names, model.state_dict()
-        self.tensors: dict[str, _Parameter] = {}
+        self.tensors: dict[str, _LazyParameter] = {}
         for tensor in reader.tensors:
             name = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
             if name is not None and name in self._stored:
-                self.tensors.setdefault(name, _Parameter(self, name)).sources.append(tensor)
+                self.tensors.setdefault(name, _LazyParameter(self, name)).sources.append(tensor)
 
     def make(self, name: str, sources: Sequence[Any]) -> torch.Tensor:
         """A parameter, made of these tensors of the file. Raises UnsupportedError if the model has no place for it."""
@@ -150,7 +150,7 @@ class _OlderLoader:
         return found
 
 
-class _Parameter:
+class _LazyParameter:
     """A parameter that is made of some tensors of a file when it is indexed."""
 
     def __init__(self, loader: _OlderLoader, name: str) -> None:

@@ -78,7 +78,7 @@ def _return_freed_memory() -> None:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Initialized:
     """A module that was initialized, by which rules, and with which state of the generator."""
 
     module: torch.nn.Module
@@ -108,13 +108,13 @@ def _construct(ref: ModelRef) -> Any:
     return auto_class(type(config)).from_config(config, dtype=ref.dtype)
 
 
-def _rehearse(ref: ModelRef) -> tuple[Any, list[_Drawn]]:
+def _rehearse(ref: ModelRef) -> tuple[Any, list[_Initialized]]:
     """The model without numbers where tensors were empty, and what was drawn for it, in order.
 
     Raises RuntimeError, which names torch's device ``meta``, if it computes with numbers that are not there.
     """
-    drawn: list[_Drawn] = []
-    empty = _Empty()  # type: ignore[no-untyped-call]
+    drawn: list[_Initialized] = []
+    empty = _EmptyTensors()  # type: ignore[no-untyped-call]
 
     def initialize(model: Any, module: torch.nn.Module, is_custom_code: bool = False) -> None:
         if getattr(module, "_is_hf_initialized", False):
@@ -127,14 +127,14 @@ def _rehearse(ref: ModelRef) -> tuple[Any, list[_Drawn]]:
         if any(tensor._version == 0 for tensor in made.values()):
             raise RuntimeError("the rules leave weights on the meta device as they were constructed")
         if made:
-            drawn.append(_Drawn(module, model._init_weights, state))
+            drawn.append(_Initialized(module, model._init_weights, state))
         module._is_hf_initialized = True  # type: ignore[assignment]
 
     with mock.patch.object(PreTrainedModel, "_initialize_weights", initialize), empty:
         return _construct(ref), drawn
 
 
-class _Empty(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _EmptyTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes empty tensors without numbers. What fills them with random numbers advances the generator all the same.
 
     ``in_rules``: the numbers of the module at hand are there, and those of others must not be needed.
