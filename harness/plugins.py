@@ -71,6 +71,7 @@ _METHODS = {
     "autogptq": "harness.methods.autogptq.autogptq:AUTOGPTQ",
     "gguf": "harness.methods.llamacpp.gguf:GGUF",
     "qlora": "harness.methods.peft.qlora:QLORA",
+    "served": "harness.methods.served:SERVED",
     "vllm-online": "harness.methods.vllm.online:VLLM_ONLINE",
 }
 ALIASES: Mapping[str, str] = MappingProxyType({"ptq": "rtn"})
@@ -78,6 +79,7 @@ _ENGINES = {
     "transformers": "harness.engines.transformers.engine:TRANSFORMERS",
     "llamacpp": "harness.engines.llamacpp.engine:LLAMACPP",
     "vllm": "harness.engines.vllm.engine:VLLM",
+    "endpoint": "harness.engines.endpoint.engine:ENDPOINT",
 }
 _METRICS = {
     "perplexity": "harness.metrics.perplexity:PERPLEXITY",

@@ -16,10 +16,13 @@ from harness.core.identity import DecodeMode
 if TYPE_CHECKING:
     import torch
 
-Capability = Literal["logits", "factored", "ragged", "branching", "decodes", "generates", "completes", "serves"]
+Capability = Literal[
+    "logits", "factored", "ragged", "branching", "decodes", "generates", "completes", "scores", "serves"
+]
 """What an engine declares that it can do, and a job declares that it uses.
 
-``serves`` is the one that needs no loaded model: the engine has it if it declares ``serve``.
+Two follow from others: an engine has ``scores`` if its models have ``logits``, and ``serves``, which needs no loaded
+model, if it declares ``serve``.
 """
 Role = Literal["linear", "embedding", "head", "other"]
 KernelFamily = Literal["packed", "dequantize", "plain"]
@@ -390,6 +393,27 @@ class Completes(LoadedModel, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """Of a text's tokens but the first: the natural logarithm of each one's probability, and whether it was the
+    likeliest."""
+
+    logarithms: tuple[float, ...]
+    likeliest: tuple[bool, ...]
+
+
+@runtime_checkable
+class Scores(LoadedModel, Protocol):
+    """Scores texts whose logits may not leave it, as on a server elsewhere."""
+
+    def score(self, texts: Sequence[Sequence[int]], together: int) -> list[TokenScores]:
+        """The scores of each text's tokens, in order, with at most ``together`` texts computed at once.
+
+        Raises UnsupportedError if it cannot score.
+        """
+        ...
+
+
 PROTOCOLS: Mapping[Capability, type[LoadedModel]] = MappingProxyType(
     {
         "logits": Logits,
@@ -399,6 +423,7 @@ PROTOCOLS: Mapping[Capability, type[LoadedModel]] = MappingProxyType(
         "decodes": Decodes,
         "generates": Generates,
         "completes": Completes,
+        "scores": Scores,
     }
 )
 """The protocol that each capability requires of a loaded model."""

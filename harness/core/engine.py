@@ -47,7 +47,8 @@ class LoadRequest:
 
     ``read`` is the method's own loader, for checkpoints that transformers cannot load (see Method). ``gpus`` is how
     many GPUs the process has. ``untouched`` names the modules that ``quantization`` leaves as they are.
-    ``streaming`` is None for a model that is loaded whole.
+    ``streaming`` is None for a model that is loaded whole. ``served`` is the server of the user's that has the variant,
+    for an engine that is ``remote``; ``path`` is then the unquantized checkpoint, whose tokenizer is used.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class LoadRequest:
     gpus: int = 1
     untouched: tuple[str, ...] = ()
     streaming: Streaming | None = None
+    served: Endpoint | None = None
 
 
 Serves = Callable[[LoadRequest, P, Path], AbstractContextManager[Endpoint]]
@@ -125,7 +127,7 @@ class Engine(Generic[P]):
     from a process that has done it. If the engine does not read transformers checkpoints, ``convert`` writes an
     unquantized one to a folder, in a format that the engine reads and in a given dtype, and returns a note for the
     record or None. ``serve`` starts a server of the engine's own for a checkpoint, outside of this process; None if it
-    has none.
+    has none. Models of a ``remote`` engine are on a server of the user's: their bytes, memory and kernels are unknown.
     """
 
     name: str
@@ -148,14 +150,20 @@ class Engine(Generic[P]):
     decode_advice: str | None = None
     counted_by: MemoryCounter = "torch"
     serve: Serves[P] | None = None
+    remote: bool = False
 
     def offers(self, residency: Residency = "resident") -> frozenset[Capability]:
-        """The capabilities of its models and, unless they are read from disk part by part, whether it serves."""
-        if residency == "streamed":
-            return self.streams
-        return self.capabilities if self.serve is None else self.capabilities | {"serves"}
+        """The capabilities of its models, what follows from them, and serving if a model is loaded whole."""
+        own = self._declared(residency)
+        derived: set[Capability] = {"scores"} if "logits" in own else set()
+        if self.serve is not None and residency == "resident":
+            derived.add("serves")
+        return own | derived
+
+    def _declared(self, residency: Residency) -> frozenset[Capability]:
+        return self.streams if residency == "streamed" else self.capabilities
 
     def unmet(self, model: LoadedModel) -> tuple[Capability, ...]:
         """The capabilities that the engine declares but this loaded model does not implement."""
-        declared = self.offers("streamed" if isinstance(model, Streamed) else "resident")
+        declared = self._declared("streamed" if isinstance(model, Streamed) else "resident")
         return tuple(name for name in PROTOCOLS if name in declared and not isinstance(model, PROTOCOLS[name]))

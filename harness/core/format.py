@@ -18,6 +18,8 @@ LOAD_CONFIG_FORMAT: Format = "transformers-config"
 VLLM_CONFIG_FORMAT: Format = "vllm-config"
 """Not a checkpoint: the arguments with which vLLM quantizes an unquantized one while loading."""
 GGUF_FORMAT: Format = "gguf"
+SERVED_FORMAT: Format = "served"
+"""Not a checkpoint: a model on a server of the user's."""
 Number = Literal["int", "float"]
 
 

@@ -558,7 +558,7 @@ class AnswerTask(VariantJob):
 
     @property
     def uses(self) -> tuple[Capability, ...]:
-        return ("logits",)
+        return ("scores",)
 
     @property
     def uses_one_of(self) -> tuple[Capability, ...]:

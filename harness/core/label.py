@@ -42,6 +42,7 @@ LabelCode = Literal[
     "pipelined",
     "streamed",
     "quantized_in_parts",
+    "remote",
     "suspect",
     "implausible_baseline",
     "engine_not_separated",
@@ -364,6 +365,12 @@ LABELS: Mapping[LabelCode, Form] = {
         lambda: "quantized from disk to disk, one part in memory at a time: its cost is that of this way",
         "the unquantized model did not fit or the recipe says `residency: streamed`; the checkpoint is byte for byte "
         "that of the model quantized whole, and time and peak of quantizing are not: see [streaming](streaming.md)",
+    ),
+    "remote": Form(
+        lambda model: f"remote: {model} on a server that the user runs",
+        "what the server did to the model is known by its name alone: it has no bytes, no memory and no kernels here, "
+        "and its hardware and versions are not those of the record: see [servers](servers.md)",
+        {"model": "llama-awq"},
     ),
     "suspect": Form(
         _suspect,

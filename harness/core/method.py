@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.core.capability import KernelFamily
 from harness.core.engine import LoadRequest
-from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT, Codes, Format
+from harness.core.format import LOAD_CONFIG_FORMAT, SERVED_FORMAT, TRANSFORMERS_FORMAT, Codes, Format
 from harness.core.identity import Scalar, Stage
 from harness.core.strict import Strict
 
@@ -229,9 +229,9 @@ class Method(Generic[P]):
 
     @property
     def output_format(self) -> Format | None:
-        """The format of its result; None if it produces nothing (a baseline or a published checkpoint)."""
+        """The format of its result; None if it makes nothing and a checkpoint is loaded as it is."""
         if self.stage in ("none", "published"):
-            return None
+            return SERVED_FORMAT if self.writes == SERVED_FORMAT else None
         return self.configures if self.stage == "on_load" else self.writes
 
     def stored(self, params: P) -> Codes | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.core.identity import Scalar, Stage
+from harness.core.json_values import ABSENT_AT_DEFAULT
 
 MAIN_ENGINE = "transformers"
 """The engine that computes what all engines share: the reference that divergence is measured against."""
@@ -91,11 +92,22 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
+class ServerRef:
+    """Where a server of the user's is, and the environment variable that holds its key, if it needs one.
+
+    No part of any identity: a server may move. The key itself is never kept.
+    """
+
+    url: str
+    api_key_env: str | None = None
+
+
+@dataclass(frozen=True)
 class MethodRef:
     """A method with every parameter resolved; ``label`` shows those that the recipe wrote.
 
-    ``published`` is set if the run measures a checkpoint that somebody else quantized. ``stack`` is set if the recipe
-    overrides the method's own environment.
+    ``published`` is set if the run measures a checkpoint that somebody else quantized, and ``server`` if it measures
+    what a server of the user's serves. ``stack`` is set if the recipe overrides the method's own environment.
     """
 
     name: str
@@ -105,6 +117,13 @@ class MethodRef:
     stage: Stage
     published: ModelRef | None = None
     stack: str | None = None
+    server: ServerRef | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
+
+    @property
+    def given(self) -> dict[str, Scalar]:
+        """All parameters, also those that are no part of the identity."""
+        own = self.server
+        return dict(self.params) if own is None else {**self.params, "url": own.url, "api_key_env": own.api_key_env}
 
     @property
     def identity(self) -> list[Any]:

@@ -185,6 +185,7 @@ class Context:
         else:
             self.fact("process_shared", earlier=self.loaded.workloads)
         model = checked(runtime, self.loaded.model, needed)
+        self._label_remote()
         self.loaded = replace(self.loaded, workloads=(*self.loaded.workloads, self.spec.job.workload))
         if isinstance(model, Pooled) and self.spec.job.conditions.memory:  # a part of every peak from here on
             self.add([kv_cache_pool(model.cache_pool())])
@@ -216,6 +217,7 @@ class Context:
         runtime = engine(self.spec.engine)
         if runtime.serve is None:
             raise UnsupportedError(f"this run needs a server, which the engine {runtime.name} does not have")
+        self._label_remote()
         request = self._request(self.method().run_dtype(self.params(), self.spec.model.dtype))
         with ExitStack() as running:
             with self.phase("start server"):
@@ -247,7 +249,19 @@ class Context:
             spec.job.conditions.gpus,
             setting.untouched,
             self._streaming(),
+            self._served(),
         )
+
+    def _served(self) -> Endpoint | None:
+        """The user's server that has the variant; None if the variant is loaded here."""
+        server = self.spec.method.server
+        if server is None:
+            return None
+        return Endpoint(server.url, self.params().model, api_key_env=server.api_key_env)
+
+    def _label_remote(self) -> None:
+        if self.spec.method.server is not None:
+            self.label("remote", model=self.params().model)
 
     def _streaming(self) -> Streaming | None:
         """How the run reads its model part by part; None if it loads it whole."""
@@ -267,7 +281,7 @@ class Context:
 
     def params(self) -> Any:
         """The method's parameters as its own type."""
-        return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))
+        return method(self.spec.method.name).params.model_validate(self.spec.method.given)
 
     def _engine_params(self) -> EngineParams:
         """The engine's own parameters as its own type."""

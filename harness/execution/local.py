@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from harness.core.inputs import Input
+from harness.core.job import VariantJob
 from harness.core.owner import temporary_folder
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
@@ -401,7 +402,7 @@ class _Worker:
         own |= _temporary_files(folder)
         threads = _thread_variables(self._spec.job.conditions.threads)
         visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
-        return {**inherited, **ENVIRONMENT, **own, **threads, **visible}
+        return {**inherited, **ENVIRONMENT, **own, **threads, **visible, **_server_key(self._spec)}
 
     def _start(self, launch: Launch, server: Server | None) -> None:
         """Threads read the pipes and, of a process that makes several runs, wait for its end."""
@@ -522,3 +523,10 @@ def _temporary_files(folder: Path) -> dict[str, str]:
 
 def _thread_variables(threads: int | None) -> dict[str, str]:
     return {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def _server_key(spec: RunSpec, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The one secret that a worker gets: the key of the server that its variant is measured on."""
+    server = spec.method.server if isinstance(spec.job, VariantJob) else None
+    name = None if server is None else server.api_key_env
+    return {name: variables[name]} if name is not None and name in variables else {}

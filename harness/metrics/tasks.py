@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Encode, Logits
+from harness.core.capability import Encode, LoadedModel
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
@@ -22,7 +22,7 @@ NOISE_QUESTIONS = 8
 
 
 def measure(
-    model: Logits,
+    model: LoadedModel,
     workload: TaskWorkload,
     alone: bool,
     watch: Callable[[Sequence[Sequence[int]]], None] | None,

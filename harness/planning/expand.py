@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness import plugins as registry
+from harness.core.capability import Endpoint
 from harness.core.engine import Engine, EngineParams
 from harness.core.foreign import quoted
-from harness.core.format import TRANSFORMERS_FORMAT, source_format
+from harness.core.format import SERVED_FORMAT, TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar, digest
 from harness.core.method import Method
-from harness.core.model import MethodRef
-from harness.errors import SourceError, UsageError, did_you_mean
+from harness.core.model import MethodRef, ServerRef
+from harness.errors import RunError, SourceError, UsageError, did_you_mean
+from harness.libraries.openai_api import OpenAIClient
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Entry, MethodEntry, Model, Recipe
 from harness.recipe.faults import expected
@@ -28,6 +30,8 @@ from harness.stacks import stack_names
 TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack to quantize in; every other key is a parameter."""
+ASKED_S = 10.0
+"""How long a server may take to say while planning which models it has."""
 MAX_VARIANTS = 1000
 """Combinations of parameters that the methods of a recipe, or its engines, expand to."""
 P = TypeVar("P", bound=BaseModel)
@@ -145,6 +149,8 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
             label = f"{label} {STACK}={stack}"
         ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage, stack=stack)
         made = MethodChoice(replace(method, stack=stack or method.stack), ref, params)
+        if method.output_format == SERVED_FORMAT:
+            made = _served(recipe, made, place)
         yield _published(recipe, made, place) if method.published else made
 
 
@@ -174,6 +180,22 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
     if method.stage != "offline":
         raise recipe.error((*place, STACK), f"{method.name} does not quantize in a run of its own; leave it out")
     return str(name)
+
+
+def _served(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodChoice:
+    """The choice with its server apart from its parameters, after the server has said that it has the model.
+
+    Raises RecipeError if it has not, or does not answer.
+    """
+    server = ServerRef(choice.params.url, choice.params.api_key_env)
+    kept = {name: value for name, value in choice.ref.params.items() if name not in vars(server)}
+    label = f"{choice.ref.name} {choice.params.label or choice.params.model}"
+    try:
+        endpoint = Endpoint(server.url, choice.params.model, api_key_env=server.api_key_env)
+        OpenAIClient(endpoint, timeout_s=ASKED_S, retries=0).served()
+    except RunError as error:
+        raise recipe.error(place, str(error)) from None
+    return replace(choice, ref=replace(choice.ref, params=kept, label=label, server=server))
 
 
 def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodChoice:

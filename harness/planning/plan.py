@@ -151,7 +151,8 @@ class _Resolved:
     def conditions_on(self, choice: EngineChoice) -> Conditions:
         """Of a process that loads a model with an engine."""
         on_gpu = self.machine.device == "cuda"
-        return replace(self.conditions, gpus=choice.engine.gpus(choice.params, self.recipe.devices) if on_gpu else 1)
+        gpus = choice.engine.gpus(choice.params, self.recipe.devices) if on_gpu else 1
+        return replace(self.conditions, gpus=gpus, memory=self.conditions.memory and not choice.engine.remote)
 
     def run(
         self,
@@ -442,8 +443,9 @@ class _OnEngine:
     def of_method(self, method: MethodChoice, unsupported: str | None, shared: _Shared) -> Iterator[PlannedRun]:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
-        weight_bytes = _weight_bytes(method.checkpoint or self.source, method, sweep.machine.device)
-        note = unpacking_note(self.source, method, self.engine, sweep.machine, sweep.site)
+        remote = self.engine.remote
+        weight_bytes = None if remote else _weight_bytes(method.checkpoint or self.source, method, sweep.machine.device)
+        note = None if remote else unpacking_note(self.source, method, self.engine, sweep.machine, sweep.site)
         variant = self._variant(method, "model", self._artifacts_engine(method))
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
         if method.calibrated and shared.calibrate is not None:

@@ -116,6 +116,8 @@ def _method(method: MethodRef, place: Place, whole: bool) -> dict[str, Any] | st
     if method.published is not None:
         kept["id"] = place(method.published) or kept["id"]
         kept |= {"trust_remote_code": True} if method.published.trust_remote_code else {}
+    if method.server is not None:
+        kept |= _set(url=method.server.url, api_key_env=method.server.api_key_env)
     return _named(method.name, kept | ({"stack": method.stack} if method.stack else {}))
 
 

@@ -37,6 +37,8 @@ def unsupported_reason(
     skip: Sequence[str] = (),
 ) -> str | None:
     """The first reason found, with what to do about it; None if there is no known reason."""
+    if runtime.remote:  # it is served already
+        return None
     return (
         source.degrid_obstacle
         or _already_quantized(source, method, runtime, machine, site)

@@ -103,6 +103,8 @@ class Redaction:
             published = self._model(method.published)
             label = method.label.replace(method.published.label, published.label)
             return replace(method, label=label, params={**method.params, "id": published.id}, published=published)
+        if method.server is not None:  # where it is helps nobody who cannot reach it
+            method = replace(method, server=None)
         params, label = self._params(method.params), method.label
         for name, value in method.params.items():
             label = label.replace(f"{name}={value}", f"{name}={params[name]}")

@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from harness.core.capability import Completes, Encode, Generates, LoadedModel, Logits, as_branching
+from harness.core.capability import Completes, Encode, Generates, LoadedModel, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, Completion, generate
 from harness.tasks.sampling import Sampling
@@ -52,7 +52,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: Logits,
+        model: LoadedModel,
         *,
         layout: Layout | None = None,
         bos: Literal["auto", "always", "never"] = "auto",

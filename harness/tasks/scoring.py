@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness.core.capability import Branching, LoadedModel, Logits, Ragged, as_branching, as_ragged, states_and_head
+from harness.core.capability import (
+    Branching,
+    LoadedModel,
+    Logits,
+    Ragged,
+    Scores,
+    as_branching,
+    as_ragged,
+    states_and_head,
+)
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import Ints, Reads, Row, ScoringInput, pack
 
@@ -64,7 +74,7 @@ class Effort:
 def default_layout(model: LoadedModel) -> Layout:
     if as_branching(model) is not None:
         return "packed"
-    return "ragged" if as_ragged(model) is not None else "batched"
+    return "ragged" if isinstance(model, Scores) or as_ragged(model) is not None else "batched"
 
 
 def default_budget(model: LoadedModel) -> int:
@@ -75,21 +85,37 @@ def default_budget(model: LoadedModel) -> int:
 
 
 def score(
-    model: Logits, requests: Sequence[Request], layout: Layout, budget: int, effort: Effort | None = None
+    model: LoadedModel, requests: Sequence[Request], layout: Layout, budget: int, effort: Effort | None = None
 ) -> list[Score]:
     """The score of every request, in order. Adds the work done to ``effort``.
 
     Requests with the same input share its predictions. Raises UnsupportedError for ``packed`` if the model cannot
-    branch, and for ``ragged`` if it cannot read inputs of unequal length.
+    branch, for ``ragged`` if it cannot read inputs of unequal length, and if it scores no texts at all.
     """
     import torch
 
     effort = effort or Effort()
+    if isinstance(model, Scores):
+        return _elsewhere(model, requests, layout, effort)
+    if not isinstance(model, Logits):
+        raise UnsupportedError("the task scores texts, and this engine cannot")
     reader = _Reader(states_and_head(model)[1], requests, effort)
     with torch.inference_mode():
         for states, reads in _forwards(model, reader.inputs, layout, budget, effort):
             reader.read(states, reads)
     return reader.scores()
+
+
+def _elsewhere(model: Scores, requests: Sequence[Request], layout: Layout, effort: Effort) -> list[Score]:
+    """The scores by a model that reduces its own logits; equal texts are computed once."""
+    texts = list(dict.fromkeys((*each.context, *each.continuation) for each in requests))
+    found = dict(zip(texts, model.score(texts, 1 if layout == "alone" else len(texts)), strict=True))
+    effort.add(tokens=sum(map(len, texts)), head_rows=sum(map(len, texts)) - len(texts), forwards=1)
+    scores = []
+    for each in requests:
+        own, last = found[(*each.context, *each.continuation)], len(each.continuation)
+        scores.append(Score(math.fsum(own.logarithms[-last:]), all(own.likeliest[-last:])))
+    return scores
 
 
 def _forwards(

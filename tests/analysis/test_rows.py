@@ -25,7 +25,7 @@ from harness.core.site import Machine
 from harness.core.variant import labels
 from harness.core.workload import CalibrationRef, TextRef
 from harness.planning.plan import PlannedRun
-from harness.plugins import engine_names
+from harness.plugins import engine, engine_names
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
@@ -197,8 +197,9 @@ EXCLUDED = st.lists(
     min_size=1,
     max_size=3,
 )
-ENGINES = [*engine_names(), {"transformers": {"attention": "eager"}}, {"llamacpp": {"threads": [1, 2]}}]
-ON_ENGINES = {*engine_names(), "transformers attention=eager", "llamacpp threads=1", "llamacpp threads=2"}
+HERE = [name for name in engine_names() if not engine(name).remote]
+ENGINES = [*HERE, {"transformers": {"attention": "eager"}}, {"llamacpp": {"threads": [1, 2]}}]
+ON_ENGINES = {*HERE, "transformers attention=eager", "llamacpp threads=1", "llamacpp threads=2"}
 
 
 @given(RECIPES.map(possible), EXCLUDED)

@@ -126,7 +126,8 @@ def test_an_engine_declares_caches_and_modes_that_go_together(name: str) -> None
 
 def test_transformers_can_do_all_that_it_declares(model: TransformersModel) -> None:
     assert TRANSFORMERS.unmet(model) == ()
-    assert TRANSFORMERS.capabilities == set(PROTOCOLS) - {"ragged", "completes"}
+    assert TRANSFORMERS.capabilities == set(PROTOCOLS) - {"ragged", "completes", "scores"}
+    assert "scores" in TRANSFORMERS.offers() & TRANSFORMERS.offers("streamed")
     assert checked(TRANSFORMERS, model, Branching) is model
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from harness.core.capability import Logits
+from harness.core.capability import LoadedModel, Logits
 from harness.core.job import AnswerTask
 from harness.execution.checks.kernels import record_cuda_kernels
 from harness.execution.checks.leak import check_leak, check_tokens
@@ -20,9 +20,10 @@ def run(job: AnswerTask, context: Context, out: Path) -> None:
     """Scores every question and checks the questions for calibration text."""
     import torch
 
-    model = context.load(Logits)
-    if job.verify:
-        verify_variant(context, model)
+    model = context.load(LoadedModel)
+    verified = model if job.verify and isinstance(model, Logits) else None  # what a server has is not shown
+    if verified is not None:
+        verify_variant(context, verified)
     check_tokens(context, model, job.task.chat_template)
 
     def watch(requests: Sequence[Sequence[int]]) -> None:
@@ -33,5 +34,5 @@ def run(job: AnswerTask, context: Context, out: Path) -> None:
         asked = (model, job.task, context.method().batch_dependent, watch if calibrated else None)
         context.add(metric("tasks").make(*asked, partial(keeping, context.cache)))
     record_repacking(context, model)
-    if job.verify:
-        record_cuda_kernels(context, model)
+    if verified is not None:
+        record_cuda_kernels(context, verified)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from harness import plugins as registry
 from harness.core.foreign import quoted
+from harness.core.format import SERVED_FORMAT
 from harness.core.method import Method
 from harness.errors import UsageError, did_you_mean
 from harness.recipe.faults import expected
@@ -33,6 +34,8 @@ def parse(text: str, option: str = "--method") -> Chosen:
     method = registry.method(name)
     if method.published:
         raise UsageError(f"{option} {name}: what a published checkpoint takes is the size of its files")
+    if method.writes == SERVED_FORMAT:
+        raise UsageError(f"{option} {name}: what a server takes is known there alone")
     given: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
