@@ -124,6 +124,8 @@ def propose(
         return Proposed(path, name, None)
     site = local_site(cache, pythons)
     entry, source = find_model(request.model, request.revision, path.parent, say)
+    if request.purpose == "quality" and source.ref.kind == "synthetic":
+        raise UsageError("--for quality: random weights have none; give --for size or --for speed")
     budget = None if request.budget is None else parse_budget(request.budget, "--budget")
     draft = RecipeDraft(
         name=name,

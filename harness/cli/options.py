@@ -83,10 +83,19 @@ StackName = Annotated[str, typer.Argument(metavar="NAME", help="A stack listed b
 StackDevice = Annotated[
     Device, typer.Option("--device", help="The device of the runs that use it: vllm has builds for two.")
 ]
-ModelName = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id."),
-]
+_MODEL = typer.Argument(metavar="MODEL", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id.")
+_MINUTES = typer.Option("--minutes", metavar="N", help="How long it is expected to take at most.")
+_FOR = typer.Option("--for", help="Which methods are taken first.")
+_ENGINE = typer.Option("--engine", metavar="ENGINE", help="What runs the model.")
+ModelName = Annotated[str, _MODEL]
+Minutes = Annotated[float, _MINUTES]
+For = Annotated[Purpose, _FOR]
+EngineName = Annotated[str, _ENGINE]
+AskedModel = Annotated[Optional[str], _MODEL]  # noqa: UP045
+"""The same arguments where the user is asked for what is not given."""
+AskedMinutes = Annotated[Optional[float], _MINUTES]  # noqa: UP045
+AskedPurpose = Annotated[Optional[Purpose], _FOR]  # noqa: UP045
+AskedEngine = Annotated[Optional[str], _ENGINE]  # noqa: UP045
 Methods = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
@@ -99,26 +108,7 @@ MemoryBudget = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--budget", metavar="SIZE|GPU", help="Memory to serve in: 24GiB, 24GB, or a GPU such as 'RTX 4090'."),
 ]
-Minutes = Annotated[float, typer.Option("--minutes", metavar="N", help="How long it is expected to take at most.")]
-For = Annotated[Purpose, typer.Option("--for", help="Which methods are taken first.")]
-EngineName = Annotated[str, typer.Option("--engine", metavar="ENGINE", help="What runs the model.")]
 TextName = Annotated[str, typer.Option("--text", metavar="TEXT", help="A text's name, or a file, to score.")]
-OptionalModel = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(metavar="MODEL", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id."),
-]
-OptionalPurpose = Annotated[
-    Optional[Purpose],  # noqa: UP045
-    typer.Option("--for", help="Which methods are taken first; default: size."),
-]
-OptionalEngine = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--engine", metavar="ENGINE", help="What runs the model; default: transformers."),
-]
-OptionalMinutes = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--minutes", metavar="N", help="How long it is expected to take at most; default: 30."),
-]
 Revision = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--revision", metavar="COMMIT", help="Commit of a hub model; default: the newest."),

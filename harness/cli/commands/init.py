@@ -9,14 +9,14 @@ from typing import Any, Optional, TypeVar
 import typer
 
 from harness.cli.options import (
+    AskedEngine,
+    AskedMinutes,
+    AskedModel,
+    AskedPurpose,
     CacheFolder,
     Force,
     MemoryBudget,
     Methods,
-    OptionalEngine,
-    OptionalMinutes,
-    OptionalModel,
-    OptionalPurpose,
     Purpose,
     Pythons,
     RecipeOut,
@@ -34,10 +34,10 @@ T = TypeVar("T")
 
 
 def init(
-    model: OptionalModel = None,
-    purpose: OptionalPurpose = None,
-    engine: OptionalEngine = None,
-    minutes: OptionalMinutes = None,
+    model: AskedModel = None,
+    purpose: AskedPurpose = None,
+    engine: AskedEngine = None,
+    minutes: AskedMinutes = None,
     methods: Methods = None,
     budget: MemoryBudget = None,
     text: TextName = "demo",
@@ -56,9 +56,11 @@ def init(
     chosen = _answer(model, "Model (a folder, a .gguf file or a hub id)", str)
     if not chosen:
         raise UsageError("name the model: qharness init MODEL")
-    aim = Purpose(_answer(purpose, f"What for: {', '.join(Purpose)}", _one_of("--for", list(Purpose)), Purpose.SIZE))
-    runs_on = _answer(engine, f"Engine: {', '.join(engine_names())}", str, "transformers")
-    time_min = _answer(minutes, "Minutes", _number, 30.0)
+    aim = Purpose(
+        _answer(purpose, f"What for: {', '.join(Purpose)}", _one_of("--for", list(Purpose)), TryRequest.purpose)
+    )
+    runs_on = _answer(engine, f"Engine: {', '.join(engine_names())}", str, TryRequest.engine)
+    time_min = _answer(minutes, "Minutes", _number, TryRequest.minutes)
     request = TryRequest(chosen, split_methods(methods), budget, time_min, aim.value, runs_on, text, revision)
     proposed = propose(request, out, results, cache, interpreters(pythons), "init", force, say)
     show_proposed(proposed)
@@ -68,12 +70,18 @@ def init(
 
 
 def _answer(given: Optional[T], question: str, read: Callable[[str], Any], default: Any = "") -> Any:  # noqa: UP045
-    """What was given as an option, or else the answer to a question; the default where nobody can be asked."""
+    """What was given as an option, or else the answer to a question; the default where nobody can be asked.
+
+    Raises KeyboardInterrupt if the user ends the command in place of an answer.
+    """
     if given is not None:
         return given
     if not sys.stdin.isatty():
         return default
-    return read(str(typer.prompt(question, default=str(default) or None)).strip())
+    try:
+        return read(str(typer.prompt(question, default=str(default) or None)).strip())
+    except typer.Abort:
+        raise KeyboardInterrupt from None
 
 
 def _one_of(option: str, known: list[str]) -> Callable[[str], str]:
