@@ -31,18 +31,22 @@ OF_THE_VARIANT = frozenset(
         "engine_params",
         "decode_mode",
     )
-) | {"decode_mode"}
+) | {"decode_mode", "decode mode", "engine", "cache of keys and values"}
 """Conditions in which two variants may differ and be compared all the same: they are what is compared."""
 
 
 @dataclass(frozen=True)
 class KeyedFigure:
-    """A figure of one row at one place; figures of two rows are comparable if their ``conditions`` are equal."""
+    """A figure of one row at one place; figures of two rows are comparable if their ``conditions`` are equal.
+
+    They are one figure measured again if what ``whole`` holds besides, the parts of the variant, is equal too.
+    """
 
     figure: Figure[Any]
     place: Place
     value: Estimate
     conditions: Comparability
+    whole: Comparability
 
 
 def keyed_figures(
@@ -86,7 +90,8 @@ def _of_row(table: Table, row: VariantRow, values: _Values) -> Iterator[KeyedFig
                 estimate = Estimate(float(value), None, None, 1, "")
             same = _same(alike, estimate, place) if estimate else None
             if estimate is not None and same is not None:
-                yield KeyedFigure(figure, place, estimate, _shared(comparability(same[0], figure, same[1])))
+                whole = comparability(same[0], figure, same[1])
+                yield KeyedFigure(figure, place, estimate, _shared(whole), whole)
 
 
 def _same(alike: Sequence[tuple[Case, CaseValue]], estimate: Estimate, place: Place) -> tuple[Case, CaseValue] | None:

@@ -17,7 +17,7 @@ from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.keyed import keyed_figures
 from harness.api.bundle import bundle
 from harness.api.locations import name_of
-from harness.api.results import NamedRecords, kept_of, read_folder
+from harness.api.results import NamedRecords, kept_of, read_folder, redacted
 from harness.core.foreign import read_file, shown
 from harness.core.identity import full_digest
 from harness.errors import HarnessError, ResultsError, UsageError
@@ -25,6 +25,7 @@ from harness.figures.summary import as_text, builder
 from harness.report.derived_files import report_code
 from harness.report.escape import file_name
 from harness.report.page import page
+from harness.report.redact import LEFT_OUT
 from harness.report.renderers.html import SitePlace, html
 from harness.report.site.entries import SweepEntry, sweep_entry
 from harness.report.site.pages import index_page, model_page, models_of
@@ -66,29 +67,33 @@ def write_site(
     title: str = TITLE,
     bundles: bool = False,
     on_skipped: Callable[[str | Path, HarnessError], None] = lambda location, error: None,
+    redact: bool = False,
 ) -> SiteBuild:
     """Writes a site of results folders, bundles or URLs into the folder ``out``; it needs no server.
 
     Each recipe at each place is one sweep. A site that is there is brought up to date: only sweeps that changed are
     built, only files that differ are written, and pages of sweeps that are not among the results any more are removed.
     With ``bundles`` each page offers a bundle of its results; one that was given as a bundle always does.
-    ``on_skipped`` receives what cannot be read. Raises UsageError for a folder with something else in it, and
-    ResultsError if no results can be read.
+    With ``redact`` pages leave out what redacted reports do, sweeps are named by their recipes, and no bundle is
+    offered: it would hold everything. ``on_skipped`` receives what cannot be read. Raises UsageError for a folder with
+    something else in it, and for bundles of a redacted site; ResultsError if no results can be read.
     """
+    if redact and bundles:
+        raise UsageError("--bundles: a bundle holds whole records, which --redact does not show; give one of both")
     folder = Path(out)
     if folder.exists() and not (folder / KEPT).is_file() and any(folder.iterdir()):
         raise UsageError(f"{shown(folder)}: holds files that are no site of qharness; name another folder for --out")
     writer = _SiteFiles(folder)
     kept = _read_kept(folder)
-    states = {location: _state(location, title, bundles) for location in results}
+    states = {location: _state(location, title, bundles, redact) for location in results}
     gone = {state for state, entry in kept.values() if not _is_there(folder, entry)}
     unchanged = {state for state, _ in kept.values() if state in states.values()} - gone - {None}
     entries = {name: known for name, known in kept.items() if known[0] in unchanged}
     used, built = set(entries), 0
     try:
         for location in (location for location, state in states.items() if state not in unchanged):
-            for sweep in _sweeps(location, used, on_skipped):
-                entries[sweep.name] = states[location], _build(sweep, title, bundles, writer)
+            for sweep in _sweeps(location, used, on_skipped, redact):
+                entries[sweep.name] = states[location], _build(sweep, title, bundles, writer, redact)
                 built += 1
     except BaseException:
         _keep(folder, {**kept, **entries})  # a build that was interrupted goes on from there
@@ -125,7 +130,7 @@ class _SiteFiles:
         return path
 
 
-def _state(location: str | Path, title: str, bundles: bool) -> str | None:
+def _state(location: str | Path, title: str, bundles: bool, redact: bool) -> str | None:
     """Equal if the pages of what is there would be equal; None for a URL, where that is not known.
 
     Files count as unchanged if their sizes and times are. Hidden ones are kept beside results, and are not results.
@@ -139,11 +144,11 @@ def _state(location: str | Path, title: str, bundles: bool) -> str | None:
         with suppress(OSError):  # it went away meanwhile, or is not there: whoever reads it will say so
             status = path.stat()
             found.append([str(path), status.st_size, status.st_mtime_ns])
-    return full_digest([report_code(), title, bundles, str(root), found])
+    return full_digest([report_code(), title, bundles, redact, str(root), found])
 
 
 def _sweeps(
-    location: str | Path, used: set[str], on_skipped: Callable[[str | Path, HarnessError], None]
+    location: str | Path, used: set[str], on_skipped: Callable[[str | Path, HarnessError], None], redact: bool
 ) -> Iterator[_NamedSweep]:
     try:
         found = read_folder(location)
@@ -154,7 +159,8 @@ def _sweeps(
     recipes = dict.fromkeys(record.spec.recipe for record in found.records)
     for recipe in recipes:
         own = found if len(recipes) == 1 else _of_recipe(found, recipe)
-        yield _NamedSweep(file_name(place if len(recipes) == 1 else f"{place} {recipe}", used), location, own)
+        name = recipe if redact else place if len(recipes) == 1 else f"{place} {recipe}"
+        yield _NamedSweep(file_name(name, used), location, own)
 
 
 def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
@@ -162,16 +168,18 @@ def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
     return replace(found, records=tuple(compress(found.records, chosen)), seals=tuple(compress(found.seals, chosen)))
 
 
-def _build(sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles) -> SweepEntry:
-    found = sweep.found
+def _build(sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles, redact: bool) -> SweepEntry:
+    found = redacted([sweep.found])[0] if redact else sweep.found
     kept: AbstractContextManager[KeptEntries] = kept_of([found], TRACED) if found.seals else nullcontext(NOTHING)
     with found.summaries() as derived, kept as traced:
         whole = page(found.records, found.damaged, summaries=derived)
         keyed = keyed_figures(whole.tables, found.records, traced)
-        offered = _bundle(sweep, bundles, writer)
+        offered = None if redact else _bundle(sweep, bundles, writer)
         entry = sweep_entry(sweep.name, whole, keyed, offered)
         place = SitePlace(title, tuple(entry.models.items()), offered)
-        writer.write(f"sweeps/{sweep.name}.html", html(whole, place))
+        if redact:
+            whole = replace(whole, redacted=LEFT_OUT)
+        writer.write(f"sweeps/{sweep.name}.html", html(whole, place, keyed))
     return entry
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from harness.analysis.keyed import KeyedFigure, keyed_figures
 from harness.api.bundle import bundle
 from harness.api.site import KEPT, SiteBuild, write_site
 from harness.cli.app import app
+from harness.core.job import VariantJob
 from harness.core.record import RunRecord
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.figures.table import VariantRow
@@ -97,7 +100,7 @@ def test_the_index_finds_a_sweep_by_its_variants(built: tuple[Path, SiteBuild], 
 def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, SiteBuild]) -> None:
     out, _ = built
     text = text_of(model_of(out))
-    lines = re.findall(r'<tr><th scope="row">Quality: Perplexity</th>.*?</tr>', text, re.DOTALL)
+    lines = re.findall(r'<tr><th scope="row">Quality: Perplexity <code.*?</tr>', text, re.DOTALL)
     counts = [int(re.findall(r"<td>(\d+)</td>", line)[0]) for line in lines]
     assert sorted(counts)[0] == 1, "the variant whose run is gone"
     assert sorted(counts)[-1] == 2
@@ -106,6 +109,61 @@ def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, 
         f"{row.perplexity.value:.4g}" for row in rows(read_records(EXAMPLE)) if row.is_baseline and row.perplexity
     }
     assert f">{perplexity}</a>" in lines[0]
+
+
+def test_pages_show_the_keys_of_figures_that_may_stand_side_by_side(built: tuple[Path, SiteBuild]) -> None:
+    """On the page of a sweep each column's; on that of the model the same. Rows of one table share them."""
+    out, _ = built
+    records = read_records(EXAMPLE)
+    whole = page(records)
+    keyed = keyed_figures(whole.tables, records)
+    keys = {each.conditions.key for found in keyed.values() for each in found if each.figure.name == "perplexity"}
+    (key,) = {each[:8] for each in keys}
+    first = text_of(out / "sweeps" / "first.html")
+    assert f"Comparability key: {key}." in first
+    assert re.search(
+        rf'<dt>Quality: Perplexity <code title="{keys.pop()}">{key}</code></dt><dd>[^<]*text_sha256: ', first
+    )
+    assert f'side by side.">{key}</code>' in text_of(model_of(out))
+
+
+def test_a_variant_on_another_engine_is_compared_and_is_no_point_of_the_same_line() -> None:
+    """What makes variants differ is no part of a key, and tells the lines of a model's page apart."""
+
+    def on(engine: str) -> KeyedFigure:
+        changed = [
+            replace(each, spec=replace(each.spec, job=replace(job, variant=replace(job.variant, engine=engine))))
+            if isinstance(job := each.spec.job, VariantJob)
+            else each
+            for each in read_records(EXAMPLE)
+        ]
+        found = keyed_figures(page(changed).tables, changed)
+        return next(each for figures in found.values() for each in figures if each.figure.name == "perplexity")
+
+    one, other = on("transformers"), on("llamacpp")
+    assert one.conditions.key == other.conditions.key
+    assert one.whole.key != other.whole.key
+
+
+def test_a_redacted_site_names_no_folder_model_or_path_and_offers_no_bundle(tmp_path: Path) -> None:
+    secret = tmp_path / "secret-project"
+    shutil.copytree(EXAMPLE, secret)
+    given = bundle(EXAMPLE, tmp_path / "their-secret.qh.zip").path
+    label = read_records(EXAMPLE)[0].spec.model.label
+    plain, out = tmp_path / "plain", tmp_path / "site"
+    write_site([secret, given], plain)
+    site = write_site([secret, given], out, redact=True)
+    assert site.sweeps == ("example", "example-2")
+    shown = {name: "".join(map(text_of, folder.rglob("*.html"))) for name, folder in (("plain", plain), ("out", out))}
+    for word in ("secret", label):
+        assert word in shown["plain"]
+        assert word not in shown["out"]
+    assert "Redacted: paths" in text_of(out / "sweeps" / "example.html")
+    assert not (out / "bundles").exists()
+    assert write_site([secret, given], out, redact=True).built == 0
+    assert write_site([secret, given], out).built == 2
+    with pytest.raises(UsageError, match="--bundles"):
+        write_site([secret], out, bundles=True, redact=True)
 
 
 def test_a_second_build_writes_nothing(built: tuple[Path, SiteBuild], folders: tuple[Path, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ pytestmark = [
     pytest.mark.heavy,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt install chromium)"),
 ]
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 
 
@@ -101,3 +103,25 @@ def test_what_is_not_comparable_says_what_differs(page: Any, site: Path, tmp_pat
     assert words.startswith("incomparable: text: ")
     assert "another" in words
     assert line.locator("td").nth(2).inner_text() == ""
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_axe_finds_nothing_to_mend_and_a_phone_scrolls_in_one_direction(
+    page: Any, site: Path, options: dict[str, Any]
+) -> None:
+    """Rules of axe-core, as Deque publishes it, on the index, a model's page and a sweep's, with everything open."""
+    package = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, of the extra 'dev'")
+    axe = (files(package.__name__) / "axe.min.js").read_text(encoding="utf-8")
+    context = page.context.browser.new_context(bypass_csp=True, **options)
+    opened = context.new_page()
+    for path in (site, next((site.parent / "models").glob("*.html")), site.parent / "sweeps" / "nightly.html"):
+        opened.goto(path.as_uri())
+        opened.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        if options is PHONE:
+            assert opened.evaluate("document.documentElement.scrollWidth") == 390, path
+        opened.evaluate(axe)
+        found = opened.evaluate("axe.run().then(found => found.violations)")
+        assert [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found] == [], (
+            path
+        )
+    context.close()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.options import Redact
 from harness.errors import ExitCode, HarnessError
 from harness.report.terminal import say
 
@@ -20,6 +21,7 @@ def site(
     bundles: Annotated[
         bool, typer.Option("--bundles", help="Offer a bundle of each sweep to download: records, evidence, report.")
     ] = False,
+    redact: Redact = False,
 ) -> None:
     """Write a static site of many sweeps: search, models over time, two rows side by side. It needs no server.
 
@@ -34,7 +36,7 @@ def site(
         skipped.append(location)
         say(f"left out: {error}", error=True)
 
-    made = write_site(results, out, title, bundles, on_skipped)
+    made = write_site(results, out, title, bundles, on_skipped, redact)
     say(
         f"{len(made.sweeps)} sweeps, {made.built} built; {len(made.written)} files written, {len(made.removed)} removed"
     )

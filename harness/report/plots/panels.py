@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.figures.figure import LOG_FROM_RATIO, Figure, Whole
@@ -15,7 +15,7 @@ from harness.figures.tasks import ACCURACY
 from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell, columns_of
-from harness.report.plots.axes import axis_of, estimate, intervals, reach
+from harness.report.plots.axes import CUT_OFF, axis_of, cut_off, estimate, intervals, reach
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import GREY, family_colour, family_symbol, paper, ruler, variant_axis
@@ -101,12 +101,13 @@ def _panels(table: Table, topic: _Topic) -> Plot | None:
     layout = paper(height_px=96 + 26 * len(rows), top_px=36) | {"yaxis": variant_axis([row.label for row in rows])}
     drawing = Drawing(layout)
     width = (1 - GAP * (len(named) - 1)) / len(named)
+    cut = False
     for number, (column, title) in enumerate(named):
         left = number * (width + GAP)
-        _draw(drawing, table, rows, column, title, number, (left, left + width))
+        cut |= _draw(drawing, table, rows, column, title, number, (left, left + width))
     head = ("Variant", *(f"{title}, {column.unit}".removesuffix(", ") for column, title in named))
     lines = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
-    caption = topic.caption + left_out(len(rows), len(measured))
+    caption = topic.caption + left_out(len(rows), len(measured)) + (f" {CUT_OFF}" if cut else "")
     return Plot(topic.name, topic.title, caption, head, lines, drawing.json())
 
 
@@ -118,7 +119,8 @@ def _draw(
     title: str,
     number: int,
     domain: tuple[float, float],
-) -> None:
+) -> bool:
+    """Draws a panel; returns whether it cuts an interval off."""
     there = [(place, row) for place, row in enumerate(rows) if _finite(column, row)]
     found = [estimate(column.value(row)) for _, row in there]
     values = [each.value * column.format.factor for each in found]
@@ -142,7 +144,9 @@ def _draw(
     )
     style = column.figure.axis
     from_zero = style is not None and style.from_zero and not log
-    ruled = ruler("", _range(column, found, log, from_zero), log) | {"domain": domain, "nticks": 6}
+    coordinate = _coordinate(column, found, log)
+    span = _range(found, coordinate, log, from_zero)
+    ruled = ruler("", span, log) | {"domain": domain, "nticks": 6}
     drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
     drawing.note(
         escape.plot(title),
@@ -166,13 +170,20 @@ def _draw(
             yref="paper",
             line={"color": GREY, "width": 1.2, "dash": "dash"},
         )
+    return cut_off(found, coordinate, span)
 
 
-def _range(column: Column, found: Sequence[Estimate], log: bool, from_zero: bool) -> tuple[float, float]:
-    """In plotly's coordinates: base-ten logarithms on a logarithmic axis."""
+def _coordinate(column: Column, found: Sequence[Estimate], log: bool) -> Callable[[float], float]:
+    """A value's place in plotly's coordinates: its base-ten logarithm on a logarithmic axis."""
     factor = column.format.factor
     least = min(each.value for each in found) / 10  # a logarithm has no place for an interval's end below zero
-    low, high = reach(found, lambda value: math.log10(max(value, least) * factor) if log else value * factor, ROOM)
+    return lambda value: math.log10(max(value, least) * factor) if log else value * factor
+
+
+def _range(
+    found: Sequence[Estimate], coordinate: Callable[[float], float], log: bool, from_zero: bool
+) -> tuple[float, float]:
+    low, high = reach(found, coordinate, ROOM)
     return (0.0, high) if from_zero or (not log and min(each.value for each in found) == 0) else (low, high)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -9,12 +10,14 @@ from typing import get_args
 
 from markupsafe import Markup
 
+from harness.analysis.keyed import KeyedFigure
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report import escape
 from harness.report.answer import Answer
 from harness.report.breakdown import breakdowns
 from harness.report.choice import MOST_ROWS, chosen
 from harness.report.column import Column, cell, column_groups, columns, shown_columns
+from harness.report.comparability import ColumnKey, column_keys
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
@@ -44,6 +47,11 @@ class _Section:
     plots: tuple[Plot, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
+    keys: tuple[ColumnKey, ...]
+
+    def key(self, column: Column) -> str:
+        """The keys of a column's figures, short; empty if nothing is compared by it."""
+        return ", ".join(each.short for each in self.keys if each.column is column)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -138,13 +146,18 @@ class SitePlace:
     bundle: str | None = None
 
 
-def html(whole: Page, place: SitePlace | None = None) -> str:
+def html(whole: Page, place: SitePlace | None = None, keyed: Mapping[int, Sequence[KeyedFigure]] | None = None) -> str:
     """The page. All text from records is escaped; a policy in its head forbids every request.
 
-    A page of a site has no plots: the library that draws them is larger than many such pages.
+    A page of a site has no plots: the library that draws them is larger than many such pages. ``keyed`` are the figures
+    of the rows by ``id``, if they are known. A redacted page shows no comparability keys: they would be those of the
+    redacted names.
     """
     drawn_of = plots_of if place is None else _no_plots
-    sections = [_section(*each, drawn_of(each[0])) for each in zip(whole.tables, whole.answers, strict=True)]
+    sections = [
+        _section(table, answer, drawn_of(table), {} if whole.redacted else keyed)
+        for table, answer in zip(whole.tables, whole.answers, strict=True)
+    ]
     drawn = any(section.plots for section in sections)
     return template("page.html.j2").render(
         page=whole,
@@ -165,7 +178,12 @@ def _no_plots(table: Table) -> tuple[Plot, ...]:
     return ()
 
 
-def _section(table: Table, answer: Answer | None, plots: tuple[Plot, ...]) -> _Section:
+def _section(
+    table: Table,
+    answer: Answer | None,
+    plots: tuple[Plot, ...],
+    keyed: Mapping[int, Sequence[KeyedFigure]] | None,
+) -> _Section:
     shown = page_table(table)
     grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
     return _Section(
@@ -177,6 +195,7 @@ def _section(table: Table, answer: Answer | None, plots: tuple[Plot, ...]) -> _S
         plots,
         grid if len(grid) > 1 else (),
         breakdowns(table),
+        column_keys(table, shown.columns, keyed),
     )
 
 

@@ -17,7 +17,7 @@ from harness.report.page import Page
 class SiteFigure:
     """A figure as readers see it, with the ends of its interval, and a key: figures of one key are comparable.
 
-    The site's script takes the fields in this order.
+    Figures of one ``series`` are the same figure of the same variant, measured again.
     """
 
     name: str
@@ -30,6 +30,7 @@ class SiteFigure:
     low: float | None
     high: float | None
     key: str
+    series: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _figures(table: Table, row: VariantRow, found: Sequence[KeyedFigure]) -> Ite
                 low=low if low is not None and math.isfinite(low) else None,
                 high=high if high is not None and math.isfinite(high) else None,
                 key=each.conditions.key,
+                series=each.whole.key,
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -17,6 +17,8 @@ MOST_POINTS = 60
 """The newest points of a series that are drawn."""
 MOST_COMPARED = 400
 """The newest rows of a model that can be chosen to be compared."""
+COMPARED = ("name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "key")
+"""The fields of a figure in the order in which the site's script takes them."""
 DAY = 10
 """The letters of a time that are its day."""
 
@@ -100,7 +102,7 @@ def _variants(pairs: Iterable[tuple[str, SiteRow]]) -> list[SiteVariant]:
     for sweep, row in pairs:
         of_variant = found.setdefault((not row.is_baseline, row.label, row.engine), {})
         for figure in row.figures:
-            of_variant.setdefault((figure.name, figure.key), []).append((sweep, row, figure))
+            of_variant.setdefault((figure.name, figure.series), []).append((sweep, row, figure))
     return [
         SiteVariant(label, engine, not other, tuple(_series(points) for points in series.values()))
         for (other, label, engine), series in sorted(found.items())
@@ -123,7 +125,7 @@ def _compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> dict[st
         "rows": [
             {
                 "name": " · ".join([row.label, row.engine, row.machine, row.measured[:DAY], sweep]),
-                "figures": [astuple(figure) for figure in row.figures],
+                "figures": [[getattr(figure, name) for name in COMPARED] for figure in row.figures],
             }
             for sweep, row in reversed(pairs)
         ],

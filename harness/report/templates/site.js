@@ -26,7 +26,7 @@
     update();
   };
 
-  const MOST_DIFFERENCES = 4, LONGEST = 60;
+  const MOST_DIFFERENCES = 4, LONGEST = 60, SHORT = 8; // letters of a text, and of a key, that are shown
   const FIELDS = ["name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "key"];
   const figures = row => new Map(row.figures.map(values => {
     const figure = Object.fromEntries(FIELDS.map((field, place) => [field, values[place]]));
@@ -75,7 +75,10 @@
       for (const name of names) {
         const [mine, theirs] = [one.get(name), other.get(name)];
         const line = body.insertRow();
-        line.append(element("th", (mine ?? theirs).heading, {scope: "row"}), cell(mine), cell(theirs));
+        const keys = [...new Set([mine, theirs].filter(Boolean).map(each => each.key.slice(0, SHORT)))];
+        const heading = element("th", `${(mine ?? theirs).heading} `, {scope: "row"});
+        heading.append(...keys.flatMap(key => [element("code", key, {title: "Comparability key"}), " "]));
+        line.append(heading, cell(mine), cell(theirs));
         const alike = mine && theirs && mine.key === theirs.key;
         const [change, words] = !mine || !theirs ? ["", "measured in one of them only"]
           : alike ? beside(mine, theirs) : ["", `incomparable: ${differing(conditions[mine.key], conditions[theirs.key])}`];
