@@ -19,6 +19,10 @@ MOST_ROWS = 200
 LONGEST = 60
 
 
+OWN = frozenset({"figure", "items", "unit", "evidence", "metric version"})
+"""Conditions that tell the figures of one measurement apart."""
+
+
 @dataclass(frozen=True)
 class ColumnKey:
     """The figures of a column that have one key; ``rows`` names the variants if the column has several keys."""
@@ -32,12 +36,28 @@ class ColumnKey:
         return self.conditions.key[:SHORT]
 
     @property
-    def sentences(self) -> tuple[str, ...]:
-        """Each condition: ``text: wikitext-2``."""
-        return tuple(
-            f"{name.removeprefix('asked ')}: {text if len(text) <= LONGEST else f'{text[: LONGEST - 1]}…'}"
-            for name, text in sorted(self.conditions.conditions.items())
-        )
+    def whole(self) -> str:
+        """The key, and the conditions that other figures of the same measurement do not share."""
+        return " · ".join([self.conditions.key, *self._sentences(own=True)])
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The conditions of its measurement."""
+        return tuple(self._sentences(own=False))
+
+    def _sentences(self, own: bool) -> Iterator[str]:
+        """Each condition that is not left at its default: ``text: wikitext-2``."""
+        for name, text in sorted(self.conditions.conditions.items()):
+            if (name in OWN) == own and text != "null":
+                yield f"{name.removeprefix('asked ')}: {text if len(text) <= LONGEST else f'{text[: LONGEST - 1]}…'}"
+
+
+def measurements(keys: Sequence[ColumnKey]) -> tuple[tuple[ColumnKey, ...], ...]:
+    """The keys of the figures of each measurement together, in their order."""
+    found: dict[tuple[str, ...], list[ColumnKey]] = {}
+    for each in keys:
+        found.setdefault(each.shared, []).append(each)
+    return tuple(map(tuple, found.values()))
 
 
 def column_keys(

@@ -70,7 +70,8 @@ def test_two_rows_are_compared_where_they_are_comparable(page: Any, site: Path) 
         page.select_option("select[data-side='0']", str(one))
         page.select_option("select[data-side='1']", str(two))
         rows = page.locator("[data-result] tbody tr").all()
-        return {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in rows}
+        heading = "each => each.firstChild.textContent.trim()"  # the key stands beside it
+        return {row.locator("th").evaluate(heading): row.locator("td").all_inner_texts() for row in rows}
 
     assert len(same) == 2
     equal = lines(*same)
@@ -121,7 +122,6 @@ def test_axe_finds_nothing_to_mend_and_a_phone_scrolls_in_one_direction(
             assert opened.evaluate("document.documentElement.scrollWidth") == 390, path
         opened.evaluate(axe)
         found = opened.evaluate("axe.run().then(found => found.violations)")
-        assert [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found] == [], (
-            path
-        )
+        faults = [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found]
+        assert faults == [], path
     context.close()

@@ -17,7 +17,7 @@ from harness.report.answer import Answer
 from harness.report.breakdown import breakdowns
 from harness.report.choice import MOST_ROWS, chosen
 from harness.report.column import Column, cell, column_groups, columns, shown_columns
-from harness.report.comparability import ColumnKey, column_keys
+from harness.report.comparability import ColumnKey, column_keys, measurements
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
@@ -48,6 +48,10 @@ class _Section:
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
     keys: tuple[ColumnKey, ...]
+
+    @property
+    def measurements(self) -> tuple[tuple[ColumnKey, ...], ...]:
+        return measurements(self.keys)
 
     def key(self, column: Column) -> str:
         """The keys of a column's figures, short; empty if nothing is compared by it."""
