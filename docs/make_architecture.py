@@ -1,4 +1,4 @@
-"""Writes docs/explanation/architecture.md from the code: ``python docs/make_architecture.py``.
+"""Writes docs/explanation/architecture.md and its drawing from the code: ``python docs/make_architecture.py``.
 
 Rooms and layers are those of import-linter's contract in pyproject.toml; imports, docstrings and definitions are read
 from the syntax trees, so that nothing is run. Raises LookupError if a home or a step of the walk no longer exists.
@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from drawing import layered
 from places import linked, place
 
 PAGE = place("architecture.md")
+DRAWING = PAGE.with_suffix(".svg")
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "harness"
 NAMED_OBJECT = re.compile(r"harness\.(\w+)[\w.]*:\w+")
@@ -41,6 +43,7 @@ Every folder of `harness/` is a room, and its name says what may stand in it. Im
 checks that. An arrow means that one room imports another, and its number counts the files that do; a dotted arrow leads
 to what is imported only when it is used. Arrows that a longer path implies are left out of the drawing; the table below
 has them all."""
+DRAWN = "![The rooms by layer, with an arrow from each to those that it imports](explanation/architecture.svg)"
 HOMES_INTRO = """\
 ## Six homes
 
@@ -218,15 +221,11 @@ def reduced(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def drawing() -> str:
-    """The rooms by layer and the imports between them, as a mermaid flowchart."""
+    """The rooms by layer and the imports between them, as SVG."""
     house = layers()
     counted, lazily = edges([room for layer in house for room in layer])
-    lines = ["flowchart TD"]
-    for number, layer in enumerate(house, 1):
-        lines += [f'  subgraph L{number}[" "]', "    direction LR", *(f"    {room}" for room in layer), "  end"]
-    lines += [f"  {first} -->|{counted[first, second]}| {second}" for first, second in sorted(reduced(set(counted)))]
-    lines += [f"  {first} -.-> {second}" for first, second in sorted(lazily)]
-    return "\n".join(["```mermaid", *lines, "```"])
+    arrows = {pair: counted[pair] for pair in reduced(set(counted))}
+    return layered("The rooms of the house, and which imports which", house, arrows, sorted(lazily))
 
 
 def sentence(node: ast.AST) -> str:
@@ -299,9 +298,10 @@ def walk() -> str:
 def render() -> str:
     """The whole document."""
     costs = EXTENSIONS.format(rows="\n".join(f"| {' | '.join(row)} |" for row in COSTS))
-    parts = [INTRO, HOUSE, drawing(), rooms_table(), HOMES_INTRO, homes(), WALK_INTRO, walk(), costs]
+    parts = [INTRO, HOUSE, DRAWN, rooms_table(), HOMES_INTRO, homes(), WALK_INTRO, walk(), costs]
     return linked("\n\n".join(parts) + "\n", PAGE)
 
 
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
+    DRAWING.write_text(drawing(), encoding="utf-8")

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import grimp
 import networkx
@@ -93,6 +94,15 @@ def script(name: str) -> Any:
 def test_a_generated_page_is_what_the_code_says(page: str, name: str) -> None:
     written = place(page).read_text(encoding="utf-8")
     assert written == script(name).render(), f"out of date: run python docs/{name}.py"
+
+
+def test_the_drawing_is_what_the_code_says() -> None:
+    made = script("make_architecture")
+    assert place("architecture.md").with_suffix(".svg").read_text(encoding="utf-8") == made.drawing()
+    drawn = {room for layer in made.layers() for room in layer}
+    assert {
+        each.text for each in ElementTree.fromstring(made.drawing()).iter("{*}text") if not each.get("class")
+    } == drawn
 
 
 def test_the_imports_that_are_drawn_are_those_that_import_linter_sees() -> None:
