@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,7 +50,8 @@ class ColumnKey:
         """Each condition that is not left at its default: ``text: wikitext-2``."""
         for name, text in sorted(self.conditions.conditions.items()):
             if (name in OWN) == own and text != "null":
-                yield f"{name.removeprefix('asked ')}: {text if len(text) <= LONGEST else f'{text[: LONGEST - 1]}…'}"
+                words = text if text.isprintable() else json.dumps(text)
+                yield f"{name.removeprefix('asked ')}: {words if len(words) <= LONGEST else f'{words[: LONGEST - 1]}…'}"
 
 
 def measurements(keys: Sequence[ColumnKey]) -> tuple[tuple[ColumnKey, ...], ...]:
