@@ -121,9 +121,9 @@ def test_pages_show_the_keys_of_figures_that_may_stand_side_by_side(built: tuple
     (key,) = {each[:8] for each in keys}
     first = text_of(out / "sweeps" / "first.html")
     assert f"Comparability key: {key}." in first
-    assert re.search(
-        rf'<dt>Quality: Perplexity <code title="{keys.pop()}">{key}</code></dt><dd>[^<]*text_sha256: ', first
-    )
+    entry = rf'<dt>Quality: Perplexity <code title="{keys.pop()} [^"]*figure: perplexity[^"]*">{key}</code>.*?<dd>[^<]*'
+    assert re.search(rf"{entry}text_sha256: ", first)
+    assert first.count("text_sha256: ") == 1, "the figures of one measurement stand together"
     assert f'side by side.">{key}</code>' in text_of(model_of(out))
 
 
