@@ -101,7 +101,7 @@ def test_the_drawing_is_what_the_code_says() -> None:
     assert place("architecture.md").with_suffix(".svg").read_text(encoding="utf-8") == made.drawing()
     drawn = {room for layer in made.layers() for room in layer}
     assert {
-        each.text for each in ElementTree.fromstring(made.drawing()).iter("{*}text") if not each.get("class")
+        each.text for each in ElementTree.fromstring(made.drawing()).findall(".//{*}text") if not each.get("class")
     } == drawn
 
 
