@@ -22,8 +22,8 @@ GROUP = "Serving"
 HARMLESS = 0.05
 """A relative difference that does not matter: the thresholds of the gates, and of ties."""
 PERCENTILES = (50, 95, 99)
-TOLD = 95
-"""The percentile that readers see, gates judge and ``recommend`` reads."""
+TELLING = 1
+"""Which of them readers see, gates judge and ``recommend`` reads."""
 SECONDS = NumberStyle("ms", factor=1000)
 TIMES = NumberStyle("×")
 OVER = "median over processes, with their range"
@@ -90,7 +90,7 @@ class _Asked:
 def _latency(
     name: str, metric: str, title: str, meaning: str, percentile: int, asked: _Asked | None = None
 ) -> Figure[Load]:
-    told = percentile == TOLD
+    told = percentile == PERCENTILES[TELLING]
     statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100))
     return Figure(
         f"{name}_p{percentile}",
@@ -209,7 +209,7 @@ def _capacity_notes(row: VariantRow, load: Load) -> tuple[str, ...]:
     if found is None or found.capacity is None:
         return ()
     if not found.capacity.value:
-        return (f"no load holds {found.slo}",)
+        return (f"no load holds {found.slo.label}",) if found.slo else ()
     return interval_note(found.capacity)
 
 

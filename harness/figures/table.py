@@ -13,6 +13,7 @@ from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import HourlyPrice
+from harness.core.workload import Slo
 from harness.figures.derived.breakdown import Bin
 from harness.figures.derived.divergences import TokenDivergence
 from harness.figures.derived.experts import ExpertAudit
@@ -94,13 +95,13 @@ class Served:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All levels of one load. ``capacity`` is the largest that holds the SLO, ``slo``; None without an SLO.
+    """All levels of one load. ``capacity`` is the largest that holds the ``slo``; None without one.
 
     ``crossover`` is where the variant ceases to be faster, or slower, than the baseline; None if it does nowhere.
     """
 
     load: Load
-    slo: str | None = None
+    slo: Slo | None = None
     capacity: Estimate | None = None
     crossover: Crossover | None = None
 

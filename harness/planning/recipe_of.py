@@ -13,10 +13,10 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from harness import plugins as registry
-from harness.core.job import AnswerTask, MakeReference, MeasurePerformance, MeasureQuality, VariantJob
+from harness.core.job import AnswerTask, MakeReference, MeasurePerformance, MeasureQuality, MeasureServing, VariantJob
 from harness.core.model import MethodRef, ModelRef
 from harness.core.run import RunSpec
-from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef
+from harness.core.workload import CalibrationRef, PerplexityWorkload, ServingWorkload, TaskWorkload, TextRef
 from harness.errors import UsageError
 from harness.text.sources import TEXTS
 
@@ -55,7 +55,7 @@ def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, 
         engines=_distinct(_named(job.variant.engine, dict(job.variant.engine_params)) for job in measured),
         measure=_measure(specs, jobs, place),
         baseline=_method(last.baseline, place, whole),
-        repetitions=repetitions if timed else None,
+        repetitions=repetitions if any(job.repeated for job in jobs) else None,
         limits=limits or None,
         scope=scope,
         calibration=_calibration(calibrated[-1], place) if calibrated else None,
@@ -75,6 +75,7 @@ def _measure(specs: Sequence[RunSpec], jobs: Sequence[VariantJob], place: Place)
     quality = [job for job in jobs if isinstance(job, MeasureQuality | MakeReference)]
     timed = [job for job in jobs if isinstance(job, MeasurePerformance)]
     tasks = [job.task for job in jobs if isinstance(job, AnswerTask)]
+    served = [job for job in jobs if isinstance(job, MeasureServing)]
     grids = [job.throughput for job in timed if job.throughput is not None]
     budgets = [spec.readers.budget_bytes for spec in specs if spec.readers.budget_bytes is not None]
     observed = [each for job in quality if isinstance(job, MeasureQuality) for each in job.observers]
@@ -89,7 +90,8 @@ def _measure(specs: Sequence[RunSpec], jobs: Sequence[VariantJob], place: Place)
         if grid
         else None,
         tasks=_distinct(_task(each, place) for each in tasks) or None,
-        energy={} if any(job.energy for job in timed) else None,
+        energy={} if any(job.energy for job in timed) or any(job.energy for job in served) else None,
+        serving=_serving(served[-1].serving, place) if served else None,
     )
 
 
@@ -139,6 +141,24 @@ def _task(task: TaskWorkload, place: Place) -> dict[str, Any]:
         fewshot_data=_file(task.fewshot_data, place) if task.fewshot_data else None,
         **settings,
         **task.writing,
+    )
+
+
+def _serving(load: ServingWorkload, place: Place) -> dict[str, Any]:
+    limits = load.slo.limits | {"attainment": load.slo.share} if load.slo else None
+    at_once = load.arrival == "concurrent"
+    return _set(
+        arrival=load.arrival,
+        concurrency=[int(level) for level in load.levels] if at_once else None,
+        rates=None if at_once else list(load.levels),
+        prompts={"text": _text(load.text, place), "tokens": load.prompt_tokens or "rows"},
+        new_tokens=load.new_tokens,
+        length="natural" if load.natural else "fixed",
+        warmup=load.warmup,
+        requests=load.requests,
+        duration=load.duration_s,
+        slo=limits,
+        bisect=load.bisect,
     )
 
 

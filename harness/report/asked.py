@@ -8,7 +8,7 @@ from harness.core.job import VariantJob
 from harness.core.record import RunRecord
 from harness.core.run import RunSpec
 from harness.core.variant import Variant
-from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload
+from harness.core.workload import CalibrationRef, PerplexityWorkload, ServingWorkload, TaskWorkload, ThroughputWorkload
 
 MOST_NAMED = 60
 """Values named per setting; further ones are only counted."""
@@ -37,6 +37,8 @@ def _of(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "tasks", _task(spec.task)
     if spec.throughput:
         yield "throughput", _throughput(spec.throughput)
+    if spec.serving:
+        yield "serving", _serving(spec.serving)
 
 
 def _of_variant(spec: RunSpec, variant: Variant) -> Iterator[tuple[str, str]]:
@@ -83,6 +85,16 @@ def _throughput(workload: ThroughputWorkload) -> str:
         f"batches of {batches}, prompts of {prompts} tokens, {workload.new_tokens} new, "
         f"{workload.warmup} to warm up, {workload.iterations} timed"
     )
+
+
+def _serving(load: ServingWorkload) -> str:
+    levels = " and ".join(f"{level:g}" for level in load.levels)
+    count = f"{load.requests} requests" if load.requests else f"{load.duration_s:g} s"
+    asked = load.protocol
+    arrival = "" if load.arrival == "concurrent" else f", {load.arrival}"
+    how = f"{levels} {load.unit}{arrival}; {count} each, {load.warmup} to warm up"
+    slo = f"; SLO: {load.slo.label}" if load.slo else ""
+    return f"{how}; prompts of {asked['prompts']}, answers of {asked['answers']}{slo}"
 
 
 def _words(parts: Iterable[str | None]) -> str:

@@ -46,7 +46,7 @@ def _ladder(
     slo = next((record.spec.serving.slo for record in records if record.spec.serving), None)
     return Ladder(
         load,
-        slo.label if slo else None,
+        slo,
         _capacity(records, load, levels, slo.share) if slo else None,
         _crossover(pairs, load, levels),
     )

@@ -9,6 +9,7 @@ from harness.report.plots.cache_grid import cache_grids
 from harness.report.plots.divergence import divergences
 from harness.report.plots.experts import expert_plots
 from harness.report.plots.heat import speed_grid
+from harness.report.plots.load import loads_of
 from harness.report.plots.panels import panels_of
 from harness.report.plots.plot import Plot
 from harness.report.plots.scatter import scatters
@@ -29,6 +30,7 @@ def plots_of(table: Table) -> tuple[Plot, ...]:
         stored_memory(table),
         running_memory(table),
         speed_grid(table),
+        *loads_of(table),
         *cache_grids(table),
         *divergences(table),
         *expert_plots(table),

@@ -1,0 +1,92 @@
+"""Planning of servers under load, and what a recipe may not ask of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.api.plan import plan
+from harness.core.site import Machine
+from harness.core.workload import Slo
+from harness.errors import RecipeError
+from harness.planning.plan import PlannedRun
+from harness.recipe import Recipe, load_recipe
+
+pytestmark = pytest.mark.heavy
+
+HERE = Machine("cpu", "a test machine")
+USUAL: dict[str, Any] = {"concurrency": [8, 1], "prompts": {"tokens": 32}, "new_tokens": 8}
+
+
+def planned(tiny: Path, serving: dict[str, Any], **others: Any) -> list[PlannedRun]:
+    recipe = {"name": "s", "models": [str(tiny)], "methods": ["none"], "engines": ["llamacpp"], **others}
+    data = {**recipe, "measure": {"serving": serving}, "repetitions": 3}
+    return list(plan(Recipe.model_validate_json(json.dumps(data)), HERE))
+
+
+def test_each_repetition_is_a_run_whose_memory_is_not_measured(tiny: Path) -> None:
+    runs = [each.spec for each in planned(tiny, USUAL) if each.spec.kind == "serve"]
+    assert [each.repetition for each in runs] == [0, 1, 2]
+    assert len({each.case_id for each in runs}) == 1
+    assert len({each.run_id for each in runs}) == 3
+    assert not any(each.job.conditions.memory for each in runs)
+    assert runs[0].serving is not None
+    assert (runs[0].serving.levels, runs[0].serving.requests) == ((1.0, 8.0), 64)
+    assert runs[0].title == "serve none · llamacpp #1"
+
+
+def test_a_load_is_a_part_of_the_question(tiny: Path) -> None:
+    asked = [
+        USUAL,
+        {**USUAL, "new_tokens": 9},
+        {**USUAL, "slo": {"ttft": "500ms"}},
+        {**USUAL, "slo": {"ttft": 0.5, "attainment": 0.99}},
+        {**USUAL, "arrival": "constant", "concurrency": None, "rates": 1.5},
+    ]
+    assert len({planned(tiny, each)[-1].spec.case_id for each in asked}) == len(asked)
+    (slo,) = {each.spec.serving.slo for each in planned(tiny, asked[2]) if each.spec.serving}
+    assert slo == Slo(ttft_s=0.5)
+
+
+def test_an_engine_without_a_server_is_unsupported(tiny: Path) -> None:
+    (reason,) = {each.unsupported for each in planned(tiny, USUAL, engines=["transformers"])}
+    assert reason is not None
+    assert reason.startswith("a serve run needs the capability serves; transformers has only")
+
+
+def test_requests_beyond_the_context_are_unsupported(tiny: Path) -> None:
+    runs = planned(tiny, {**USUAL, "prompts": {"tokens": 100_000}})
+    assert any("prompt and new tokens, 100008, exceed" in (each.unsupported or "") for each in runs)
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"),
+    [
+        ("{}", "measure.serving: expected 'concurrency' beside arrival concurrent"),
+        ("{arrival: poisson, concurrency: [1]}", "expected 'rates' beside arrival poisson"),
+        ("{concurrency: [1], rates: [1]}", "arrival concurrent has concurrency, not rates"),
+        ("{concurrency: [1], duration: 5s}", "a duration needs rates"),
+        ("{arrival: constant, rates: [1], duration: 5s, requests: 9}", "expected requests or duration, not both"),
+        ("{arrival: constant, rates: [0.5], duration: 5s}", "in which 6 to 100000 requests come at every rate"),
+        ("{concurrency: [1], bisect: 1}", "bisect needs an slo"),
+        ("{concurrency: [1], slo: {}}", "expected a limit: ttft, tpot, itl or e2e"),
+        ("{concurrency: [1], slo: {ttft: fast}}", "measure.serving.slo.ttft: expected a duration such as 500ms or 2s"),
+        ("{concurrency: [1], slo: {ttft: 1s, attainment: 120%}}", "measure.serving.slo.attainment"),
+        ("{concurrency: [1], slo: {tfft: 1s}}", "unknown key; did you mean 'ttft'?"),
+        ("{concurrency: [1], prompts: {text: demmo}}", "unknown text 'demmo'; did you mean 'demo'?"),
+        ("{concurrency: [0]}", "measure.serving.concurrency"),
+        ("{concurrency: [1], arrival: bursts}", "measure.serving.arrival"),
+    ],
+)
+def test_what_a_recipe_may_not_ask(tiny: Path, tmp_path: Path, serving: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        f"name: bad\nmodels: [{tiny}]\nmethods: [none]\nengines: [llamacpp]\nmeasure:\n  serving: {serving}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        plan(load_recipe(path), HERE)
+    assert expected in str(caught.value)
+    assert "bad.yaml:6" in str(caught.value)
