@@ -87,6 +87,7 @@ FactCode = Literal[
     "experts_not_counted",
     "routers_not_read",
     "slo_not_held",
+    "requests_failed",
     "tokens_in_bursts",
     "noted",
     "node_lost",
@@ -657,6 +658,12 @@ FACTS: Mapping[FactCode, Form] = {
         "no level of load holds the recipe's SLO: how near the best one comes; `error` is a request without answer",
         {"slo": "ttft ≤ 0.5 s for 90%", "level": "1 concurrent requests", "share": 0.6, "missed": "ttft"},
         "SLO",
+    ),
+    "requests_failed": Form(
+        lambda failed, requests, level, reason: f"{failed} of {requests} without an answer: {reason}",
+        "requests that the server did not answer at a level of load, and the most frequent reason",
+        {"failed": 3, "requests": 64, "level": "8 concurrent requests", "reason": "Service Unavailable"},
+        "requests at {level}",
     ),
     "tokens_in_bursts": Form(
         lambda: "tokens arrive in bursts: there is no ITL, and a limit on it is one on TPOT",

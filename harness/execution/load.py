@@ -15,12 +15,15 @@ from typing import IO, Any
 from harness.core.capability import Endpoint
 from harness.errors import RunError, UnsupportedError
 from harness.libraries import load_generator
+from harness.libraries.openai_api import key_of
 from harness.stacks import Stacks
 from harness.stats.serving import Answered
 from harness.text.load import PlannedRequest
 
 GENERATOR_STACK = "vllm"
 LEAVING_S = 10.0
+MAX_REASON = 200
+"""Characters of why a request has no answer."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,29 @@ def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> l
             # a server that does not count them sends each in an event of its own
             output_tokens=max(found["output_lens"][index], len(found["itls"][index]) + 1),
             gaps_s=tuple(found["itls"][index]),
-            error="" if found["output_lens"][index] else found["errors"][index] or "no answer",
+            error="" if found["output_lens"][index] else _reason(found["errors"][index]),
         )
         for index, request in enumerate(requests)
     ]
+
+
+def _reason(error: str) -> str:
+    """What is said of a request without an answer: the last line of a traceback, or the server's reason."""
+    lines = error.strip().splitlines()
+    return lines[-1][:MAX_REASON] if lines else "no answer"
 
 
 @contextmanager
 def load_generator_of(cache: Path, endpoint: Endpoint) -> Iterator[LoadGenerator]:
     """A generator, ready to send. ``cache`` is the folder whose stacks may have it.
 
-    Raises UnsupportedError if its stack is not there, and RunError if it does not start.
+    Raises UnsupportedError if its stack is not there, and RunError if it does not start, or if the variable that holds
+    the server's key is not set.
     """
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"}
-    if endpoint.api_key_env is not None:
-        variables["OPENAI_API_KEY"] = os.environ.get(endpoint.api_key_env, "")
+    key = key_of(endpoint)
+    if key is not None:
+        variables["OPENAI_API_KEY"] = key
     command = [_python(cache), str(Path(load_generator.__file__))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert process.stdin is not None

@@ -49,6 +49,7 @@ class Planted:
 
     version: str = "planted"
     lag_s: float = 0.0
+    failing: int = 0
     asked: list[tuple[Sequence[PlannedRequest], int | None]] = field(default_factory=list)
 
     def drive(
@@ -67,6 +68,7 @@ class Planted:
                 32,
                 8,
                 (0.01,) * 7,
+                "Service Unavailable" if number < self.failing else "",
             )
             for number, each in enumerate(requests)
         ]
@@ -141,6 +143,22 @@ def test_an_slo_that_no_load_holds_names_the_nearest(tiny: Path, monkeypatch: py
 def test_a_rate_beyond_the_client_makes_the_run_invalid(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRunError, match=r"1 requests/s: the client itself sent requests .* lower the rate"):
         measured(WORKLOAD, tiny, monkeypatch, Planted(lag_s=0.05))
+
+
+def test_requests_without_an_answer_are_counted_with_their_reason(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted(failing=7))
+    assert found(context, "serving_failures").values == (5.0,)  # two of them warm up
+    assert sum(found(context, "serving_met").values) == 15
+    assert len(found(context, "serving_ttft_s").values) == 15
+    (fact,) = (each for each in context.facts if each.code == "requests_failed")
+    assert (fact.name, fact.value) == (
+        "requests at 1 requests/s",
+        "5 of 20 without an answer: Service Unavailable",
+    )
+    every = measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted(failing=22))
+    assert found(every, "serving_failures").values == (20.0,)
+    assert found(every, "serving_goodput_per_s").values == (0.0,)
+    assert not any(each.metric == "serving_ttft_s" for each in every.measurements)
 
 
 def test_a_text_too_short_for_a_prompt_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

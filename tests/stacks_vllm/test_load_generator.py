@@ -78,6 +78,17 @@ def test_bursts_are_told_from_single_tokens(seen: dict[str, tuple[list[Answered]
             assert in_bursts([each]) == (_of(each, served).number % 3 == 2)
 
 
+def test_a_server_that_refuses_all_is_no_fault_of_the_client(stacks_with: Callable[[str], Stacks]) -> None:
+    stacks_with("vllm")
+    refused = [PlannedRequest(f"r{number}", f"request {number}", 4, None) for number in range(4)]
+    with clock_server(lambda number, active: Answer(status=503)) as server:
+        endpoint = Endpoint(server.url, MODEL)
+        with load_generator_of(cache_folder(), endpoint) as generator:
+            found = generator.drive(endpoint, refused, 2, natural=True)
+    assert {each.error for each in found} == {"Service Unavailable"}
+    assert len(server.served) == 4
+
+
 def _of(answer: Answered, served: Sequence[Served]) -> Served:
     """What the server saw of a request."""
     number = answer.name.removeprefix("r")

@@ -129,11 +129,16 @@ def _measure(job: MeasureServing, context: Context, server: _UnderLoad, level: f
             counter("serving_j_per_tok", "J/token", spent / tokens, {**protocol, "source": source})
             for source, spent in joules.items()
         )
-    _note_answers(context, workload, found)
+    _note_answers(context, workload, level, found)
     return found
 
 
-def _note_answers(context: Context, workload: ServingWorkload, found: Sequence[Answered]) -> None:
+def _note_answers(context: Context, workload: ServingWorkload, level: float, found: Sequence[Answered]) -> None:
+    failed = [each.error for each in found if each.error]
+    if failed:
+        ((reason, _),) = Counter(failed).most_common(1)
+        where = f"{level:g} {workload.unit}"
+        context.fact("requests_failed", failed=len(failed), requests=len(found), level=where, reason=reason)
     if in_bursts(found):
         context.fact("tokens_in_bursts")
     short = [each for each in answered(found) if each.output_tokens < workload.new_tokens]
