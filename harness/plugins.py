@@ -95,6 +95,7 @@ _FIGURES = (
     "harness.figures.quality:FIGURES",
     "harness.figures.divergence:FIGURES",
     "harness.figures.tasks:FIGURES",
+    "harness.figures.answers:FIGURES",
     "harness.figures.quality:STANDING",
     "harness.figures.divergence:BREAKDOWNS",
     "harness.figures.experts:FIGURES",

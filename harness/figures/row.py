@@ -9,6 +9,7 @@ from harness.core.label import Label
 from harness.core.model import MAIN_ENGINE
 from harness.core.protocols import DEVICE_PEAKS
 from harness.core.record import Measurement, RunRecord
+from harness.figures.derived.answers import answer_figures
 from harness.figures.derived.breakdown import by_confidence, by_position, growth
 from harness.figures.derived.divergences import token_divergence
 from harness.figures.derived.energies import energies
@@ -94,6 +95,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
         top1_agreement_control=_mean(evidence.control, "top1_agreement", 0, 1),
         tasks=answered,
+        answers=answer_figures(evidence.tasks, baseline_tasks),
         coverage=coverage.values[0] if coverage else None,
         stored=_stored(stock),
         bits_per_weight=_over(8 * linear, _parameters(stock, "linear")),

@@ -271,6 +271,44 @@ class TaskScore:
         return self.comparison is not None and self.comparison.unit == "nat"
 
 
+@dataclass(frozen=True, order=True)
+class AnswersKey:
+    """The answers that were written for one task; asked or written in another way, they are others."""
+
+    task: str
+    fewshot: int | None
+    chat: bool
+    writing: str = ""
+
+    @property
+    def name(self) -> str:
+        """As a part of a column's name: ``gsm8k_5-shot``."""
+        return "_".join(re.sub("[(),]", "", self.label).split())
+
+    @property
+    def label(self) -> str:
+        """``gsm8k 5-shot, 8 samples at temperature 0.6``."""
+        shots = "" if self.fewshot is None else f" {self.fewshot}-shot"
+        written = f", {self.writing}" if self.writing else ""
+        return f"{self.task}{shots}{' chat' if self.chat else ''}{written}"
+
+
+@dataclass(frozen=True)
+class AnswerFigure:
+    """A figure of the answers that a variant wrote, and how it differs from the baseline's.
+
+    ``name`` is an aspect's (see ``harness.tasks.aspects``), or one of ``harness.figures.derived.answers``. ``change``
+    is a difference, or a fraction of the baseline's figure if ``relative``.
+    """
+
+    name: str
+    key: AnswersKey
+    estimate: Estimate
+    change: Estimate | None = None
+    comparison: Comparison | None = None
+    relative: bool = False
+
+
 @dataclass(frozen=True)
 class VariantRow:
     """All figures of one variant; None if a figure was not or could not be measured.
@@ -322,6 +360,7 @@ class VariantRow:
     top1_agreement: Estimate | None = None
     top1_agreement_control: Estimate | None = None
     tasks: tuple[TaskScore, ...] = ()
+    answers: tuple[AnswerFigure, ...] = ()
     coverage: float | None = None
     stored: tuple[StoredPart, ...] = ()
     bits_per_weight: float | None = None
@@ -403,6 +442,9 @@ class VariantRow:
 
     def task(self, key: TaskKey) -> TaskScore | None:
         return next((score for score in self.tasks if score.key == key), None)
+
+    def answer_figure(self, name: str, key: AnswersKey) -> AnswerFigure | None:
+        return next((each for each in self.answers if (each.name, each.key) == (name, key)), None)
 
     def stored_part(self, role: str, part: str) -> int | None:
         """Bytes of one role's values or scales."""
