@@ -231,8 +231,8 @@ PASS_AT = Figure(
     SAMPLES,
     lambda table, place: f"pass@{place.k}",
     lambda table, place: (
-        f"{place.key.label}: the chance that one of {place.k} answers is right, by the unbiased estimator of Chen et al., "
-        "arXiv:2107.03374; 95% interval over questions, exact if each question counts as 0 or 1."
+        f"{place.key.label}: the chance that one of {place.k} answers is right, by the unbiased estimator of Chen et "
+        "al., arXiv:2107.03374; 95% interval over questions, exact if each question counts as 0 or 1."
     ),
     lambda row, place: found.estimate if (found := _passed(row, place)) else None,
     "higher",
@@ -303,7 +303,7 @@ TOKENS_PER_RIGHT_ANSWER = Figure(
         "tokens per right answer",
         None,
         Objective(
-            "tokens-per-right-answer", "the fewest tokens per right answer", "not distinguishable by it from", 60
+            "tokens", "the fewest tokens per right answer", "not distinguishable by tokens per right answer from", 70
         ),
         Ties(tolerance=0.01),
         _read_worst(TOKENS_PER_RIGHT),

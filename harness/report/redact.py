@@ -17,13 +17,14 @@ from harness.core.parts import with_parts
 from harness.core.record import Damaged, Failure, Fingerprint, Measurement, RunRecord
 from harness.core.variant import Variant
 from harness.core.workload import MetricRef, TextRef
+from harness.tasks.answers import PROMPT, TARGET, TEXT
 from harness.text.sources import TEXTS
 
 LEFT_OUT = (
     "Redacted: paths and every parameter that looks like one; messages and log tails of failed runs; free text from "
-    "libraries, methods and the machine; all details of the machine but its processors, memory, GPU and driver; names "
-    "of local models and texts, which are numbered instead. Not redacted: names of recipes and tasks, and of models "
-    "and data sets on a hub."
+    "libraries, methods and the machine; questions and what models answered; all details of the machine but its "
+    "processors, memory, GPU and driver; names of local models and texts, which are numbered instead. Not redacted: "
+    "names of recipes and tasks, and of models and data sets on a hub."
 )
 """What a redacted report does not show, in its own words."""
 HARDWARE = (
@@ -85,7 +86,8 @@ class Redaction:
             software = {name: v if _VERSION.fullmatch(v) else HIDDEN for name, v in value.software.items()}
             return Fingerprint(hardware, software, value.state)
         if isinstance(value, Measurement):
-            return value  # its values, which may be many, hide nothing
+            hidden = (HIDDEN,) * len(value.values) if value.metric in (TEXT, PROMPT, TARGET) else value.item_ids
+            return replace(value, item_ids=hidden)  # its values, which may be many, hide nothing
         if isinstance(value, Label | Fact):
             return replace(value, arguments={name: self._argument(value, name) for name in value.arguments})
         return None

@@ -1,4 +1,4 @@
-"""Means of values between 0 and 1, with intervals that hold near the ends too, and what several answers to questions say.
+"""Means of values between 0 and 1 with intervals that hold near the ends too, and what several answers tell.
 
 A unit is a question with all of its answers, or the cluster that questions belong to.
 """

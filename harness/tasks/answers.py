@@ -30,6 +30,8 @@ from harness.tasks.loops import loop_tokens
 from harness.tasks.thinking import Thinking
 
 VERSION = 1
+TEXT, PROMPT, TARGET = "answer_text", "answer_prompt", "answer_target"
+"""The metrics whose items are texts."""
 MOST_CHARACTERS = 4096
 """Of one text that is kept."""
 MOST_IN_ALL = 2**25
@@ -127,13 +129,11 @@ def evidence(
                 name, VERSION, aspect.unit, aspect.direction, "paired", values, protocol, (), items, clusters
             )
     size = max(FEWEST_CHARACTERS, min(MOST_CHARACTERS, MOST_IN_ALL // max(1, len(answers))))
-    yield _texts(
-        "answer_text", [each.score for each in answers], [each.text for each in answers], items, protocol, size
-    )
+    yield _texts(TEXT, [each.score for each in answers], [each.text for each in answers], items, protocol, size)
     names = tuple(each.item for each in questions)
     for metric, texts in (
-        ("answer_prompt", [each.prompt for each in questions]),
-        ("answer_target", [each.target for each in questions]),
+        (PROMPT, [each.prompt for each in questions]),
+        (TARGET, [each.target for each in questions]),
     ):
         yield _texts(metric, [float(len(text)) for text in texts], texts, names, protocol, size)
 
@@ -149,7 +149,7 @@ def _texts(
     return Measurement(
         metric,
         VERSION,
-        "score" if metric == "answer_text" else "character",
+        "score" if metric == TEXT else "character",
         "neither",
         "exact",
         tuple(values),

@@ -14,6 +14,7 @@ from harness.analysis.keyed import KeyedFigure
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report import escape
 from harness.report.answer import Answer
+from harness.report.answer_pairs import VariantPairs, answer_pairs
 from harness.report.breakdown import breakdowns
 from harness.report.choice import MOST_ROWS, chosen
 from harness.report.column import Column, cell, column_groups, columns, shown_columns
@@ -48,6 +49,7 @@ class _Section:
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
     keys: tuple[ColumnKey, ...]
+    pairs: tuple[VariantPairs, ...]
 
     @property
     def measurements(self) -> tuple[tuple[ColumnKey, ...], ...]:
@@ -200,6 +202,7 @@ def _section(
         grid if len(grid) > 1 else (),
         breakdowns(table),
         column_keys(table, shown.columns, keyed),
+        answer_pairs(table),
     )
 
 

@@ -1,0 +1,253 @@
+"""What happened in written answers: planted faults are found by name, and shown side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.analysis.tradeoff import tradeoff
+from harness.core.model import MethodRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import HourlyPrice
+from harness.figures.table import AnswersKey, Table, VariantRow
+from harness.plugins import figures
+from harness.report.answer_pairs import answer_pairs
+from harness.report.page import page
+from harness.report.renderers.html import html
+from harness.tasks.answers import Question, Scored, WrittenAnswer, aspects, evidence, majority
+from harness.tasks.evaluate import VERSION
+from harness.tasks.thinking import Thinking
+
+QUESTIONS, SAMPLES = 60, 4
+PROTOCOL = {
+    **{"task": "gsm8k", "fewshot": 0, "chat_template": None, "prompts_sha256": "p"},
+    **{"samples": SAMPLES, "temperature": 0.6},
+}
+KEY = AnswersKey("gsm8k", 0, False, "4 samples at temperature 0.6")
+HOSTILE = "</pre><script>alert(1)</script>\u202e\x00 #### 7"
+Write = Callable[[int, int], tuple[str, bool]]
+"""From a question and a sample to a text and whether the limit ended it."""
+
+
+def score(text: str) -> Scored:
+    """By two filters, as gsm8k has: the number after ####, or the last one."""
+    strict = text.partition("#### ")[2].split(" ")[0]
+    numbers = [word.strip(".") for word in text.split() if word.strip(".").isdigit()]
+    found = {"strict": strict or "[invalid]", "loose": numbers[-1] if numbers else "[invalid]"}
+    return Scored({name: float(each == "7") for name, each in found.items()}, found)
+
+
+def task(bench: Any, method: MethodRef, write: Write, samples: int = SAMPLES) -> RunRecord:
+    """A real record's evidence of answers that were planted: the worker's own functions find what happened."""
+    written = []
+    for sample in range(samples):
+        for question in range(QUESTIONS):
+            text, truncated = write(question, sample)
+            scored = score(text)
+            found = aspects(
+                text,
+                list(map(ord, text)),
+                truncated,
+                0.01 * len(text),
+                Thinking(),
+                scored,
+                lambda all: list(map(score, all)),
+            )
+            item = f"gsm8k:{question}#{sample}"
+            written.append(
+                WrittenAnswer(item, item[: item.index("#")], item[: item.index("#")], text, scored.first, found)
+            )
+    values = tuple(each.score for each in written)
+    items, clusters = tuple(each.item for each in written), tuple(each.cluster for each in written)
+    scored_by = {**PROTOCOL, "score": "exact_match", "filter": "strict", "aggregation": "mean"}
+    measured = Measurement("task_score", VERSION, "score", "higher", "paired", values, scored_by, (), items, clusters)
+    votes = [[each for each in written if each.question == f"gsm8k:{question}"] for question in range(QUESTIONS)]
+    chosen = tuple(
+        majority([(score(each.text).extracted["strict"] or "", each.score) for each in own]) for own in votes
+    )
+    names = tuple(f"gsm8k:{question}" for question in range(QUESTIONS))
+    most = Measurement("task_majority", VERSION, "score", "higher", "paired", chosen, PROTOCOL, (), names)
+    asked = [Question(name, f"What is 3 + 4? <b>{HOSTILE}</b>", "7") for name in names]
+    return bench.record(  # type: ignore[no-any-return]
+        bench.spec("task", method), Outcome("ok", measurements=(measured, most, *evidence(written, asked, PROTOCOL)))
+    )
+
+
+def well(question: int, sample: int) -> tuple[str, bool]:
+    """Right in three samples of four, on two questions of three."""
+    right = question % 3 and (question + sample) % 4
+    return (f"Three and four. #### {7 if right else 8}", False)
+
+
+def faulty(fault: Write) -> Write:
+    """``fault`` in every fourth answer to even questions."""
+    return lambda question, sample: (
+        fault(question, sample) if question % 2 == sample % 4 == 0 else well(question, sample)
+    )
+
+
+FAULTS: Mapping[str, tuple[str, Write]] = {
+    "truncates": ("answer_truncated", faulty(lambda question, sample: ("Three and four is a sum and", True))),
+    "loops": ("answer_loops", faulty(lambda question, sample: ("Wait. " * 40 + "#### 8", False))),
+    "gives up": ("answer_lost", faulty(lambda question, sample: ("It is 7. No, it is 9", False))),
+    "forgets the format": ("answer_format_faults", faulty(lambda question, sample: ("The answer is 7", False))),
+}
+
+
+def method(name: str) -> MethodRef:
+    return MethodRef("rtn", 1, {"as": name}, name, "on_load")
+
+
+@pytest.fixture
+def sweep(bench: Any, none: MethodRef) -> list[RunRecord]:
+    records = [bench.quality(none), task(bench, none, well)]
+    for name, (_, write) in FAULTS.items():
+        records += [bench.quality(method(name), 4.5, 0.3), task(bench, method(name), write)]
+    return records
+
+
+def table(records: list[RunRecord]) -> Table:
+    (found,) = tradeoff(records)
+    return found
+
+
+def row_of(found: Table, label: str) -> VariantRow:
+    return next(row for row in found.rows if row.label == label)
+
+
+def test_each_planted_fault_is_found_in_the_variant_that_has_it_and_in_no_other(sweep: list[RunRecord]) -> None:
+    found = table(sweep)
+    for name, (aspect, _) in FAULTS.items():
+        verdicts = {each.name: each.comparison.verdict for each in row_of(found, name).answers if each.comparison}
+        worse = {each for each in verdicts if verdicts[each] == "worse" and each.startswith("answer_")}
+        shares = worse - {"answer_tokens", "answer_unfinished"}
+        assert shares == {aspect}, name
+
+
+def test_a_figure_is_its_mean_over_answers_with_an_interval_over_questions(sweep: list[RunRecord]) -> None:
+    row = row_of(table(sweep), "truncates")
+    each = row.answer_figure("answer_truncated", KEY)
+    assert each is not None
+    assert each.estimate.value == pytest.approx(30 / (QUESTIONS * SAMPLES))
+    gaps = np.array([0.25 if question % 2 == 0 else 0.0 for question in range(QUESTIONS)])
+    half = stats.t.ppf(0.975, QUESTIONS - 1) * stats.sem(gaps)
+    assert each.change is not None
+    assert each.change.low <= gaps.mean() - half + 1e-12
+    assert each.change.high >= gaps.mean() + half - 1e-12
+    assert each.comparison is not None
+    assert each.comparison.units == "clusters"
+
+
+def test_samples_give_spread_majority_and_pass_at_k(sweep: list[RunRecord]) -> None:
+    found = table(sweep)
+    base = found.baseline
+    assert base is not None
+    score = np.array([[bool(q % 3 and (q + s) % 4) for s in range(SAMPLES)] for q in range(QUESTIONS)])
+    figure = {each.name: each for each in base.answers}
+    assert figure["seed_spread"].estimate.value == pytest.approx(score.mean(axis=0).std(ddof=1))
+    assert figure["majority"].estimate.value == pytest.approx((score.mean(axis=1) > 0.5).mean())
+    assert figure["pass_4"].estimate.value == pytest.approx(score.any(axis=1).mean())
+    exact = stats.binomtest(40, QUESTIONS).proportion_ci(0.95, "exact")
+    assert (figure["pass_4"].estimate.low, figure["pass_4"].estimate.high) == pytest.approx((exact.low, exact.high))
+    lengths = sum(len(well(q, s)[0]) for q in range(QUESTIONS) for s in range(SAMPLES))
+    assert figure["tokens_per_right_answer"].estimate.value == pytest.approx(lengths / score.sum())
+    assert figure["seconds_per_right_answer"].estimate.value == pytest.approx(0.01 * lengths / score.sum())
+    (passed,) = [place for place in figures()["pass_at"].taken_at(found) if place.k == 4]
+    assert figures()["pass_at"].headed(found, passed) == "pass@4"
+
+
+def test_columns_gates_and_options_follow_from_the_declarations(sweep: list[RunRecord]) -> None:
+    from harness.api.recommend import recommend
+
+    every = figures()
+    assert every["answer_loops"].gate is not None
+    assert every["answer_loops"].gate.usual is False, "who names no gate gets no new one"
+    found = table(sweep)
+    (key,) = every["answer_loops"].taken_at(found)
+    assert every["answer_loops"].column_name(key) == "gsm8k_0-shot_4_samples_at_temperature_0.6_answer_loops"
+    (answer,) = recommend(sweep, max_loops="1%", minimize="tokens")
+    assert {each.row.label for each in answer.rejected} == {"loops"}
+
+
+def test_a_price_makes_seconds_money(sweep: list[RunRecord]) -> None:
+    from dataclasses import replace
+
+    found = replace(table(sweep), price=HourlyPrice(36.0, "EUR"))
+    cost = figures()["cost_per_right_answer"]
+    (place,) = cost.places_in(found)
+    row = row_of(found, "loops")
+    seconds = row.answer_figure("seconds_per_right_answer", KEY)
+    assert seconds is not None
+    value = cost.value(row, place) if cost.value else None
+    assert getattr(value, "value", None) == pytest.approx(seconds.estimate.value * 36 / 3600)
+
+
+def test_one_greedy_answer_has_no_figures_of_samples(bench: Any, none: MethodRef) -> None:
+    (found,) = tradeoff([bench.quality(none), task(bench, none, well, samples=1)])
+    names = {each.name for each in found.rows[0].answers}
+    assert "answer_tokens" in names
+    assert not names & {"seed_spread", "pass_1", "pass_2"}
+
+
+def test_the_most_telling_pairs_are_shown(sweep: list[RunRecord]) -> None:
+    pairs = {each.variant: each.pairs for each in answer_pairs(table(sweep))}
+    assert set(pairs) == set(FAULTS)
+    reasons = {"truncates": "truncated", "loops": "loops", "gives up": "right, then lost"}
+    for name, reason in {**reasons, "forgets the format": "format faults"}.items():
+        assert pairs[name][0].reason == reason
+        assert len(pairs[name]) == 3
+        for pair in pairs[name]:
+            assert pair.baseline.facts.startswith("right")
+            assert pair.variant.facts.startswith("wrong")
+    assert "Wait. Wait." in pairs["loops"][0].variant.text
+    assert pairs["loops"][0].target == "7"
+
+
+class Elements(HTMLParser):
+    """The scripts that a page would run, and its visible text."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.scripts = 0
+        self.pre: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.scripts += tag == "script"
+        self.open.append(tag)
+        if tag == "pre":
+            self.pre.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            del self.open[len(self.open) - 1 - self.open[::-1].index(tag) :]
+
+    def handle_data(self, data: str) -> None:
+        if "pre" in self.open:
+            self.pre[-1] += data
+
+
+def elements(text: str) -> Elements:
+    parser = Elements()
+    parser.feed(text)
+    return parser
+
+
+def test_hostile_answers_stay_text(bench: Any, none: MethodRef, sweep: list[RunRecord]) -> None:
+    hostile = faulty(lambda question, sample: (f"{HOSTILE[:-1]}8", False))
+    plain = elements(html(page([bench.quality(none), task(bench, none, well), *sweep[2:4]])))
+    records = [bench.quality(none), task(bench, none, well), bench.quality(method("evil"), 4.5, 0.3)]
+    whole = html(page([*records, task(bench, method("evil"), hostile)]))
+    found = elements(whole)
+    assert found.scripts == plain.scripts, "no text became a script"
+    assert any("</pre><script>alert(1)</script>" in each for each in found.pre)
+    assert "\u202e" not in whole
+    assert "\x00" not in whole
+    redacted = html(page([*records, task(bench, method("evil"), hostile)], redact=True))
+    assert "alert(1)" not in redacted
+    assert "What is 3 + 4" not in redacted
