@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answer_records import with_written_answers
 from mixture_records import of_a_mixture
 from typer.testing import CliRunner
 
@@ -193,7 +194,7 @@ def test_a_column_is_the_number_that_its_statistic_makes(bench: Any, none: Any, 
     """Every figure that is compared: what a report shows is what compare and history work out."""
     records = [
         of_a_mixture(bench.quality(none)),
-        answered[0],
+        with_written_answers(answered[0]),
         *(bench.performance(none, 1 + n / 7, n) for n in range(4)),
     ]
     (table,) = tradeoff(records)

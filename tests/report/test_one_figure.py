@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answer_records import with_written_answers
 from huggingface_hub import ModelCard
 from mixture_records import OVERLAPS, ROUTER_KLS, of_a_mixture
 
@@ -36,6 +37,7 @@ from harness.report.history import render as history_text
 from harness.report.page import page
 from harness.report.recommendation import json_line
 from harness.report.renderers.markdown import heading
+from harness.tasks.aspects import ASPECTS
 
 SPEEDS = (1.0, 1.05, 2.0, 1.01)
 """Of four processes, as multiples: a mean of any kind is far from their median."""
@@ -79,7 +81,7 @@ def uneven(run: RunRecord, repetition: int) -> RunRecord:
 def sweep(bench: Any, none: Any, looks: Sequence[Any], answered: list[RunRecord]) -> Sweep:
     look = looks[0]
     qualities = (bench.quality(none), bench.quality(look.method, look.bits, look.damage))
-    records = [*map(of_a_mixture, qualities), *answered[:2]]
+    records = [*map(of_a_mixture, qualities), *map(with_written_answers, answered[:2])]
     for repetition, factor in enumerate(SPEEDS):
         for method, speed, bits in ((none, 1.0, 32), (look.method, look.speed, look.bits)):
             made = bench.performance(method, speed * factor, repetition, (128, 512), bits)
@@ -98,7 +100,10 @@ def expected(sweep: Sweep) -> Mapping[str, float]:
         )
         for phase in ("prefill", "decode")
     }
+    written = {name: statistics.fmean(sweep.values(name, "task")[0]) for name in WRITTEN}
+    majority = statistics.fmean(sweep.values("task_majority", "task")[0])
     return {
+        **{**written, "majority": majority},
         "perplexity": math.exp(statistics.fmean(nll)),  # windows of one length
         "kl": statistics.fmean(kl),
         "agreement": statistics.fmean(agree),
@@ -122,7 +127,9 @@ def expected(sweep: Sweep) -> Mapping[str, float]:
     }
 
 
+WRITTEN = [each.name for each in ASPECTS if each.direction != "neither"]
 CSV = {
+    **{name: f"arc_easy_0-shot_{name}" for name in (*WRITTEN, "majority")},
     "perplexity": "perplexity",
     "kl": "kl_mean_nat",
     "agreement": "top1_agreement_fraction",

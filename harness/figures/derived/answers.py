@@ -71,6 +71,8 @@ def _aspects(mine: _Answered, other: _Answered | None) -> Iterator[AnswerFigure]
 
 def _scores(mine: _Answered, other: _Answered | None) -> Iterator[AnswerFigure]:
     """What several answers to a question say, and what a right answer costs."""
+    if (majority := mine.found.get("task_majority")) is not None:
+        yield _figure(MAJORITY, mine.key, majority, other.found.get("task_majority") if other else None)
     score, base = mine.score, other.score if other else None
     if score is None or not set(score.values) <= {0.0, 1.0}:
         return
@@ -79,8 +81,6 @@ def _scores(mine: _Answered, other: _Answered | None) -> Iterator[AnswerFigure]:
         least, most = (f"{100 * end:.1f}%" for end in (min(samples), max(samples)))
         method = f"{least} to {most} over {len(samples)} seeds"
         yield AnswerFigure(SEED_SPREAD, mine.key, Estimate(spread(samples), None, None, len(samples), method))
-        if (majority := mine.found.get("task_majority")) is not None:
-            yield _figure(MAJORITY, mine.key, majority, other.found.get("task_majority") if other else None)
         for k in ks(len(samples)):
             if (passed := pass_at(score, k)) is not None:
                 yield _figure(f"{PASS}_{k}", mine.key, passed, pass_at(base, k) if base else None)
