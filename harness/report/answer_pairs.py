@@ -22,7 +22,7 @@ TELLING: tuple[Aspect, ...] = (LOOPS, TRUNCATED, LOST, UNFINISHED, FORMAT)
 
 
 @dataclass(frozen=True)
-class Side:
+class ShownAnswer:
     """One answer: how it ended in words, and its text."""
 
     facts: str
@@ -38,8 +38,8 @@ class AnswerPair:
     prompt: str
     target: str
     reason: str
-    baseline: Side
-    variant: Side
+    baseline: ShownAnswer
+    variant: ShownAnswer
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class _Answers:
     def has(self, aspect: Aspect, item: str) -> bool:
         return bool(self.aspects.get(aspect.name, {}).get(item))
 
-    def side(self, item: str) -> Side:
+    def side(self, item: str) -> ShownAnswer:
         score = self.scores[item]
         words = ["right" if score == 1 else "wrong" if score == 0 else f"score {significant(score)}"]
         tokens = self.aspects.get(TOKENS.name, {}).get(item)
         words += [] if tokens is None else [f"{tokens:.0f} tokens"]
         words += [aspect.heading for aspect in TELLING if self.has(aspect, item)]
-        return Side(" · ".join(words), self.texts[item])
+        return ShownAnswer(" · ".join(words), self.texts[item])
 
 
 def _pairs(row: VariantRow) -> tuple[AnswerPair, ...]:
