@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -13,7 +13,7 @@ from harness.core.model import LayerCache
 if TYPE_CHECKING:
     import torch
 
-CACHES = ("past_key_values", "cache_params")
+CACHES = ("past_key_values", "cache_params", "state")
 """What models of transformers call their cache, as an argument and in their output."""
 
 
@@ -37,18 +37,19 @@ def count_caches(model: Any) -> tuple[LayerCache, ...]:
     """
     _idle_experts(model)
     dtype = str(model.dtype).removeprefix("torch.")
-    counts = {tokens: _after(model, tokens) for tokens in (1, 2)}
+    constants = dict(_attributes(model))
+    counts = {tokens: _after(model, tokens, constants) for tokens in (1, 2)}
     beyond = max((layer.window or 0 for layer in counts[1]), default=0) + 3
     starts = {block: -(-beyond // block) * block + 1 if block else 1 for block in {each.block for each in counts[1]}}
     for block, start in starts.items():
         for tokens in (start, start + 1, start + block) if block else ():
-            counts[tokens] = _after(model, tokens)
+            counts[tokens] = _after(model, tokens, constants)
     found = tuple(
         _layer({tokens: layers[number] for tokens, layers in counts.items()}, starts[first.block], dtype)
         for number, first in enumerate(counts[1])
     )
     last = max(counts) + beyond
-    for layer, held in zip(found, _after(model, last), strict=True):
+    for layer, held in zip(found, _after(model, last, constants), strict=True):
         if _numbers(layer, last, dtype) != held.numbers:
             raise ValueError("a layer's cache grows in steps, or with something other than its tokens")
     return found
@@ -87,27 +88,50 @@ def _numbers(layer: LayerCache, tokens: int, dtype: str) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _after(model: Any, tokens: int) -> list[_CacheCount]:
+def _after(model: Any, tokens: int, constants: Collection[str]) -> list[_CacheCount]:
     """What each layer keeps after a text: one token more than its prompt, because a prompt is kept whole.
 
-    Tensors that a cache keeps beside its layers count as further layers.
+    ``constants`` are the tensors that modules had as attributes before any pass: what they have since is kept too.
     """
     import torch
+    from transformers import DynamicCache
 
-    passed: dict[str, Any] = {}
+    lengths = [length for length in (tokens - 1, 1) if length]
     # Without a cache transformers asks the positions' numbers, of which there are none, whether texts are packed.
     whole = patch("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None, create=True)
     with torch.inference_mode(), whole:
-        for length in (tokens - 1, 1):
-            if length:
-                ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-                output = model(input_ids=ids, use_cache=True, **passed)
-                passed = {name: output[name] for name in CACHES if output.get(name) is not None}
-    if not passed:
+        if passed := _passed(model, lengths, {}):
+            [cache] = passed.values()
+            return _held(cache, model.config.get_text_config().num_hidden_layers)
+        cache = DynamicCache(config=model.config)
+        _passed(model, lengths, {"past_key_values": cache})
+    states = [tensor for name, tensor in _attributes(model) if name not in constants]
+    if not states:
         raise ValueError("it returns no cache that could be counted")
-    [cache] = passed.values()
+    return [*_held(cache, len(cache.layers)), *(_CacheCount(_stored([tensor])) for tensor in states)]
+
+
+def _passed(model: Any, lengths: Iterable[int], passed: dict[str, Any]) -> dict[str, Any]:
+    """What is handed to the pass after those of some lengths: the cache by its name, if the model returns it."""
+    import torch
+
+    for length in lengths:
+        ids = torch.zeros(1, length, dtype=torch.long, device="meta")
+        output = model(input_ids=ids, use_cache=True, **passed)
+        passed = {name: output[name] for name in CACHES if output.get(name) is not None} or passed
+    return passed
+
+
+def _held(cache: Any, count: int) -> list[_CacheCount]:
+    """What each of ``count`` layers has in a cache. Tensors beside the layers count as further layers."""
+    if isinstance(cache, list):  # of tensors, each with all layers last
+        shares = {dtype: numbers // count for dtype, numbers in _stored(cache).items()}
+        return [_CacheCount(shares)] * count
     if not hasattr(cache, "layers"):
-        raise ValueError(f"its cache is a {type(cache).__name__}, whose layers cannot be told apart")
+        by_layer = [held for held in vars(cache).values() if isinstance(held, dict) and set(held) == set(range(count))]
+        if len(by_layer) != 1:
+            raise ValueError(f"its cache is a {type(cache).__name__}, whose layers cannot be told apart")
+        return [_CacheCount(_stored(_tensors([by_layer[0][layer]]))) for layer in range(count)]
     beside = [tensor for name, held in vars(cache).items() if name != "layers" for tensor in _tensors([held])]
     return [
         *(
@@ -122,6 +146,13 @@ def _after(model: Any, tokens: int) -> list[_CacheCount]:
     ]
 
 
+def _attributes(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that modules keep as plain attributes: the states of RecurrentGemma's layers."""
+    for name, module in model.named_modules():
+        for own, value in vars(module).items():
+            yield from ((f"{name}.{own}", tensor) for tensor in _tensors([value]) if not own.startswith("_"))
+
+
 def _stored(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
     """Floating-point numbers in the storages behind some tensors, by dtype, each storage once."""
     storages = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
@@ -134,7 +165,7 @@ def _stored(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
 
 
 def _tensors(held: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors among some values, and in the lists and dictionaries among them."""
+    """The tensors among some values, and in the lists, tuples and dictionaries among them."""
     import torch
 
     for value in held:
@@ -142,5 +173,5 @@ def _tensors(held: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, dict):
             yield from _tensors(value.values())
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             yield from _tensors(value)

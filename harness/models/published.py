@@ -31,7 +31,7 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
 
-STREAMED = frozenset({"gptq", "awq", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn"})
+STREAMED = frozenset({"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"})
 """The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test."""
 
 

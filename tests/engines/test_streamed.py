@@ -31,6 +31,7 @@ from harness.execution.local import local_site
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
+from harness.models.loading import load_transformers
 from harness.models.prepare import prepare
 from harness.models.scope import modules
 from harness.models.sources import inspect
@@ -443,6 +444,8 @@ ON_LOAD = {
     "torchao-intx": {"bits": 4, "group_size": 32},
     "torchao-int4": {"group_size": 32},
     "torchao-nvfp4": {},
+    "torchao-mxfp8": {},
+    "torchao-mxfp4": {},
 }
 
 
@@ -451,6 +454,19 @@ def test_what_is_quantized_while_loading_is_the_same_part_by_part(name: str, tmp
     config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)  # bitsandbytes packs 64 at once
     stored = same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
     assert any(entry.quantized for entry in stored)
+
+
+PUBLISHED = ("bnb-nf4", "bnb-fp4", "bnb-int8", "int8", "fp8", "torchao-int8-dynamic", "torchao-intx", "torchao-nvfp4")
+"""Of those, what transformers saves: torchao's int4 on a CPU it does not."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_was_quantized_while_loading_and_saved_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
+    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)
+    source = saved(tmp_path / "source", config, "bfloat16")
+    load_transformers(quantized_on_load(name, source)).save_pretrained(tmp_path / "out", max_shard_size="60KB")
+    stored = same_streamed(replace(source, path=tmp_path / "out"))
+    assert sum(entry.quantized for entry in stored) == 4 * 7
 
 
 def available(name: str) -> Any:

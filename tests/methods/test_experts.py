@@ -79,6 +79,7 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("quark", {"group_size": 32}),
     ("llmc-rtn", {"group_size": 32}),
     ("llmc-fp8", {}),
+    ("llmc-w4a8", {"group_size": 32}),
     ("llmc-mxfp4", {}),
     ("llmc-mxfp8", {}),
 ]

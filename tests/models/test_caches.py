@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from harness.core.model import LayerCache
 from harness.models.resolve import described
@@ -71,6 +71,61 @@ def filled(model: Any, tokens: int) -> int:
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in floats}.values())
 
 
+def rwkv_states(model: Any, tokens: int) -> list[torch.Tensor]:
+    """Five tensors, each with all layers."""
+    ids = torch.arange(tokens)[None] % 60
+    return model(input_ids=ids, use_cache=True).state  # type: ignore[no-any-return]
+
+
+def xlstm_states(model: Any, tokens: int) -> list[torch.Tensor]:
+    ids = torch.arange(tokens)[None] % 60
+    return list(tensors(model(input_ids=ids, use_cache=True).cache_params.rnn_state))
+
+
+def recurrent_gemma_states(model: Any, tokens: int) -> list[torch.Tensor]:
+    """Keys and values in the cache that the caller hands over, and states in the layers."""
+    ids, cache = torch.arange(tokens)[None] % 60, DynamicCache(config=model.config)
+    for part in (ids[:, :-1], ids[:, -1:]):
+        model(input_ids=part, use_cache=True, past_key_values=cache)
+    blocks = [layer.temporal_block for layer in model.model.layers]
+    states = [(block.conv1d_state, block.rg_lru.recurrent_states) for block in blocks if hasattr(block, "rg_lru")]
+    assert len(states) == 2
+    return [*tensors([vars(layer) for layer in cache.layers]), *tensors(states)]
+
+
+OF_THEIR_OWN: dict[str, tuple[dict[str, Any], Callable[[Any, int], list[torch.Tensor]]]] = {
+    "rwkv": ({**STATES, "attention_hidden_size": 64}, rwkv_states),
+    "xlstm": ({**STATES, "hidden_size": 128, "num_heads": 4}, xlstm_states),
+    "recurrent_gemma": (
+        {**SHAPE, "num_hidden_layers": 3, "num_key_value_heads": 1, "attention_window_size": 12, "lru_width": 64},
+        recurrent_gemma_states,
+    ),
+}
+"""Models that keep their states in their own way, and how to find them."""
+
+
+@pytest.mark.parametrize("kind", OF_THEIR_OWN)
+def test_states_kept_in_a_model_s_own_way_are_counted_too(kind: str) -> None:
+    given, states = OF_THEIR_OWN[kind]
+    config = AutoConfig.for_model(kind, **given)
+    answer = described(config)
+    assert answer["uncounted"] is None
+    layers = [LayerCache(*each) for each in answer["caches"]]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    for tokens in LENGTHS:
+        counted = sum(2 * layer.numbers(tokens) + 4 * layer.float32_state for layer in layers)
+        with torch.inference_mode():
+            held = [each for each in states(model, tokens) if each.is_floating_point()]
+        assert 0 < counted == sum(each.untyped_storage().nbytes() for each in held), f"{tokens} tokens"
+
+
+def test_a_model_without_a_cache_is_not_counted() -> None:
+    answer = described(AutoConfig.for_model("openai-gpt", n_embd=64, n_layer=2, n_head=4, vocab_size=64))
+    assert answer["caches"] is None
+    assert answer["uncounted"] == "it returns no cache that could be counted"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_counted_cache_is_the_one_that_a_real_model_fills(kind: str) -> None:
     config = AutoConfig.for_model(kind, **KINDS[kind])
@@ -82,17 +137,3 @@ def test_a_counted_cache_is_the_one_that_a_real_model_fills(kind: str) -> None:
     for tokens in LENGTHS:
         counted = sum(2 * layer.numbers(tokens) + 4 * layer.float32_state for layer in layers)
         assert 0 < counted == filled(model, tokens), f"{tokens} tokens"
-
-
-@pytest.mark.parametrize(
-    ("kind", "given"),
-    [
-        ("recurrent_gemma", {"num_hidden_layers": 3, "num_attention_heads": 4}),
-        ("rwkv", {"attention_hidden_size": 64}),
-    ],
-)
-def test_a_cache_that_no_model_returns_is_not_counted(kind: str, given: dict[str, Any]) -> None:
-    """The states of one lie in its layers, those of the other in a list of its own."""
-    answer = described(AutoConfig.for_model(kind, **{**STATES, **given}))
-    assert answer["caches"] is None
-    assert answer["uncounted"] == "it returns no cache that could be counted"

@@ -118,11 +118,11 @@ def test_published_checkpoints_are_streamed(name: str, make: Make, published: Ca
 
 
 def test_a_published_checkpoint_that_cannot_be_streamed_says_why(make: Make, published: Callable[[str], Path]) -> None:
-    methods = ["none", {"checkpoint": {"id": str(published("bitsandbytes"))}}]
+    methods = ["none", {"checkpoint": {"id": str(published("quanto"))}}]
     (run,) = (
         run for run in make(measure=QUALITY, residency="streamed", methods=methods) if "checkpoint" in run.spec.title
     )
-    assert "quantized by bitsandbytes are not known to load part by part" in str(run.unsupported)
+    assert "quantized by quanto are not known to load part by part" in str(run.unsupported)
 
 
 def test_what_a_kernel_of_the_hub_multiplies_is_streamed_on_a_cpu_only() -> None:

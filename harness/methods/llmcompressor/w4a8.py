@@ -11,6 +11,7 @@ from typing import Literal
 from harness.core.format import Activations, Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
+from harness.models.scope import TRIED
 
 BITS, CODE_BITS = 4, 8
 """Of a weight, and of the byte that holds its code."""
@@ -56,7 +57,6 @@ W4A8 = Method(
     name="llmc-w4a8",
     version=1,
     summary="llm-compressor int4 weights, one in a byte, and int8 activations; dense when run",
-    leaves_experts_because="no mixture was tried",
     params=LlmcW4A8Params,
     multimodal=frozenset(),
     packages=llmcompressor.PACKAGES,
@@ -65,6 +65,7 @@ W4A8 = Method(
     calibrated=lambda params: params.gptq,
     quantize=quantize,
     streams=True,
+    quantizes_experts=TRIED,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
     codes=_codes,

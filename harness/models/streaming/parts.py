@@ -75,6 +75,7 @@ class Parts:
             self.model._weight_conversions = None  # else it would be saved as it was stored: packed
         self._conversions = self.model._weight_conversions
         self._empty: dict[str, torch.Tensor] = dict(stored_tensors(self.model))
+        self._empty_attributes = {name: dict(vars(tensor)) for name, tensor in self._empty.items()}
         self._tied = tied_tensors(self.model, self._empty)
         self._made_from = _sources(self.model, self._config, self.reader)
         self.parts = {part.name: part for part in self._cut()}
@@ -144,7 +145,8 @@ class Parts:
         if unfilled:
             raise UnsupportedError(f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts")
         if self._finish is not None and name in self._forms:
-            self._finish(part.module)
+            with mock.patch.object(part.module, "dtype", self.model.dtype, create=True):  # auto-round asks for it
+                self._finish(part.module)
         self.loaded.add(name)
         if not part.stays:
             self.loads.append(name)
@@ -165,6 +167,9 @@ class Parts:
             if name in self._forms:
                 self._forms[name].restore()
             for own in self.parts[name].names:
+                attributes = vars(self._empty[own])  # to which bitsandbytes adds the scales that it loads
+                attributes.clear()
+                attributes.update(self._empty_attributes[own])
                 _set(self.model, own, self._empty[own])
 
     def close(self) -> None:
@@ -302,7 +307,8 @@ def _rehearse(request: LoadRequest, reader: TensorReader) -> tuple[Any, Any, Fin
         quantized = _to_quantize(model, quantizer)
         empty = {name: reader.meta(name) for name in reader.tensors}
         stored = quantizer if finish is not None else None
-        info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=stored))
+        with _codes_left_alone():
+            info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=stored))
         _refuse_unlike(model, info)
         for name, own in quantized.items():  # it says how to quantize, which an ordinary empty parameter does not
             _set(model, name, own)
@@ -317,6 +323,31 @@ def _rehearse(request: LoadRequest, reader: TensorReader) -> tuple[Any, Any, Fin
             "this version of transformers loads models in a way that cannot be streamed; use 5.10 to 5.17"
         )
     return model, configs[0], finish
+
+
+@contextmanager
+def _codes_left_alone() -> Iterator[None]:
+    """Within this context no quantized parameter is made of its stored codes and scales, whose numbers that would take.
+
+    It stays as empty as it is before it is loaded for the first time.
+    """
+    from transformers.integrations import bitsandbytes, torchao
+
+    def leave(
+        self: Any, tensors: dict[str, Any], *_: Any, model: Any, full_layer_name: str, missing_keys: set[str], **__: Any
+    ) -> dict[str, Any]:
+        if len(tensors) == 1:  # a parameter that is not quantized
+            return tensors
+        missing_keys.discard(full_layer_name)
+        model.get_submodule(full_layer_name.rpartition(".")[0])._is_hf_initialized = True
+        return {}
+
+    with (
+        mock.patch.object(bitsandbytes.Bnb4bitDeserialize, "convert", leave),
+        mock.patch.object(bitsandbytes.Bnb8bitDeserialize, "convert", leave),
+        mock.patch.object(torchao.TorchAoDeserialize, "convert", leave),
+    ):
+        yield
 
 
 def layer_of(name: str) -> str:
