@@ -120,6 +120,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         where = f"in the same session on {node}" if node else "in the same session"
         verdict = "speed is incomparable" if node else "speed stands alone"
         notes = (*notes, f"{verdict}, the baseline was not timed {where}")
+    if made.served and not evidence.is_baseline and not evidence.baseline_serving:
+        notes = (*notes, "the load stands alone, the baseline's server was not measured in the same session")
     return made, notes
 
 

@@ -152,6 +152,14 @@ def test_a_slower_server_fails_the_gates() -> None:
     }
 
 
+def test_a_load_without_the_baselines_stands_alone() -> None:
+    records = slower_beyond(24.0)
+    (table,) = tradeoff([replace(records[0], session="earlier"), records[1]])
+    assert table.notes == (
+        "the load stands alone, the baseline's server was not measured in the same session: rtn bits=4",
+    )
+
+
 def test_a_load_names_itself() -> None:
     load = Load("poisson", "32 tokens of demo", "5 tokens", 2.5)
     assert load.label == "2.5 requests/s, poisson; prompts: 32 tokens of demo; answers: 5 tokens"
