@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.core.identity import Scalar, digest
-from harness.core.model import ModelRef, model_identity
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
@@ -40,20 +40,15 @@ class ComparisonSetting:
         return " · ".join(part for part in (self.hardware, self.device, devices, threads, attention) if part)
 
 
-def model_id(model: ModelRef) -> str:
-    """Equal for models with the same content."""
-    return digest(model_identity(model))
-
-
 def setting(spec: RunSpec) -> ComparisonSetting:
     return ComparisonSetting(
         spec.model.label,
-        model_id(spec.model),
+        spec.model.content_id,
         spec.hardware,
         spec.device,
         spec.job.conditions.threads,
         spec.job.conditions.attention,
-        digest(spec.baseline.identity),
+        spec.baseline.content_id,
         spec.job.conditions.devices,
     )
 
@@ -154,6 +149,7 @@ def _planned(workload: PerplexityWorkload | None) -> Protocol:
     return tuple(sorted(settings.items()))
 
 
+@lru_cache(1000)
 def _workload_key(workload: PerplexityWorkload | None) -> str | None:
     """Identifies the text by its content, independent of its location."""
     if workload is None:

@@ -15,7 +15,6 @@ from harness.analysis.selection import (
     best_session,
     current,
     current_in_session,
-    model_id,
     protocol_text,
     protocols,
     same_workload,
@@ -342,7 +341,7 @@ def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple
         run
         for run in records
         if isinstance(run.spec.job, PrepareModel | WriteText | MakeReference)
-        and model_id(run.spec.model) == where.model_id
+        and run.spec.model.content_id == where.model_id
     ]
     machines = [run for run in records if isinstance(run.spec.job, MeasureMachine)]
     return (*current(own), *current_in_session(machines))

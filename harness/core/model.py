@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-from harness.core.identity import Scalar, Stage
+from harness.core.identity import Scalar, Stage, digest
 from harness.core.json_values import ABSENT_AT_DEFAULT
 
 MAIN_ENGINE = "transformers"
@@ -80,6 +81,11 @@ class ModelRef:
     seed: int = 0
     dequantize: str | None = None
 
+    @cached_property
+    def content_id(self) -> str:
+        """A digest that is equal for models with the same content."""
+        return digest(model_identity(self))
+
     @property
     def altered(self) -> bool:
         """Whether its weights are not stored as they were published."""
@@ -124,6 +130,11 @@ class MethodRef:
         """All parameters, also those that are no part of the identity."""
         own = self.server
         return dict(self.params) if own is None else {**self.params, "url": own.url, "api_key_env": own.api_key_env}
+
+    @cached_property
+    def content_id(self) -> str:
+        """A digest that is equal for equal methods."""
+        return digest(self.identity)
 
     @property
     def identity(self) -> list[Any]:

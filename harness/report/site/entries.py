@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.analysis.keyed import KeyedFigure
-from harness.analysis.selection import model_id
 from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, cell, columns_of
 from harness.report.page import Page
@@ -108,7 +107,7 @@ def _rows(table: Table, keyed: Mapping[int, Sequence[KeyedFigure]]) -> Iterator[
         figures = tuple(_figures(table, row, keyed.get(id(row), ())))
         if runs and figures:
             yield SiteRow(
-                model=model_id(runs[0].spec.model),
+                model=runs[0].spec.model.content_id,
                 model_label=table.model,
                 label=row.label,
                 engine=row.engine,
