@@ -194,10 +194,11 @@ def _frame(found: Contents) -> pd.DataFrame:
 
     if found.entries is not None:
         measured = [(each.kinds, each.counts, each.means, each.arrays()) for each in found.entries]
-        names = [each.names for each in found.entries]
+        every = [each.names for each in found.entries]
     else:
         measured = [_measured(record.outcome.measurements) for record in found.records]
-        names = [names_of(record) for record in found.records]
+        every = [names_of(record) for record in found.records]
+    names = {name: [each[name] for each in every] for name in every[0]}
     places: dict[str | None, int] = {}
     place, rows, counts, means = list[int](), list[int](), list[float](), list[float]()
     values, items = list[Any](), list[Any]()

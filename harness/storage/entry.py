@@ -13,7 +13,7 @@ import json
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -104,7 +104,7 @@ class Segment:
     def made(self, kind: type[T], number: int) -> T:
         """The dataclass that a part is of, built once: variants, models and methods have many runs."""
         if number not in self._made:
-            self._made[number] = _instance(kind, self._read_fields(kind, number))
+            self._made[number] = kind(**self._read_fields(kind, number))
         found: T = self._made[number]
         return found
 
@@ -333,9 +333,9 @@ class IndexEntry:
         vars(made).update(run_id=names["run_id"], case_id=names["case_id"])
         if isinstance(made.job, VariantJob):
             vars(made.job.variant)["key"] = names["variant"]
-        named = {name: names[name] for name in NAMED}
-        ended = _instance(Outcome, {**segment.fields(Outcome, outcome), "measurements": Measured(self)})
-        return _instance(RunRecord, {"spec": made, "outcome": ended, **named, **segment.fields(RunRecord, rest)})
+        named: dict[str, Any] = {name: names[name] for name in NAMED}
+        ended = Outcome(**segment.fields(Outcome, outcome), measurements=Measured(self))
+        return RunRecord(made, ended, **named, **segment.fields(RunRecord, rest))
 
     @property
     def kinds(self) -> list[str]:
@@ -486,23 +486,6 @@ def _without_measurements(record: RunRecord) -> RunRecord:
     outcome = {each.name: getattr(record.outcome, each.name) for each in fields(Outcome)}
     rest = {each.name: getattr(record, each.name) for each in fields(RunRecord)}
     return RunRecord(**{**rest, "outcome": Outcome(**{**outcome, "measurements": ()})})
-
-
-def _instance(kind: type[T], given: Mapping[str, Any]) -> T:
-    """What the constructor of a frozen dataclass makes of these fields, which would set them one by one."""
-    made = object.__new__(kind)
-    vars(made).update(_defaults(kind), **given)
-    return made
-
-
-@cache
-def _defaults(kind: Any) -> Mapping[str, Any]:
-    """The fields that a constructor does not need. Raises TypeError for a class whose constructor does more."""
-    if hasattr(kind, "__post_init__"):
-        raise TypeError(f"the constructor of {kind.__name__} does more than to set its fields")
-    plain = {each.name: each.default for each in fields(kind) if each.default is not MISSING}
-    made = {each.name: each.default_factory() for each in fields(kind) if each.default_factory is not MISSING}
-    return plain | made
 
 
 @cache
