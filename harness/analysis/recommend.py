@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,9 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
+from harness.figures.summary import as_text, builder
 from harness.figures.table import GridPoint, Table, VariantRow
+from harness.plugins import plugin_figures
 from harness.stats.draws import Sampler, draws_for
 from harness.stats.estimate import Floats
 
@@ -38,31 +42,72 @@ def recommend(
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
     _refuse_unknown_point(tables, query.at)
     return tuple(
-        pick(table, query if query.limits else replace(query, limits=default_limits(table)), damaged)
+        pick(table, query if query.limits else replace(query, limits=default_limits(table)), damaged, summaries)
         for table in tables
     )
 
 
-def pick(table: Table, query: Query, damaged: Sequence[Damaged] = ()) -> Recommendation:
-    """The answer to a query about one table; the unquantized baseline is a candidate as well."""
+def pick(
+    table: Table, query: Query, damaged: Sequence[Damaged] = (), summaries: Summaries | None = None
+) -> Recommendation:
+    """The answer to a query about one table; the unquantized baseline is a candidate as well.
+
+    How the rows rank is taken from the ``summaries`` if the same was asked of the same rows before.
+    """
     use = use_of(table, query)
     judged, order = _judged_rows(table, query, use)
-    admissible = order.sorted(_admissible(judged))
-    in_order = order.sorted(range(len(judged)))
-    drawn = _draw(judged, in_order, admissible, order.objective, query)
-    whole = [replace(each, pick_probability=drawn.picked.get(index)) for index, each in enumerate(judged)]
+    found = (summaries or Summaries({}, {})).take(
+        None if summaries is None or plugin_figures() else summaries.rows_key(_asked(query, use), table.rows),
+        lambda: _ranking(judged, order, query),
+        as_text,
+        lambda text: _read_ranking(json.loads(text)),
+    )
+    whole = [replace(each, pick_probability=found.picked.get(index)) for index, each in enumerate(judged)]
+    in_order = [whole[index] for index in found.in_order]
     return Recommendation(
         table,
         query,
         use,
-        admissible=tuple(whole[index] for index in admissible),
-        rejected=tuple(sorted((whole[index] for index in in_order if not whole[index].admissible), key=_distance)),
-        draws=drawn.count,
-        none_probability=drawn.none,
-        lead=drawn.lead,
-        ties=order.ties(admissible),
+        admissible=tuple(whole[index] for index in found.admissible),
+        rejected=tuple(
+            sorted((whole[index] for index in found.in_order if not whole[index].admissible), key=_distance)
+        ),
+        draws=found.draws,
+        none_probability=found.none,
+        lead=found.lead,
+        ties=order.ties(found.admissible),
         damaged=tuple(damaged),
     )
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Places in the table, best first: of the admissible rows and of all; and what the draws gave.
+
+    ``picked`` holds the probability of each candidate that could be drawn, by its place.
+    """
+
+    admissible: tuple[int, ...]
+    in_order: tuple[int, ...]
+    draws: int
+    picked: Mapping[int, float] = field(default_factory=dict)
+    none: float = 1.0
+    lead: float | None = None
+
+
+_read_ranking: Callable[[Any], _Ranking] = builder(_Ranking)
+
+
+def _asked(query: Query, use: Use) -> str:
+    """What a ranking depends on besides the rows."""
+    limits = [[each.figure.name, each.bound] for each in query.limits]
+    of_table = [use.table.price, use.table.budget_bytes, use.point, use.batch, use.tokens]
+    return as_text(["ranking", query.objective.name, limits, query.allow_labelled, of_table])
+
+
+def _ranking(judged: Sequence[Candidate], order: Order, query: Query) -> _Ranking:
+    admissible, in_order = order.sorted(_admissible(judged)), order.sorted(range(len(judged)))
+    return _draw(judged, in_order, admissible, order.objective, query)
 
 
 def certain_pick(table: Table, query: Query) -> Candidate | None:
@@ -103,31 +148,22 @@ def _distance(candidate: Candidate) -> tuple[bool, bool, float]:
     return candidate.barred is not None, not candidate.evaluated, product
 
 
-@dataclass
-class _Drawn:
-    """``picked`` holds the probability of each candidate that could be drawn, by its position in the table."""
-
-    count: int
-    picked: dict[int, float] = field(default_factory=dict)
-    none: float = 1.0
-    lead: float | None = None
-
-
 def _draw(
     judged: Sequence[Candidate], in_order: Sequence[int], admissible: Sequence[int], objective: Likeness, query: Query
-) -> _Drawn:
+) -> _Ranking:
     """Picks repeatedly from randomly drawn figures; among equals, the first in order is picked.
 
     Each figure of a variant is drawn once, even if the query names it several times.
     """
     places = [index for index in in_order if judged[index].evaluated]
-    found = _Drawn(draws_for(len(places)))
+    draws = draws_for(len(places))
+    found = _Ranking(tuple(admissible), tuple(in_order), draws)
     if not places:
         return found
     chosen = [judged[index] for index in places]
-    sampler = Sampler(found.count)
+    sampler = Sampler(draws)
     columns: dict[str, Floats] = {query.objective.name: _columns(sampler, [each.objective for each in chosen])}
-    kept = np.ones((found.count, len(places)), dtype=bool)
+    kept = np.ones((draws, len(places)), dtype=bool)
     for number, limit in enumerate(query.limits):
         name = limit.figure.name
         if name not in columns:
@@ -138,14 +174,14 @@ def _draw(
     costs = np.where(kept, sign * objectives, math.inf)
     nobody = ~kept.any(axis=1)
     picked = _first_of_equals(costs.argmin(axis=1), kept, places, objective)
-    firsts = np.bincount(picked[~nobody], minlength=len(places)) / found.count
-    found.picked = dict(zip(places, firsts.tolist(), strict=True))
-    found.none = float(nobody.mean())
+    firsts = np.bincount(picked[~nobody], minlength=len(places)) / draws
+    lead = None
     rivals = [places.index(index) for index in admissible[:2]]
     if len(rivals) == 2:
         first, second = (sign * objectives[:, rival] for rival in rivals)
-        found.lead = float((first < second).mean())
-    return found
+        lead = float((first < second).mean())
+    shares = dict(zip(places, firsts.tolist(), strict=True))
+    return replace(found, picked=shares, none=float(nobody.mean()), lead=lead)
 
 
 def _first_of_equals(

@@ -39,9 +39,13 @@ class Summaries(KeptEntries):
 
     def front_probabilities(self, rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
         """As ``harness.analysis.front_probability.front_probabilities``."""
-        keys = [self._evidence_key(each.evidence) if each.evidence else None for each in rows]
-        key = None if None in keys else full_digest(["front", keys])
+        key = self.rows_key("front", rows)
         return self.take(key, lambda: front_probabilities(rows), summary.as_text, lambda text: tuple(json.loads(text)))
+
+    def rows_key(self, about: str, rows: Sequence[VariantRow]) -> str | None:
+        """Names what is derived from all rows of a table, in their order; None if one of them cannot be named."""
+        keys = [self._evidence_key(each.evidence) if each.evidence else None for each in rows]
+        return None if None in keys else full_digest([about, keys])
 
     def mean(self, floor: Measurement | None) -> Estimate | None:
         """The mean of a noise floor, if there is one."""

@@ -9,6 +9,7 @@ from typing import Any
 from harness.analysis.choice import Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.recommend import pick
+from harness.analysis.summaries import Summaries
 from harness.analysis.ties import SURE, ties_of
 from harness.core.label import Label
 from harness.core.record import Damaged
@@ -53,12 +54,12 @@ class Answer:
         return f"{self.question}: {self.finding}"
 
 
-def default_answer(table: Table, damaged: Sequence[Damaged] = ()) -> Answer | None:
+def default_answer(table: Table, damaged: Sequence[Damaged] = (), summaries: Summaries | None = None) -> Answer | None:
     """The answer for the recipe's budget and 1% of perplexity; None if no quality was measured."""
     limits = default_limits(table)
     if not any(ask_of(limit.figure).of_quality for limit in limits):
         return None
-    return answer(pick(table, Query(limits), damaged))
+    return answer(pick(table, Query(limits), damaged, summaries))
 
 
 def answer(found: Recommendation) -> Answer:

@@ -103,7 +103,7 @@ def page(
     return Page(
         title=", ".join(models) or "no runs",
         tables=tables,
-        answers=tuple(default_answer(table, damaged) for table in tables),
+        answers=tuple(default_answer(table, damaged, summaries) for table in tables),
         faults=tuple(_fault(record) for record in counted if record.status != "ok"),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),
