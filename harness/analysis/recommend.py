@@ -69,9 +69,7 @@ def pick(
         query,
         use,
         admissible=tuple(whole[index] for index in found.admissible),
-        rejected=tuple(
-            sorted((whole[index] for index in found.in_order if not whole[index].admissible), key=_distance)
-        ),
+        rejected=tuple(sorted((each for each in in_order if not each.admissible), key=_distance)),
         draws=found.draws,
         none_probability=found.none,
         lead=found.lead,
