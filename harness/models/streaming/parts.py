@@ -145,8 +145,7 @@ class Parts:
         if unfilled:
             raise UnsupportedError(f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts")
         if self._finish is not None and name in self._forms:
-            with mock.patch.object(part.module, "dtype", self.model.dtype, create=True):  # auto-round asks for it
-                self._finish(part.module)
+            self._finish(part.module)
         self.loaded.add(name)
         if not part.stays:
             self.loads.append(name)
