@@ -553,10 +553,13 @@ class _OnEngine:
                     self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache, mode
                 ):
                     yield ThroughputWorkload(**measure.throughput.model_dump(), decode_mode=mode)
-        elif self.sweep.workloads or (
-            measure.memory is not None and not (self.sweep.texts and _has_quality(self.source))
-        ):
+        elif self.sweep.workloads or (self._shows_memory and not (self.sweep.texts and _has_quality(self.source))):
             yield None
+
+    @property
+    def _shows_memory(self) -> bool:
+        """Whether the recipe asks for memory and the engine has the model where it can be measured."""
+        return self.sweep.recipe.measure.memory is not None and not self.engine.remote
 
     def _caches(self, method: MethodChoice) -> tuple[KvCache, ...]:
         """The key-value caches that a method is measured with. The baseline always includes the model's own."""

@@ -103,6 +103,7 @@ def test_answers_and_log_likelihoods_become_records_beside_the_baselines(
     asked = tasks(sweeps.folder, tokenizer, plain)
     records = sweeps.run(content(tiny, servers, tasks=asked, memory={}))
     measured = [record for record in records if isinstance(record.spec.job, AnswerTask)]
+    assert len(measured) == len(records), "no run of memory alone, which a server does not show"
     assert [record.status for record in measured] == ["ok"] * 4, [record.outcome.failure for record in measured]
     by_row = {(r.spec.is_baseline, Path(r.spec.task.name).stem): r for r in measured if r.spec.task}
     assert {row: len(r.find("task_score").values) for row, r in by_row.items()} == dict.fromkeys(by_row, len(SUBJECTS))

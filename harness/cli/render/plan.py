@@ -215,7 +215,9 @@ def _rows(what: str) -> list[tuple[str, str]]:
             rows.append((name, f"broken: {error}"))
             continue
         fields = method.params.model_fields.items()
-        parameters = ", ".join(f"{key}={field.default}" for key, field in fields)
+        parameters = ", ".join(
+            f"{key} (required)" if each.is_required() else f"{key}={each.default}" for key, each in fields
+        )
         shown = f"{name} ({aliases[name]})" if name in aliases else name
         rows.append((shown, method.summary + (f"; {parameters}" if parameters else "")))
     return rows
