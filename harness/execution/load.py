@@ -62,6 +62,10 @@ class LoadGenerator:
 def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> list[Answered]:
     """What the client saw. Its clock begins with the request that it sent first."""
     began = min(found["start_times"])
+    # a server that does not count tokens sends each in an event of its own; others may end with an event without one
+    tokens = [
+        count if count > 1 else len(gaps) + 1 for count, gaps in zip(found["output_lens"], found["itls"], strict=True)
+    ]
     return [
         Answered(
             name=request.name,
@@ -70,9 +74,8 @@ def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> l
             ttft_s=found["ttfts"][index],
             e2e_s=found["latencies"][index],
             prompt_tokens=found["input_lens"][index],
-            # a server that does not count them sends each in an event of its own
-            output_tokens=max(found["output_lens"][index], len(found["itls"][index]) + 1),
-            gaps_s=tuple(found["itls"][index]),
+            output_tokens=tokens[index],
+            gaps_s=tuple(found["itls"][index][: tokens[index] - 1]),
             error="" if found["output_lens"][index] else _reason(found["errors"][index]),
         )
         for index, request in enumerate(requests)
