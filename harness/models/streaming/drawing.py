@@ -7,7 +7,6 @@ advances the generator, whose state is kept. The second time, when all modules h
 
 from __future__ import annotations
 
-import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,12 +23,10 @@ from transformers.initialization import guard_torch_init_functions
 
 from harness.core.model import ModelRef
 from harness.errors import UnsupportedError
+from harness.host.allocator import return_freed_memory
 from harness.models.loading import auto_class
 from harness.models.streaming.parts import layer_of, stored_tensors, tied_tensors
 from harness.models.streaming.writing import CheckpointWriter
-
-M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20
-"""An option of glibc's ``mallopt`` (malloc.h), and its value."""
 
 
 def draw(ref: ModelRef, out: Path) -> None:
@@ -37,7 +34,7 @@ def draw(ref: ModelRef, out: Path) -> None:
 
     If the rules of its architecture initialize other weights than those of the module at hand, it is drawn whole.
     """
-    _return_freed_memory()
+    return_freed_memory()
     try:
         model, drawn = _rehearse(ref)
     except RuntimeError as error:
@@ -66,15 +63,6 @@ def draw(ref: ModelRef, out: Path) -> None:
                 layers[layer_of(name)][name] = made[name]
             for layer in {layer_of(name) for name in made.keys() & own.keys()}:
                 write_whole(layer)
-
-
-def _return_freed_memory() -> None:
-    """Has glibc map each large block by itself, so that freeing it returns it.
-
-    By its own rule it would put them among small blocks, which soon take a part of every gap.
-    """
-    if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        set_option(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from unittest import mock
 
 from harness.core.engine import LoadRequest
 from harness.errors import HarnessError, SourceError, UnsupportedError
+from harness.host.allocator import return_freed_memory
 from harness.models import native
 from harness.models.loading import load_transformers
 from harness.models.published import quantization_config
@@ -67,6 +68,7 @@ class Parts:
     """
 
     def __init__(self, request: LoadRequest, reader: TensorReader | None = None) -> None:
+        return_freed_memory()  # a layer's memory goes with it, whatever the passes have allocated since
         self._stored = {} if reader else quantization_config(request.path)
         self.reader = reader or CheckpointReader(request.path)
         self.loads: list[str] = []
