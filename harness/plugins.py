@@ -96,6 +96,7 @@ _FIGURES = (
     "harness.figures.divergence:FIGURES",
     "harness.figures.tasks:FIGURES",
     "harness.figures.answers:FIGURES",
+    "harness.figures.tool_calls:FIGURES",
     "harness.figures.quality:STANDING",
     "harness.figures.divergence:BREAKDOWNS",
     "harness.figures.experts:FIGURES",

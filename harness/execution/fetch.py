@@ -26,6 +26,7 @@ from harness.errors import SourceError
 from harness.host.process import MARKER
 from harness.models.published import HubKernel, hub_kernel, quantization_config
 from harness.stacks.variables import for_fetching
+from harness.tasks.catalog import is_own
 
 PLAIN, WITH_CODE, KERNELS = "plain", "with-code", "kernels"
 """What to fetch: everything except the tasks whose code a recipe trusts, or only these; or kernels."""
@@ -123,7 +124,7 @@ def _models(specs: Sequence[RunSpec]) -> Iterator[ModelRef]:
 
 def _hub_tasks(specs: Sequence[RunSpec]) -> tuple[TaskWorkload, ...]:
     """The tasks whose questions are in a data set on the hub, each once."""
-    tasks = (task for spec in specs for task in spec.job.tasks if task.data is None)
+    tasks = (task for spec in specs for task in spec.job.tasks if task.data is None and not is_own(task.definition))
     return tuple(dict.fromkeys(tasks))
 
 

@@ -24,7 +24,7 @@ from harness.core.workload import (
 from harness.errors import RecipeError, SourceError, UsageError, did_you_mean
 from harness.planning.expand import checked, validate_names
 from harness.recipe import Generated, Measure, Perplexity, Recipe
-from harness.tasks.catalog import catalog, output_types, read_names
+from harness.tasks.catalog import catalog, is_own, output_types, read_names
 from harness.tasks.trust import definition
 from harness.text.protocols import PRESETS
 from harness.text.sources import resolve
@@ -100,7 +100,10 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
     else:
         try:
             known = catalog()
-            found = tuple(TaskWorkload(name, str(known.paths[name]), **settings) for name in known.members(entry.name))
+            paths = {name: str(known.paths[name]) for name in known.members(entry.name)}
+            if any(map(is_own, paths.values())):
+                settings = _of_own(recipe, settings, place)
+            found = tuple(TaskWorkload(name, path, **settings) for name, path in paths.items())
         except UsageError as error:
             raise recipe.error((*place, "name"), str(error)) from None
     for each in found:
@@ -110,6 +113,14 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
                 (*place, named), f"the model writes no answers to {each.name}: it scores given ones; leave it out"
             )
     return found
+
+
+def _of_own(recipe: Recipe, settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """The settings of the project's own task: by the chat template, clustered by tool if by nothing else."""
+    for key in ("data", "fewshot_data", "fewshot", "sampler", "system"):
+        if settings[key] is not None:
+            raise recipe.error((*place, key), "has no effect on tool-calls, which has its own prompts; leave it out")
+    return {**settings, "chat_template": True, "cluster": settings["cluster"] or "tool"}
 
 
 def _own(recipe: Recipe, name: str, place: Place, settings: dict[str, object]) -> TaskWorkload:

@@ -79,7 +79,7 @@ class Task(Strict):
     them it writes one answer as the task says, usually the likeliest.
     """
 
-    name: Located = Field(description="a name that lm-eval knows, or the path of a task's YAML file")
+    name: Located = Field(description="a name that lm-eval knows, tool-calls, or the path of a task's YAML file")
     fewshot: Annotated[int, Field(ge=0, le=MAX_EXAMPLES)] | None = Field(
         None, description="answered examples before each question; default: the task's"
     )

@@ -16,6 +16,8 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.tasks.trust import package
 
+OWN = Path(__file__).parent / "tool_calls"
+"""The folder of the project's own definitions."""
 _KEY = re.compile(
     r"""^["']?(task|group|tag|include|class|dataset_path|output_type)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""",
     re.MULTILINE,
@@ -64,8 +66,14 @@ class Catalog:
 
 @cache
 def catalog() -> Catalog:
-    """The tasks of the installed lm-eval. Raises UsageError if it is not installed."""
-    return read(package() / "tasks")
+    """The tasks of the installed lm-eval, and the project's own. Raises UsageError if lm-eval is not installed."""
+    theirs, ours = read(package() / "tasks"), read(OWN)
+    return Catalog({**theirs.paths, **ours.paths}, {**theirs.tags, **ours.tags})
+
+
+def is_own(definition: str) -> bool:
+    """Whether a definition is one of the project's own tasks, whose questions come with it."""
+    return Path(definition).is_relative_to(OWN)
 
 
 def read(folder: Path) -> Catalog:

@@ -21,6 +21,7 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, Completion, generate
 from harness.tasks.sampling import Sampling
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
+from harness.tasks.tool_calls.prompts import templated
 
 
 def encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Sequence[Sequence[int]]:
@@ -102,7 +103,13 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as text. As in HFLM, the system prompt is dropped if the template rejects it."""
+        """The chat as text. As in HFLM, the system prompt is dropped if the template rejects it.
+
+        A request with tools in the plain format of ``harness.tasks.tool_calls.prompts`` becomes one by the template.
+        """
+        asked = templated(self.tokenizer, chat_history[-1]["content"]) if len(chat_history) == 1 else None
+        if asked is not None:
+            return asked
         ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
             return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ending))

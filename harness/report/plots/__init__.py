@@ -14,6 +14,7 @@ from harness.report.plots.panels import panels_of
 from harness.report.plots.plot import Plot
 from harness.report.plots.scatter import scatters
 from harness.report.plots.stacked import running_memory, stored_memory
+from harness.report.plots.tool_calls import tool_calls
 
 __all__ = ["Plot", "plotly_javascript", "plots_of"]
 
@@ -35,5 +36,6 @@ def plots_of(table: Table) -> tuple[Plot, ...]:
         *divergences(table),
         *expert_plots(table),
         *panels_of(table),
+        *tool_calls(table),
     )
     return tuple(plot for plot in drawn if plot)

@@ -1,0 +1,72 @@
+"""Tool calls by the number of tools in the prompt, and from how many on a variant's are worse than the baseline's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from harness.figures.control import where_any
+from harness.figures.figure import Figure, Whole
+from harness.figures.table import TaskKey, TaskScore, VariantRow
+from harness.figures.tasks import GROUP
+from harness.stats.comparison import holm
+
+ASPECTS: Mapping[str, str] = {
+    "valid_json": "valid JSON",
+    "valid_schema": "valid arguments",
+    "right_tool": "right tool",
+    "exact_match": "right call",
+}
+"""The scores of an answer in words, the one that asks for least first."""
+NOWHERE = "nowhere"
+_TASK = re.compile(r"tool-calls-(\d+)")
+
+
+def offered(key: TaskKey) -> int | None:
+    """How many tools the questions of a task offer; None if it is not one of tool calls."""
+    found = _TASK.fullmatch(key.task)
+    return int(found[1]) if found else None
+
+
+def by_tools(row: VariantRow, aspect: str) -> dict[int, TaskScore]:
+    """A score of a variant's calls by the number of tools, rising."""
+    found = {tools: each for each in row.tasks if (tools := offered(each.key)) and each.key.score == aspect}
+    return dict(sorted(found.items()))
+
+
+def breaks(row: VariantRow) -> str | None:
+    """The first aspect in which a variant is worse than the baseline with many tools, and from how many on.
+
+    Worse with the most tools, and with each fewer number down to the one that is named; by the tests of all aspects and
+    numbers judged together. None if nothing was compared.
+    """
+    scores = [each for aspect in ASPECTS for each in by_tools(row, aspect).values() if each.comparison is not None]
+    judged = dict(
+        zip(
+            ((each.key.score, offered(each.key)) for each in scores),
+            holm([each.comparison for each in scores if each.comparison is not None]),
+            strict=True,
+        )
+    )
+    for aspect, words in ASPECTS.items():
+        first = None
+        for tools in reversed(by_tools(row, aspect)):
+            found = judged.get((aspect, tools))
+            if found is None or found.verdict != "worse":
+                break
+            first = tools
+        if first is not None:
+            return f"{words} from {first} tools on" if first > 1 else f"{words}, even with one tool"
+    return NOWHERE if judged else None
+
+
+TOOL_CALLS_BREAK: Figure[Whole] = Figure(
+    "tool_calls_break",
+    GROUP,
+    "Tool calls worse",
+    "From how many tools in the prompt on the calls are worse than the baseline's, and in what: valid JSON, valid "
+    "arguments, the right tool, the right call. Question by question, all judged together at 5%.",
+    lambda row, place: breaks(row),
+    places=where_any(breaks),
+)
+FIGURES = (TOOL_CALLS_BREAK,)
