@@ -62,10 +62,7 @@ class LoadGenerator:
 def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> list[Answered]:
     """What the client saw. Its clock begins with the request that it sent first."""
     began = min(found["start_times"])
-    # a server that does not count tokens sends each in an event of its own; others may end with an event without one
-    tokens = [
-        count if count > 1 else len(gaps) + 1 for count, gaps in zip(found["output_lens"], found["itls"], strict=True)
-    ]
+    tokens = _tokens(requests, found["output_lens"], found["itls"])
     return [
         Answered(
             name=request.name,
@@ -75,10 +72,26 @@ def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> l
             e2e_s=found["latencies"][index],
             prompt_tokens=found["input_lens"][index],
             output_tokens=tokens[index],
-            gaps_s=tuple(found["itls"][index][: tokens[index] - 1]),
+            gaps_s=tuple(found["itls"][index][: max(tokens[index] - 1, 0)]),
             error="" if found["output_lens"][index] else _reason(found["errors"][index]),
         )
         for index, request in enumerate(requests)
+    ]
+
+
+def _tokens(
+    requests: Sequence[PlannedRequest], counts: Sequence[int], gaps: Sequence[Sequence[float]]
+) -> Sequence[int]:
+    """The tokens of each answer, as the server counted them.
+
+    Of a server that counts none, the client says 1 of every answer: then each event is a token, up to the request's
+    limit. Where the server counts, events say less: a last one may have no token, or one may have several.
+    """
+    if any(count > 1 for count in counts):
+        return counts
+    return [
+        min(len(own) + 1, request.new_tokens) if count else 0
+        for request, count, own in zip(requests, counts, gaps, strict=True)
     ]
 
 

@@ -53,13 +53,14 @@ def serving(command: Sequence[str], variables: Mapping[str, str], ready: str, fo
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,  # in the session of the run, whose processor time counts that of its processes
             env={**os.environ, **variables},
         )
+    server = psutil.Process(process.pid)  # while nothing can have reaped it, so that the number is its own
     family: list[psutil.Process] = []
     try:
         _wait(process, ready, log)
-        family = _family(process)  # those of a server that ends by itself lose their parent
+        family = _family(server)  # those of a server that ends by itself lose their parent
         try:
             yield
         except Exception as error:
@@ -69,7 +70,7 @@ def serving(command: Sequence[str], variables: Mapping[str, str], ready: str, fo
         if process.poll() is not None:
             raise RunError(_ended(process, log))
     finally:
-        _end(process, family)
+        _end(process, server, family)
 
 
 def tail(log: Path) -> str:
@@ -104,20 +105,24 @@ def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The server and what descends from it now."""
+def _family(server: psutil.Process) -> list[psutil.Process]:
+    """The server and what descends from it now; none if it has ended."""
     with suppress(psutil.Error):
-        server = psutil.Process(process.pid)
         return [server, *server.children(recursive=True)]
     return []
 
 
-def _end(process: subprocess.Popen[bytes], known: Sequence[psutil.Process]) -> None:
-    """Ends the server's group, its descendants, some of which may have groups of their own, and those ``known``."""
-    family = list({*known, *_family(process)})
+def _end(process: subprocess.Popen[bytes], server: psutil.Process, known: Sequence[psutil.Process]) -> None:
+    """Ends the server's group, its descendants, some of which may have groups of their own, and those ``known``.
+
+    While anything is left of the group its number is given to no other process. So a process that has the number and
+    is not the server shows that the group has ended, and that the number is now another's.
+    """
+    family = list({*known, *_family(server)})
     for end, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_S)):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, end)
+        if server.is_running() or not psutil.pid_exists(server.pid):
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, end)
         for each in family:
             with suppress(psutil.Error):  # psutil makes sure that the number has not been given to another
                 each.send_signal(end)

@@ -24,6 +24,7 @@ from harness.core.workload import (
 from harness.errors import RecipeError, SourceError, UsageError, did_you_mean
 from harness.planning.expand import checked, validate_names
 from harness.recipe import Generated, Measure, Perplexity, Recipe
+from harness.recipe.measure import USUAL_REQUESTS
 from harness.tasks.catalog import catalog, is_own, output_types, read_names
 from harness.tasks.trust import definition
 from harness.text.protocols import PRESETS
@@ -171,9 +172,6 @@ def _plugin_metric(recipe: Recipe, name: str, given: Mapping[str, Any]) -> tuple
     if metric.kind == "observer" and not recipe.measure.perplexity:
         raise recipe.error(place, "needs 'perplexity' beside it: it is measured on its text")
     return metric, MetricRef(name, params.model_dump(), metric.uses, metric.packages)
-
-
-USUAL_REQUESTS = 64
 
 
 def serving(recipe: Recipe) -> ServingWorkload | None:

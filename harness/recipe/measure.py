@@ -38,6 +38,8 @@ MAX_ANSWERS = 1024
 """Answers to one question."""
 MAX_TEMPERATURE = 10.0
 MAX_REQUESTS = 100_000
+USUAL_REQUESTS = 64
+"""Of each level of load, if the recipe names neither requests nor a duration."""
 """Requests at one level of load."""
 MAX_BISECT = 10
 MAX_EXAMPLES = 1000
@@ -249,6 +251,9 @@ class Serving(Strict):
             "expected requests or duration, not both": self.requests is not None and self.duration is not None,
             "a duration needs rates: with arrival concurrent, say how many requests": not scheduled
             and self.duration is not None,
+            "more requests wait at the same time than a level has: raise requests, or lower concurrency": not scheduled
+            and bool(self.levels)
+            and self.levels[-1] > self.warmup + (self.requests or USUAL_REQUESTS),
             "bisect needs an slo: it looks for the largest load that holds it": self.bisect > 0 and self.slo is None,
         }
         for problem, present in problems.items():

@@ -83,9 +83,9 @@ class Anonymizer:
         hosts = {platform.node(), environment.get("HOSTNAME", "")}
         hosts |= {name.partition(".")[0] for name in hosts}
         secrets = {
-            value: f"${name}"
+            value.strip(): f"${name}"
             for name, value in environment.items()
-            if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET_CHARACTERS
+            if SECRET_NAME.search(name) and len(value.strip()) >= SHORTEST_SECRET_CHARACTERS
         }
         homes = [environment.get("HOME", ""), account.pw_dir if account else ""]
         return cls(

@@ -15,6 +15,8 @@ from harness.text.sources import rows, whole
 VERSION = 1
 """Increment it when the same workload makes other requests."""
 DIGEST_CHARACTERS = 12
+FEWEST = 2
+"""Requests that count at every level."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ def requests(workload: ServingWorkload, level: float, seed: int, prompts: Prompt
 
 
 def arrivals(workload: ServingWorkload, level: float, seed: int) -> list[float | None]:
-    """When each request comes, in seconds. Schedules of all rates are one schedule at different speeds."""
-    count = None if workload.requests is None else workload.warmup + workload.requests
+    """When each request comes, in seconds. Schedules of all rates are one schedule at different speeds.
+
+    At a low rate a duration is prolonged until two requests have come after those that warm up.
+    """
+    least = workload.warmup + (workload.requests or FEWEST)
     if workload.arrival == "concurrent":
-        return [None] * (count or 0)
+        return [None] * least
     random, now = Random(seed), 0.0
     found: list[float] = []
-    while len(found) < count if count is not None else now <= (workload.duration_s or 0.0):
+    while len(found) < least or (workload.duration_s is not None and now <= workload.duration_s):
         found.append(now)
         now += (random.expovariate(1.0) if workload.arrival == "poisson" else 1.0) / level
     return [*found]

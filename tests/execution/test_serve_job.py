@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from harness.errors import InvalidRunError
 from harness.execution.context import Context
 from harness.execution.counters import counting
 from harness.execution.jobs.serve import run
+from harness.libraries.serving import LOG
 from harness.recipe import Text
 from harness.stats.serving import Answered
 from harness.storage.cache import Cache
-from harness.text.load import PlannedRequest
+from harness.text.load import PlannedRequest, arrivals
 from harness.text.sources import resolve
 
 pytestmark = pytest.mark.heavy
@@ -74,15 +75,19 @@ class Planted:
         ]
 
 
+@contextmanager
+def planted_server(folder: Path) -> Iterator[Endpoint]:
+    yield Endpoint("http://127.0.0.1:1", MODEL)
+    (folder / LOG).write_text("the server's last words")
+
+
 def measured(workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPatch, planted: Planted) -> Context:
     source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
     method = replace(NONE, params={"dtype": "model"})
     context = Context(
         run_spec("serve", "load", source, method, method, serving=workload, memory=False), Cache(tiny), str
     )
-    serving = replace(
-        TRANSFORMERS, serve=lambda request, params, folder: nullcontext(Endpoint("http://127.0.0.1:1", MODEL))
-    )
+    serving = replace(TRANSFORMERS, serve=lambda request, params, folder: planted_server(folder))
     monkeypatch.setattr("harness.execution.context.engine", lambda name: serving)
     monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda cache, endpoint: nullcontext(planted))
     run(context.spec.job, context, Path())  # type: ignore[arg-type]
@@ -159,6 +164,22 @@ def test_requests_without_an_answer_are_counted_with_their_reason(tiny: Path, mo
     assert found(every, "serving_failures").values == (20.0,)
     assert found(every, "serving_goodput_per_s").values == (0.0,)
     assert not any(each.metric == "serving_ttft_s" for each in every.measurements)
+
+
+def test_what_the_server_printed_is_in_the_log(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted())
+    assert "the server's last words" in capfd.readouterr().err
+
+
+def test_a_duration_has_requests_that_count_at_every_rate() -> None:
+    """At random, or where the load is halved until the SLO holds, fewer may come than those that warm up."""
+    short = replace(WORKLOAD, requests=None, duration_s=10.0)
+    for seed in range(50):
+        assert len(arrivals(short, 0.4, seed)) >= short.warmup + 2
+    evenly = arrivals(replace(short, arrival="constant"), 2.0, 0)
+    assert evenly == pytest.approx([number / 2 for number in range(21)])
 
 
 def test_a_text_too_short_for_a_prompt_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

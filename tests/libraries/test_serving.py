@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -13,7 +15,7 @@ import urllib3
 
 from harness.errors import RunError, UnsupportedError
 from harness.libraries import serving as module
-from harness.libraries.serving import HOST, LOG, free_port, serving
+from harness.libraries.serving import HOST, LOG, _end, free_port, serving
 
 pytestmark = pytest.mark.heavy
 
@@ -86,3 +88,23 @@ def test_one_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.
     ready = f"http://{HOST}:{free_port()}/health"
     with pytest.raises(RunError, match="did not answer"), serving(command, {}, ready, tmp_path):
         pass
+
+
+def test_a_server_has_a_group_of_its_own_in_the_session_of_its_run(tmp_path: Path) -> None:
+    with started(tmp_path, free_port()):
+        server = psutil.Process(child(tmp_path)).ppid()
+        assert (os.getpgid(server), os.getsid(server)) == (server, os.getsid(0))
+
+
+def test_a_process_that_was_given_the_servers_number_is_left_alone() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+    try:
+        server = psutil.Process(stranger.pid)
+        server._pid_reused = True  # what psutil finds where the number's process began at another time
+        _end(ended, server, [])
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()

@@ -71,6 +71,7 @@ def test_requests_beyond_the_context_are_unsupported(tiny: Path) -> None:
         ("{concurrency: [1], duration: 5s}", "a duration needs rates"),
         ("{arrival: constant, rates: [1], duration: 5s, requests: 9}", "expected requests or duration, not both"),
         ("{arrival: constant, rates: [0.5], duration: 5s}", "in which 6 to 100000 requests come at every rate"),
+        ("{concurrency: [4, 24], requests: 16}", "more requests wait at the same time than a level has"),
         ("{concurrency: [1], bisect: 1}", "bisect needs an slo"),
         ("{concurrency: [1], slo: {}}", "expected a limit: ttft, tpot, itl or e2e"),
         ("{concurrency: [1], slo: {ttft: fast}}", "measure.serving.slo.ttft: expected a duration such as 500ms or 2s"),

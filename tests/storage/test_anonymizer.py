@@ -80,6 +80,11 @@ def test_a_common_name_is_replaced_only_where_it_is_a_name() -> None:
     assert common.message("user@vm: /data/user/x http://vm:80/") == "$USER@$HOST: /data/$USER/x http://$HOST:80/"
 
 
+def test_a_secret_is_its_value_without_the_end_of_its_line() -> None:
+    someone = Anonymizer.here(environment={"QHARNESS_KEY": "planted-key-0123\r\n"})
+    assert someone.message("401: planted-key-0123 is wrong") == "401: $QHARNESS_KEY is wrong"
+
+
 def test_without_a_home_folder_nothing_is_replaced_by_its_absence() -> None:
     nobody = Anonymizer.here(environment={"HOME": "/"})
     assert nobody.message("/srv/x and / and a/b") == "/srv/x and / and a/b"

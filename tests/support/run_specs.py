@@ -9,13 +9,19 @@ from harness.core.job import JOBS, Conditions, Environment, VariantJob
 from harness.core.model import MethodRef, ModelRef
 from harness.core.run import ReaderSettings, RunSpec
 from harness.core.variant import Variant
-from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef
+from harness.core.workload import PerplexityWorkload, ServingWorkload, TaskWorkload, TextRef
 
 MODEL = ModelRef("m", "M", "0" * 64, "directory", "/m")
 NONE = MethodRef("none", 1, {}, "none", "none")
 SCORED = PerplexityWorkload(TextRef("t", sha256="1" * 64), "gptq", 64, None)
-USUAL = {"perplexity": SCORED, "task": TaskWorkload("arc_easy", "/tasks/arc_easy.yaml"), "throughput": None}
-"""What a kind of run scores, answers or is timed on where a test does not care."""
+LOAD = ServingWorkload("concurrent", (1.0,), SCORED.text, 8, 4, False, 2, None, 0, None)
+USUAL = {
+    "perplexity": SCORED,
+    "task": TaskWorkload("arc_easy", "/tasks/arc_easy.yaml"),
+    "throughput": None,
+    "serving": LOAD,
+}
+"""What a kind of run scores, answers, is timed on or serves where a test does not care."""
 
 
 def run_spec(

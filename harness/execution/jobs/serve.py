@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.context import Context
 from harness.execution.counters import counting
 from harness.execution.load import LoadGenerator, load_generator_of
+from harness.libraries.serving import LOG
 from harness.metrics.energy import meters
 from harness.metrics.serving import counter, largest
 from harness.models.gguf.tokenizer import tokenizer_of
@@ -47,10 +49,17 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
     prompts = Prompts(job.serving, tokenizer)
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="qharness-server-")))
+        running.callback(_keep_log, folder / LOG)  # when the server has ended
         endpoint = running.enter_context(context.serve(folder))
         with context.phase("start load generator"):
             generator = running.enter_context(load_generator_of(context.cache.root, endpoint))
         _climb(job, context, _UnderLoad(endpoint, generator, job.serving, prompts))
+
+
+def _keep_log(log: Path) -> None:
+    """Prints what a server that was started here printed, so that it is part of the run's log."""
+    if log.is_file():
+        print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr, flush=True)
 
 
 def _climb(job: MeasureServing, context: Context, server: _UnderLoad) -> None:
