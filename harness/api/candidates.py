@@ -17,8 +17,7 @@ from harness.core.model import MAIN_ENGINE
 from harness.core.site import Site
 from harness.engines.vllm.tables import READ
 from harness.errors import SourceError, UsageError
-from harness.models import hub, published
-from harness.models.downloads import Downloads
+from harness.models import downloads, hub, published
 from harness.models.sources import label_of
 from harness.planning.draft.propose import LeftOut
 from harness.planning.estimate.chosen import Chosen
@@ -65,7 +64,6 @@ class Seeker:
 
     engine: str
     site: Site
-    downloads: Downloads
     folder: Path
 
     def named(self, checkpoints: Sequence[str]) -> PickCandidates:
@@ -109,7 +107,7 @@ class Seeker:
         if reason := self._unreadable(found, registry.engine(self.engine)):
             raise SourceError(reason)
         chosen = Chosen(method, method.params(id=named, revision=found.commit), named)
-        here = self.downloads.is_users(named, found.commit)
+        here = downloads.is_users(named, found.commit)
         return PickCandidate(chosen, 0 if here else found.bytes)
 
     def _unreadable(self, found: hub.Published, runtime: Engine[Any]) -> str | None:

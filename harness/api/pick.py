@@ -23,16 +23,15 @@ from harness.execution.events import Event
 from harness.execution.local import LocalSite, local_site
 from harness.execution.sweep import done
 from harness.host.process import end_leftovers
-from harness.models import hub
-from harness.models.downloads import Downloads
-from harness.models.sources import inspect
+from harness.models import downloads, hub
+from harness.models.sources import is_here
 from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.propose import LeftOut
 from harness.planning.draft.sizing import EFFORTS, STANDARD
 from harness.planning.expand import baseline, choices
 from harness.planning.plan import PlannedRun, plan
 from harness.planning.versions import environment
-from harness.recipe import Model, Recipe, load_recipe, recipe_at
+from harness.recipe import Recipe, load_recipe, recipe_at
 from harness.storage.disk import Disk
 
 TIME_LIMIT = "2h"
@@ -106,13 +105,12 @@ def write_recipe(
     if is_written(path, first, replace):
         return PickRecipe(path)
     site = local_site(cache, pythons)
-    downloads = _downloads(site)
     end_leftovers()  # they could still download
     downloads.delete_abandoned()
-    seeker = Seeker(request.engine, site, downloads, path.parent)
+    seeker = Seeker(request.engine, site, path.parent)
     candidates = seeker.named(request.checkpoints) if request.checkpoints else seeker.found(model)
     room = free_bytes(hub.cache_folder())
-    base_bytes = _download_bytes(model, path.parent)
+    base_bytes = _download_bytes(model)
     allowed = room if request.disk_bytes is None else min(room, request.disk_bytes)
     candidates = candidates.within(allowed - base_bytes)
     entry, source = find_model(model, None, path.parent, say)
@@ -130,16 +128,12 @@ def _left_out_lines(candidates: PickCandidates) -> Iterator[str]:
     return (f"Left out: {each.label}: {each.reason}" for each in candidates.left_out)
 
 
-def _downloads(site: LocalSite) -> Downloads:
-    return Downloads(site.artifacts.root.absolute() / "downloads")
-
-
-def _download_bytes(model: str, folder: Path) -> int:
+def _download_bytes(model: str) -> int:
     """What of the unquantized model is not here yet."""
     if not is_on_hub(model):
         return 0
     found = hub.newest(model)
-    return 0 if inspect(Model(id=model, revision=found.commit), folder).matrices else found.bytes
+    return 0 if is_here(model, found.commit) else found.bytes
 
 
 def measure_each(
@@ -158,7 +152,6 @@ def measure_each(
     that turns out to be none, does not stop the others; raises its UsageError if there are no others.
     """
     recipe = load_recipe(path)
-    downloads = _downloads(local_site(cache, pythons))
     first, *checkpoints = recipe.methods
     records: dict[str, RunRecord] = {}
     faults: dict[str, UsageError] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from harness.models import headers
 SIZED = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """The endings of files that are fetched of a checkpoint."""
 MOST_LISTED = 200
+BEGUN = ".incomplete"
+"""The ending of a file in the hub's cache that huggingface_hub downloads, or had begun to."""
 
 
 def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.Header | None]:
@@ -111,26 +114,66 @@ def repository_folder(model: str) -> Path:
     return Path(cache_folder(), repo_folder_name(repo_id=model, repo_type="model"))
 
 
-def is_cached(model: str, commit: str) -> bool:
-    """Whether anything of a repository at that commit is in the hub's cache."""
-    return Path(repository_folder(model), "snapshots", commit).exists()
+def lock_folder(model: str) -> Path:
+    """Where huggingface_hub has a lock for each file of a repository that it downloads."""
+    return Path(cache_folder(), ".locks", repository_folder(model).name)
 
 
-def forget(model: str, commit: str) -> None:
-    """Deletes a repository's files at that commit from the hub's cache; other commits and repositories stay.
+def files_of(model: str) -> frozenset[str]:
+    """The files that the hub's cache has of a repository, whole and begun, as paths in ``repository_folder``."""
+    folder = repository_folder(model)
+    found = (path for name in ("blobs", "refs", "snapshots") for path in Path(folder, name).rglob("*"))
+    return frozenset(path.relative_to(folder).as_posix() for path in found if path.is_symlink() or not path.is_dir())
 
-    Where no commit stays, what was begun of any goes too. A copy of a repository has the same commits, and
-    huggingface_hub looks for a commit in all repositories.
+
+def forget(model: str, commit: str, before: Set[str]) -> None:
+    """Deletes what came into the hub's cache of a repository at that commit since it had the files ``before``.
+
+    What another commit uses stays, and so does what another process downloads now. A file that was begun before stays,
+    also if it is whole by now.
     """
     from huggingface_hub import scan_cache_dir
 
-    if is_cached(model, commit):
-        found = scan_cache_dir(cache_folder())
-        own = frozenset(each for each in found.repos if (each.repo_id, each.repo_type) == (model, "model"))
-        replace(found, repos=own).delete_revisions(commit).execute()
     folder = repository_folder(model)
-    if not is_cached(model, commit) and not any(folder.glob("snapshots/*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    snapshot = f"snapshots/{commit}/"
+    new = files_of(model) - before - {name.removesuffix(BEGUN) for name in before}
+    if not new:
+        return
+    for name in new:
+        if name.startswith(snapshot):
+            Path(folder, name).unlink()
+    for path in (*sorted(Path(folder, snapshot).rglob("*"), reverse=True), Path(folder, snapshot)):
+        with suppress(OSError):  # it is not empty, or no folder
+            path.rmdir()
+    left = files_of(model)
+    used = {Path(folder, name).readlink().name for name in left if Path(folder, name).is_symlink()}
+    blobs = {name for name in new & left if name.startswith("blobs/") and Path(name).name not in used}
+    refs = {name for name in new & left if name.startswith("refs/") and not Path(folder, snapshot).exists()}
+    replace(
+        scan_cache_dir(cache_folder()).delete_revisions(),  # none, but it knows of what repositories share
+        blobs=frozenset(folder / name for name in blobs if not _is_downloaded(model, name)),
+        refs=frozenset(folder / name for name in refs if Path(folder, name).read_text() == commit),
+    ).execute()
+
+
+def _is_downloaded(model: str, blob: str) -> bool:
+    """Whether a process downloads a file now: huggingface_hub holds a lock of its digest meanwhile."""
+    from filelock import FileLock, Timeout
+
+    lock = lock_folder(model) / f"{Path(blob).name.partition('.')[0]}.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def remove_if_empty(model: str) -> None:
+    """Deletes a repository's folder in the hub's cache if it has no files of it."""
+    if not files_of(model):
+        shutil.rmtree(repository_folder(model), ignore_errors=True)
 
 
 def unreachable(model: str, wanted: str, error: Exception) -> SourceError:

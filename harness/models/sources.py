@@ -70,6 +70,11 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
     raise SourceError(f"model not found: {quoted(entry.id)} is no file or folder at {shown(path)}, and no hub id")
 
 
+def is_here(model: str, commit: str) -> bool:
+    """Whether a hub model's checkpoint at that commit is whole in the hub's cache."""
+    return bool(_hub(Model(id=model, revision=commit)).matrices)
+
+
 def fetch(ref: ModelRef) -> None:
     """Downloads a hub model's checkpoint into the hub's own cache; the workers run offline.
 
