@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from harness.analysis.kept import KeptEntries
     from harness.analysis.summaries import Summaries
+    from harness.report.redact import Redaction
 
 K = TypeVar("K", bound="KeptEntries")
 
@@ -158,11 +159,14 @@ def _named(
     return replace(named, folder=local_path(location), seals=seals, in_folder=in_folder)
 
 
-def redacted(sides: Sequence[NamedRecords]) -> list[NamedRecords]:
-    """The same without what ``harness.report.redact`` leaves out; equal names get equal numbers on all sides."""
+def redacted(sides: Sequence[NamedRecords], redaction: Redaction | None = None) -> list[NamedRecords]:
+    """The same without what ``harness.report.redact`` leaves out; equal names get equal numbers on all sides.
+
+    They do so as well on sides that the same ``redaction`` saw before.
+    """
     from harness.report.redact import Redaction
 
-    redaction = Redaction()
+    redaction = redaction or Redaction()
     return [
         NamedRecords(
             redaction.name("results", side.name),

@@ -25,7 +25,7 @@ from harness.figures.summary import as_text, builder
 from harness.report.derived_files import report_code
 from harness.report.escape import file_name
 from harness.report.page import page
-from harness.report.redact import LEFT_OUT
+from harness.report.redact import LEFT_OUT, Redaction
 from harness.report.renderers.html import SitePlace, html
 from harness.report.site.entries import SweepEntry, sweep_entry
 from harness.report.site.pages import index_page, model_page, models_of
@@ -74,9 +74,10 @@ def write_site(
     Each recipe at each place is one sweep. A site that is there is brought up to date: only sweeps that changed are
     built, only files that differ are written, and pages of sweeps that are not among the results any more are removed.
     With ``bundles`` each page offers a bundle of its results; one that was given as a bundle always does.
-    With ``redact`` pages leave out what redacted reports do, sweeps are named by their recipes, and no bundle is
-    offered: it would hold everything. ``on_skipped`` receives what cannot be read. Raises UsageError for a folder with
-    something else in it, and for bundles of a redacted site; ResultsError if no results can be read.
+    With ``redact`` pages leave out what redacted reports do, sweeps are named by their recipes, no bundle is offered,
+    which would hold everything, and all sweeps are built if one changed, so that a name has one number in all.
+    ``on_skipped`` receives what cannot be read. Raises UsageError for a folder with something else in it, and for
+    bundles of a redacted site; ResultsError if no results can be read.
     """
     if redact and bundles:
         raise UsageError("--bundles: a bundle holds whole records, which --redact does not show; give one of both")
@@ -88,12 +89,15 @@ def write_site(
     states = {location: _state(location, title, bundles, redact) for location in results}
     gone = {state for state, entry in kept.values() if not _is_there(folder, entry)}
     unchanged = {state for state, _ in kept.values() if state in states.values()} - gone - {None}
+    if redact and unchanged != set(states.values()):
+        unchanged = set()  # a model has one number on all pages, which depends on the sweeps before it
     entries = {name: known for name, known in kept.items() if known[0] in unchanged}
     used, built = set(entries), 0
+    redaction = Redaction() if redact else None
     try:
         for location in (location for location, state in states.items() if state not in unchanged):
             for sweep in _sweeps(location, used, on_skipped, redact):
-                entries[sweep.name] = states[location], _build(sweep, title, bundles, writer, redact)
+                entries[sweep.name] = states[location], _build(sweep, title, bundles, writer, redaction)
                 built += 1
     except BaseException:
         _keep(folder, {**kept, **entries})  # a build that was interrupted goes on from there
@@ -168,16 +172,18 @@ def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
     return replace(found, records=tuple(compress(found.records, chosen)), seals=tuple(compress(found.seals, chosen)))
 
 
-def _build(sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles, redact: bool) -> SweepEntry:
-    found = redacted([sweep.found])[0] if redact else sweep.found
+def _build(
+    sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles, redaction: Redaction | None
+) -> SweepEntry:
+    found = sweep.found if redaction is None else redacted([sweep.found], redaction)[0]
     kept: AbstractContextManager[KeptEntries] = kept_of([found], TRACED) if found.seals else nullcontext(NOTHING)
     with found.summaries() as derived, kept as traced:
         whole = page(found.records, found.damaged, summaries=derived)
         keyed = keyed_figures(whole.tables, found.records, traced)
-        offered = None if redact else _bundle(sweep, bundles, writer)
+        offered = _bundle(sweep, bundles, writer) if redaction is None else None
         entry = sweep_entry(sweep.name, whole, keyed, offered)
         place = SitePlace(title, tuple(entry.models.items()), offered)
-        if redact:
+        if redaction is not None:
             whole = replace(whole, redacted=LEFT_OUT)
         writer.write(f"sweeps/{sweep.name}.html", html(whole, place, keyed))
     return entry

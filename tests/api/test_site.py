@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 
 from harness.analysis.keyed import KeyedFigure, keyed_figures
 from harness.api.bundle import bundle
+from harness.api.results import NamedRecords, read_folder
 from harness.api.site import KEPT, SiteBuild, write_site
 from harness.cli.app import app
 from harness.core.job import VariantJob
+from harness.core.model import ModelRef
+from harness.core.parts import with_parts
 from harness.core.record import RunRecord
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.figures.table import VariantRow
@@ -164,6 +167,29 @@ def test_a_redacted_site_names_no_folder_model_or_path_and_offers_no_bundle(tmp_
     assert write_site([secret, given], out).built == 2
     with pytest.raises(UsageError, match="--bundles"):
         write_site([secret], out, bundles=True, redact=True)
+
+
+def test_models_of_a_redacted_site_have_a_number_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models are two, also in sweeps of their own, and one is one, also when a sweep comes before it later."""
+
+    def read(location: Path) -> NamedRecords:
+        def changed(part: object) -> ModelRef | None:
+            other = isinstance(part, ModelRef) and location.name == "second"
+            return replace(part, id="/their", label="their", content="other") if other else None
+
+        found = read_folder(location)
+        records = tuple(with_parts(record, changed) for record in found.records)
+        return replace(found, records=records, seals=(), folder=None)
+
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "site"
+    for folder in (first, second):
+        shutil.copytree(EXAMPLE, folder)
+    monkeypatch.setattr("harness.api.site.read_folder", read)
+    for given in ((first,), (first, second), (second, first)):
+        write_site(given, out, redact=True)
+        named = re.findall(r'href="(models/[^"]+)">(model-[^<]+)</a>', text_of(out / "index.html"))
+        assert sorted({label for _, label in named}) == ["model-1", "model-2"][: len(given)]
+        assert len(set(named)) == len(given)
 
 
 def test_a_second_build_writes_nothing(built: tuple[Path, SiteBuild], folders: tuple[Path, Path]) -> None:

@@ -1,0 +1,36 @@
+"""Panels of intervals: what their captions say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.figures.figure import Value
+from harness.report.column import columns_of
+from harness.report.page import page
+from harness.report.plots import axes, panels
+from harness.report.plots.axes import CUT_OFF
+from harness.stats.estimate import Estimate
+from harness.storage.reading import read_records
+
+EXAMPLE = Path(__file__).parents[2] / "results" / "example"
+
+
+def test_a_caption_says_that_an_interval_is_cut_off_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest of the quantizing times, among others with narrow intervals, bounds nothing."""
+    (table,) = page(read_records(EXAMPLE)).tables
+    plain = {plot.name: plot.caption for plot in panels.panels_of(table)}
+    assert not any(CUT_OFF in caption for caption in plain.values())
+    (times,) = columns_of(table, panels.QUANTIZE_TIME)
+    widest = max(axes.estimate(each).value for row in table.rows if (each := times.value(row)) is not None)
+
+    def estimate(value: Value) -> Estimate:
+        found = axes.estimate(value)
+        width = 1e6 if found.value == widest else 1.01
+        return replace(found, low=found.value / width, high=found.value * width)
+
+    monkeypatch.setattr(panels, "estimate", estimate)
+    captions = {plot.name: plot.caption for plot in panels.panels_of(table)}
+    assert captions == plain | {"cost-of-quantizing": f"{plain['cost-of-quantizing']} {CUT_OFF}"}
