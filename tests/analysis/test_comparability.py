@@ -15,7 +15,6 @@ from harness.analysis.history.values import comparability, values_of
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.matching import match
 from harness.analysis.regression.paired import unlike
-from harness.analysis.regression.processes import POINT
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import ThroughputWorkload
@@ -46,7 +45,7 @@ def key(one: Case, name: str = "perplexity") -> Comparability:
 
 
 def timed(hardware: str = "A", batch: int = 1) -> Case:
-    point = dict(zip(POINT, (batch, 8, 4, "eager"), strict=True))
+    point = {"batch_size": batch, "prompt_tokens": 8, "new_tokens": 4, "decode_mode": "eager"}
     found = Measurement("decode_step_s", 1, "s", "lower", "samples", (0.1, 0.1), point | {"warmup": 1, "iterations": 3})
     return case(found, changed(run_spec("performance", throughput=GRID), hardware=hardware))
 

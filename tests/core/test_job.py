@@ -7,7 +7,7 @@ import lzma
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from run_specs import NONE, changed, run_spec
 
 import harness.execution.jobs
 from harness import plugins
-from harness.core.capability import PROTOCOLS
+from harness.core.capability import Capability
 from harness.core.job import JOBS, Conditions, Environment, VariantJob
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import RunRecord
@@ -27,6 +27,8 @@ from harness.core.workload import (
     CalibrationRef,
     MetricRef,
     PerplexityWorkload,
+    ServingWorkload,
+    Slo,
     TaskWorkload,
     TextRef,
     ThroughputWorkload,
@@ -98,6 +100,20 @@ OF_A_JOB: dict[str, st.SearchStrategy[Any]] = {
     "throughput": st.builds(
         ThroughputWorkload, COUNTS, COUNTS, COUNT, COUNT, COUNT, st.sampled_from(["eager", "compiled"])
     ),
+    "serving": st.builds(
+        ServingWorkload,
+        st.sampled_from(["concurrent", "poisson", "constant"]),
+        st.lists(st.floats(1, 9), min_size=1, max_size=2).map(tuple),
+        TEXT,
+        st.none() | COUNT,
+        COUNT,
+        st.booleans(),
+        st.none() | COUNT,
+        st.none() | st.floats(1, 9),
+        COUNT,
+        st.none() | st.builds(Slo, st.none() | st.floats(0.1, 9), itl_s=st.none() | st.floats(0.1, 9)),
+        COUNT,
+    ),
 }
 """By the name of a field what it may hold; a field that is not here is a switch."""
 
@@ -148,7 +164,7 @@ def test_what_a_job_names_is_there(kind: str) -> None:
     assert set(job.needs) <= set(JOBS)
     assert set(job.parts) <= set(PARTS)
     assert set(job.metrics) <= set(plugins.metric_names())
-    assert set(job.uses) <= set(PROTOCOLS)
+    assert set(job.uses) <= set(get_args(Capability))
     assert set(job.reader_settings) <= {each.name for each in fields(ReaderSettings)}
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from answer_records import with_written_answers
 from mixture_records import of_a_mixture
+from run_specs import UNDER_LOAD
+from served_records import served
 from typer.testing import CliRunner
 
 from harness import plugins
@@ -29,7 +31,7 @@ from harness.figures.figure import WHOLE, Figure
 from harness.figures.gate import Gate
 from harness.figures.speed import DECODE
 from harness.figures.statistic import Items
-from harness.figures.table import GridPoint
+from harness.figures.table import GridPoint, Load
 from harness.metrics.divergence import QUANTITIES
 from harness.planning.validate import thresholds
 from harness.recipe import load_recipe
@@ -190,12 +192,18 @@ def test_processes_at_1_1_05_and_2_times_are_one_number_everywhere(bench: Any, n
     assert all(abs(mean / middle - 1) > 0.1 for mean in means)
 
 
+def waits(level: float, request: int, process: int) -> tuple[float, float]:
+    """To a request's first token and between its tokens (s)."""
+    return 0.01 * request, 0.01 + 0.001 * request + 0.01 * process
+
+
 def test_a_column_is_the_number_that_its_statistic_makes(bench: Any, none: Any, answered: list[RunRecord]) -> None:
     """Every figure that is compared: what a report shows is what compare and history work out."""
     records = [
         of_a_mixture(bench.quality(none)),
         with_written_answers(answered[0]),
         *(bench.performance(none, 1 + n / 7, n) for n in range(4)),
+        *(bench.record(bench.spec("serve", none, n), served(n, waits, UNDER_LOAD)) for n in range(4)),
     ]
     (table,) = tradeoff(records)
     (row,) = table.rows
@@ -203,7 +211,7 @@ def test_a_column_is_the_number_that_its_statistic_makes(bench: Any, none: Any, 
     for name, figure in plugins.gates().items():
         for place in figure.taken_at(table):
             point = getattr(place, "point", place)
-            found = figure.statistic.value(row, point if isinstance(point, GridPoint) else None)
+            found = figure.statistic.value(row, point if isinstance(point, GridPoint | Load) else None)
             shown = figure.of(row, place)
             if shown is not None:
                 seen.add(name)

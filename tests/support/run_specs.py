@@ -9,17 +9,28 @@ from harness.core.job import JOBS, Conditions, Environment, VariantJob
 from harness.core.model import MethodRef, ModelRef
 from harness.core.run import ReaderSettings, RunSpec
 from harness.core.variant import Variant
-from harness.core.workload import PerplexityWorkload, ServingWorkload, TaskWorkload, TextRef
+from harness.core.workload import PerplexityWorkload, ServingWorkload, Slo, TaskWorkload, TextRef
 
 MODEL = ModelRef("m", "M", "0" * 64, "directory", "/m")
 NONE = MethodRef("none", 1, {}, "none", "none")
 SCORED = PerplexityWorkload(TextRef("t", sha256="1" * 64), "gptq", 64, None)
-LOAD = ServingWorkload("concurrent", (1.0,), SCORED.text, 8, 4, False, 2, None, 0, None)
+UNDER_LOAD = ServingWorkload(
+    arrival="concurrent",
+    levels=(8.0,),
+    text=TextRef("demo", sha256="2" * 64),
+    prompt_tokens=32,
+    new_tokens=5,
+    natural=False,
+    requests=40,
+    duration_s=None,
+    warmup=0,
+    slo=Slo(ttft_s=0.5, share=0.9),
+)
 USUAL = {
     "perplexity": SCORED,
     "task": TaskWorkload("arc_easy", "/tasks/arc_easy.yaml"),
     "throughput": None,
-    "serving": LOAD,
+    "serving": UNDER_LOAD,
 }
 """What a kind of run scores, answers, is timed on or serves where a test does not care."""
 

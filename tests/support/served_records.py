@@ -5,28 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from run_specs import NONE, changed, run_spec
+from run_specs import NONE, UNDER_LOAD, changed, run_spec
 
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.core.workload import ServingWorkload, Slo, TextRef
+from harness.core.workload import ServingWorkload
 from harness.metrics.serving import largest, measure
 from harness.stats.capacity import largest_level
 from harness.stats.serving import Answered, in_bursts, misses
 
-TEXT = TextRef("demo", sha256="2" * 64)
-WORKLOAD = ServingWorkload(
-    arrival="concurrent",
-    levels=(8.0, 16.0, 32.0),
-    text=TEXT,
-    prompt_tokens=32,
-    new_tokens=5,
-    natural=False,
-    requests=40,
-    duration_s=None,
-    warmup=0,
-    slo=Slo(ttft_s=0.5, share=0.9),
-)
+WORKLOAD = replace(UNDER_LOAD, levels=(8.0, 16.0, 32.0))
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn bits=4", "on_load")
 Times = Callable[[float, int, int], tuple[float, float]]
 """Time to the first token and between tokens (s) at a level, of a request and a repetition."""
@@ -35,11 +23,15 @@ Times = Callable[[float, int, int], tuple[float, float]]
 def served_record(
     method: MethodRef, repetition: int, times: Times, workload: ServingWorkload = WORKLOAD, session: str = "one"
 ) -> RunRecord:
-    """One process: its requests are sent a second apart, and answered with the planted times."""
-    levels = {level: answers(level, repetition, times, workload) for level in workload.levels}
+    """One process: see ``served``."""
     spec = changed(run_spec("serve", method=method, serving=workload), repetition=repetition, lock="")
-    outcome = Outcome("ok", measurements=tuple(measurements(levels, workload)))
-    return RunRecord(spec, outcome, session, 1, f"2026-11-29T10:{repetition:02}:00Z", 1.0)
+    return RunRecord(spec, served(repetition, times, workload), session, 1, f"2026-11-29T10:{repetition:02}:00Z", 1.0)
+
+
+def served(repetition: int, times: Times, workload: ServingWorkload = WORKLOAD) -> Outcome:
+    """What one process measures, whose requests are sent a second apart, and answered with the planted times."""
+    levels = {level: answers(level, repetition, times, workload) for level in workload.levels}
+    return Outcome("ok", measurements=tuple(measurements(levels, workload)))
 
 
 def answers(level: float, repetition: int, times: Times, workload: ServingWorkload) -> list[Answered]:
