@@ -33,6 +33,7 @@ def arguments(request: LoadRequest, context: int | None, **params: Any) -> dict[
     return dict(pairwise(made))
 
 
+@pytest.mark.heavy
 def test_each_slot_has_a_cache_of_its_own_text_and_the_variants_type() -> None:
     usual = arguments(REQUEST, 1024)
     assert (usual["--ctx-size"], usual["--parallel"]) == (str(16 * 1024), "16")
