@@ -104,7 +104,9 @@ def _latency(
         shown=at_highest_load if told else False,
         interval=True,
         statistic=statistic,
-        gate=Gate("relative", HARMLESS, f"{title} of 95% of the requests, at each load") if told else None,
+        gate=Gate("relative", HARMLESS, f"{title} of 95% of the requests, at each load", asked is not None)
+        if told
+        else None,
         ask=asked.of(statistic) if asked and told else None,
     )
 
@@ -193,7 +195,7 @@ THROUGHPUT = _rate(
     "Output",
     "Output tokens of all requests per second, from the first request to the last answer",
     "tok/s",
-    gate=Gate("relative", HARMLESS, "output tokens per second of a server, at each load"),
+    gate=Gate("relative", HARMLESS, "output tokens per second of a server, at each load", usual=False),
 )
 
 

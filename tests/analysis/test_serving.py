@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
+from run_specs import NONE
 from served_records import RTN, WORKLOAD, baseline, failed, served_record
 
 from harness.analysis.query import Query, parse_limits, parse_objective
@@ -150,6 +152,49 @@ def test_a_slower_server_fails_the_gates() -> None:
     assert {(each.where.split(";")[0], each.verdict) for each in ttft} == {
         (f"{level} concurrent requests", "regressed") for level in (8, 16, 32)
     }
+
+
+def steady(factor: float, level: float, processes: int) -> list[RunRecord]:
+    """Two variants, whose processes' times differ by up to 3%; beside the recipe's levels each measured ``level``."""
+    found = []
+    for method, repetition in product((NONE, RTN), range(processes)):
+        times = factor * (1 + repetition / 200)
+        ladder = replace(WORKLOAD, levels=tuple(sorted({*WORKLOAD.levels, level})))
+        made = served_record(
+            method, repetition, lambda load, *_, times=times: (times * 0.01 * load, times * 0.002), ladder
+        )
+        found.append(replace(made, spec=served_record(method, repetition, lambda *_: (0.1, 0.1)).spec))
+    return found
+
+
+@pytest.mark.parametrize(("factor", "verdict", "code"), [(1.0, "unchanged", 0), (1.2, "regressed", 1)])
+def test_six_repetitions_decide_the_usual_gates_of_two_variants(factor: float, verdict: str, code: int) -> None:
+    """Levels that bisect are the process's own choice: they are not compared."""
+    head = [replace(each, session="two") for each in steady(factor, 20.0, 6)]
+    found = track(steady(1.0, 10.0, 6), head)
+    assert set(found.gates) >= {"ttft_p95", "tpot_p95", "goodput", "largest_load"}
+    assert not {"itl_p95", "e2e_p95", "output_throughput"} & found.gates.keys()
+    assert {each.verdict for each in found.gated if each.metric == "ttft_p95"} == {verdict}
+    assert (found.exit_code, {each.verdict for each in found.gated} & {"inconclusive", "incomparable"}) == (code, set())
+    assert not any(each.where.startswith(("10 ", "20 ")) for each in found.findings)
+
+
+@pytest.mark.parametrize(("processes", "code"), [(1, 4), (3, 4), (6, 0)])
+def test_few_processes_are_inconclusive_and_fail_nothing(processes: int, code: int) -> None:
+    head = [replace(each, session="two") for each in steady(1.01, 20.0, processes)]
+    found = track(steady(1.0, 10.0, processes), head)
+    assert found.exit_code == code
+    assert not any(each.verdict in ("regressed", "incomparable") for each in found.findings)
+
+
+def test_a_goodput_of_zero_on_both_sides_is_unchanged() -> None:
+    strict = replace(WORKLOAD, slo=Slo(ttft_s=0.001))
+    sides = [[baseline(each, lambda *_: (0.1, 0.01), strict) for each in range(3)] for _ in range(2)]
+    found = track(
+        sides[0], [replace(each, session="two") for each in sides[1]], {"goodput": 0.05, "largest_load": 0.05}
+    )
+    assert {(each.verdict, each.base, each.head) for each in found.gated} == {("unchanged", 0.0, 0.0)}
+    assert found.exit_code == 0
 
 
 def test_a_load_without_the_baselines_stands_alone() -> None:

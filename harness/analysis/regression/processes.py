@@ -19,6 +19,7 @@ from harness.figures.derived.speeds import point_of
 from harness.figures.figure import Figure
 from harness.figures.statistic import PerProcess
 from harness.stats.comparison import Better
+from harness.stats.repeats import FEWEST_PROCESSES, too_few
 from harness.stats.rule import compare_speeds
 
 Key = tuple[str, ...]
@@ -167,11 +168,20 @@ def _one(
     if match.same_runs:
         return replace(blank, verdict="unchanged", n=len(base), units="processes", reasons=("the same runs",))
     better: Better = "higher" if asked.figure.direction == "higher" else "lower"
+    if not any((*theirs, *ours)):
+        return _zero(blank, min(len(base), len(head)))
     try:
         found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, statistic.over)
     except (ValueError, ZeroDivisionError):
         return replace(blank, reasons=("a figure is zero or negative: no ratio can be made of it",))
     return Pending(replace(blank, reasons=left_out), found, True)
+
+
+def _zero(blank: Finding, count: int) -> Finding:
+    """For figures that are zero in each process, such as the goodput under a load at which no request meets the SLO."""
+    if count < FEWEST_PROCESSES:
+        return replace(blank, verdict="inconclusive", reasons=(too_few(count),))
+    return replace(blank, verdict="unchanged", n=count, units="processes", reasons=("zero in all processes",))
 
 
 def measured(case: Case, statistic: PerProcess) -> list[Process]:
@@ -181,8 +191,14 @@ def measured(case: Case, statistic: PerProcess) -> list[Process]:
 
 
 def _measured(run: RunRecord, statistic: PerProcess) -> Process:
-    found = (m for m in run.outcome.measured(statistic.metric) if m.values)
+    found = (m for m in run.outcome.measured(statistic.metric) if m.values and not _bisects(run, m))
     return {_key(m): m for m in found if statistic.counted(m)}
+
+
+def _bisects(run: RunRecord, measurement: Measurement) -> bool:
+    """Whether it was measured at a level of load that the recipe does not name: each process has others of those."""
+    load, level = run.spec.serving, measurement.protocol.get("level")
+    return load is not None and level is not None and level not in load.levels
 
 
 def _key(measurement: Measurement) -> Key:
