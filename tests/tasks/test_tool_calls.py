@@ -170,6 +170,23 @@ def test_no_answer_breaks_the_reader(answer: str, draw: random.Random) -> None:
         assert isinstance(found.arguments, dict)
 
 
+LOOPS = ("[", '{"a": ', "to=a ", "to=json", "<function=a>", "a.", "get\n", "f()", "`" * 3)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_answer_that_loops_has_no_call(loop: str) -> None:
+    for end in ("", "x", "(x=1)", "()"):
+        assert calls(loop * 30_000 + end) == ()
+        assert calls(loop * 900 + end) == ()
+
+
+def test_a_number_of_any_length_is_a_wrong_argument() -> None:
+    right = Call("search_products", {"query": "desk lamp", "max_price": 25})
+    answer = call_text("search_products", {"query": "desk lamp", "max_price": 10**400})
+    found = grade(answer, ["search_products"], right)
+    assert (found["valid_json"], found["exact_match"]) == (1, 0)
+
+
 def test_the_plain_format_can_be_read_back() -> None:
     question = questions(4)[7]
     tools = [tool.declared for tool in question.offered]

@@ -53,7 +53,7 @@ def _normal(value: Any) -> Any:
         return [_normal(each) for each in value]
     if isinstance(value, str):
         return " ".join(value.split()).casefold().rstrip(".")
-    return value if isinstance(value, bool) else float(value) if isinstance(value, int | float) else value
+    return value
 
 
 def is_valid(value: Any, schema: Schema) -> bool:

@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-MOST_CHARACTERS = 100_000
-"""Of an answer that is read; the rest is left out."""
+MOST_CHARACTERS = 20_000
+"""Of an answer, its thinking left out, that are read."""
+DEEPEST = 100
+"""Brackets one after another that open a list of calls, at most: a model that loops writes many more."""
 _THOUGHT = re.compile(r"^.*?</think(?:ing)?>|\[THINK\].*?\[/THINK\]", re.DOTALL)
 _HARMONY = re.compile(r"to=(?:functions\.)?([\w.-]+?)(?=[\s<{]|json)[^{]*?(?=\{)")
-_NAMED = re.compile(r"(?:\[TOOL_CALLS\]\s*)?([A-Za-z_][\w.-]*)\s*(?:\[CALL_ID\]\S*?)?(?:\[ARGS\])?\s*(?=\{)")
+_NAMED = re.compile(r"(?:\[TOOL_CALLS\]\s*)?([A-Za-z_][\w.-]*)(?:\s*\[CALL_ID\]\S*?)?(?:\s*\[ARGS\])?\s*(?=\{)")
+_XML_END = "</function>"
 _XML = re.compile(r"<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
 _XML_PARAMETER = re.compile(r"<parameter=([^>\s]+)>(.*?)</parameter>", re.DOTALL)
 _PYTHON = re.compile(r"^(?:<\|python_tag\|>)?\s*(\[?\s*[A-Za-z_][\w.]*\(.*\)\s*\]?)\s*$", re.DOTALL)
@@ -39,7 +42,7 @@ class Call:
 
 def calls(answer: str) -> tuple[Call, ...]:
     """All calls in an answer, in order; empty if there is none that can be read."""
-    text = _THOUGHT.sub("", answer[:MOST_CHARACTERS]).strip()
+    text = _THOUGHT.sub("", answer).strip()[:MOST_CHARACTERS]
     for read in (_harmony, _xml, _objects, _named, _python):
         found = tuple(read(text))
         if found:
@@ -48,14 +51,14 @@ def calls(answer: str) -> tuple[Call, ...]:
 
 
 def _harmony(text: str) -> Iterator[Call]:
-    for match in _HARMONY.finditer(text):
+    for match in _HARMONY.finditer(text[: text.rfind("{") + 1]):  # from a name on all is read until there is one
         found = _json_at(text, match.end())
         if found is not None and isinstance(found[0], dict):
             yield Call(match[1], found[0])
 
 
 def _xml(text: str) -> Iterator[Call]:
-    for name, inside in _XML.findall(text):
+    for name, inside in _XML.findall(text[: text.rfind(_XML_END) + len(_XML_END)]):
         yield Call(name, {key: _value(value.strip()) for key, value in _XML_PARAMETER.findall(inside)})
 
 
@@ -65,7 +68,7 @@ def _objects(text: str) -> Iterator[Call]:
     while (start := min((at for at in (text.find(c, place) for c in "{[") if at >= 0), default=-1)) >= 0:
         found = _json_at(text, start)
         if found is None:
-            if text[start] == "{":
+            if text[start] == "{" or text.startswith("[" * DEEPEST, start):
                 return  # what is broken is not looked into for a smaller call
             place = start + 1
             continue
@@ -101,9 +104,10 @@ def _python(text: str) -> Iterator[Call]:
             return
         try:
             arguments = {str(each.arg): ast.literal_eval(each.value) for each in node.keywords}
+            name = ast.unparse(node.func)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return
-        yield Call(ast.unparse(node.func).removesuffix(".call"), arguments)
+        yield Call(name.removesuffix(".call"), arguments)
 
 
 def _call(value: Any) -> Call | None:
