@@ -12,21 +12,22 @@ from dataclasses import replace
 import numpy as np
 
 from harness.core.record import Measurement
-from harness.stats.bounds import Bound, Outer
+from harness.stats.bounds import StudentT
 from harness.stats.estimate import CONFIDENCE, Estimate, Floats, numbered
-from harness.stats.significance import bca, clustered_t
+from harness.stats.significance import clustered_t
 
 TAIL = (1 - CONFIDENCE) / 2
-BOOTSTRAP_UNITS = 50
-"""From this many units the bootstrap may widen, but never narrow, a t-interval."""
+ALIKE = 1e-12
+"""Units whose means differ by less are alike."""
 
 
 def mean_share(measurement: Measurement) -> Estimate:
     """The mean of values between 0 and 1, with its 95% interval.
 
     Exact (Clopper and Pearson, Biometrika 26, 1934) if each unit is one value of 0 or 1, and if all units are alike:
-    then the units' number alone says how far the mean may be off. Otherwise the clustered t-interval, from 50 units as
-    wide as the BCa bootstrap over units. Raises ValueError for values outside 0 to 1, and without any.
+    then the units' number alone says how far the mean may be off. Otherwise the exact interval of as many independent
+    values of 0 or 1 as have the units' error (Korn and Graubard, Survey Methodology 24, 1998), which a t-interval of
+    few or skewed units is too short for. Raises ValueError for values outside 0 to 1, and without any.
     """
     values = np.asarray(measurement.values, dtype=np.float64)
     if not len(values) or values.min() < 0 or values.max() > 1:
@@ -36,25 +37,25 @@ def mean_share(measurement: Measurement) -> Estimate:
     sums = np.bincount(members, weights=values).astype(np.float64)
     sizes = np.bincount(members).astype(np.float64)
     mean = float(sums.sum() / sizes.sum())
-    means = sums / sizes
-    if np.ptp(means) == 0 or (count == len(values) and np.isin(values, (0, 1)).all()):
-        low, high = exact_ends(round(mean * count), count)
-        return Estimate(mean, min(low, mean), max(high, mean), count, "95% exact interval (Clopper and Pearson)")
-    if count < 2:
-        return Estimate(mean, None, None, count, "one unit has no interval")
-    bound: Bound = clustered_t(sums, sizes)
-    if count >= BOOTSTRAP_UNITS:
-        bound = Outer(bound, bca(sums, sizes))
-    low, high = bound.ends(TAIL)
-    return Estimate(mean, low, high, count, f"95% {bound.name} over units").within(0, 1)
+    if np.ptp(sums / sizes) < ALIKE or (count == len(values) and np.isin(values, (0, 1)).all()):
+        independent, name = float(count), "exact interval (Clopper and Pearson)"
+    else:
+        independent, name = _independent(mean, clustered_t(sums, sizes)), "interval over units (Korn and Graubard)"
+    low, high = exact_ends(mean * independent, independent)
+    return Estimate(mean, min(low, mean), max(high, mean), count, f"95% {name}")
 
 
-def exact_ends(successes: int, count: int) -> tuple[float, float]:
-    """The exact 95% interval of a share (Clopper and Pearson, 1934)."""
+def _independent(mean: float, found: StudentT) -> float:
+    """How many independent values of 0 or 1 have a mean with that error; fewer if the error itself is uncertain."""
+    return mean * (1 - mean) / found.error**2 * (_quantile(math.inf) / _quantile(found.degrees)) ** 2
+
+
+def exact_ends(successes: float, count: float) -> tuple[float, float]:
+    """The exact 95% interval of a share (Clopper and Pearson, 1934), also of numbers that are not whole."""
     from scipy.special import betaincinv
 
-    low = 0.0 if successes == 0 else float(betaincinv(successes, count - successes + 1, TAIL))
-    high = 1.0 if successes == count else float(betaincinv(successes + 1, count - successes, 1 - TAIL))
+    low = 0.0 if successes <= 0 else float(betaincinv(successes, count - successes + 1, TAIL))
+    high = 1.0 if successes >= count else float(betaincinv(successes + 1, count - successes, 1 - TAIL))
     return low, high
 
 
@@ -93,10 +94,13 @@ def unbiased_pass(answers: int, right: int, k: int) -> float:
 
 def by_sample(score: Measurement) -> tuple[float, ...]:
     """The mean score of each sample, in order: what each seed alone would have shown."""
-    found: dict[str, list[float]] = {}
-    for item, value in zip(score.item_ids, score.values, strict=True):
-        found.setdefault(item.partition("#")[2], []).append(value)
-    return tuple(math.fsum(each) / len(each) for each in found.values())
+    weights = score.weights or (1.0,) * len(score.values)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for item, value, weight in zip(score.item_ids, score.values, weights, strict=True):
+        found.setdefault(item.partition("#")[2], []).append((value * weight, weight))
+    return tuple(
+        math.fsum(own) / math.fsum(sizes) for own, sizes in (zip(*each, strict=True) for each in found.values())
+    )
 
 
 def spread(means: Sequence[float]) -> float:

@@ -221,12 +221,16 @@ def _scorer(task: Any, doc: Mapping[str, Any]) -> Callable[[Sequence[str]], list
 
 
 def _majority(written: Sequence[_Written], protocol: Mapping[str, Scalar]) -> Iterator[Measurement]:
-    """The score of the majority's answer to each question, if each was answered several times."""
+    """The score of the majority's answer to each question, if each was answered several times.
+
+    Nothing if what the first filter extracts is no text: it cannot be counted.
+    """
     votes: dict[str, list[tuple[str, float]]] = {}
     for each in written:
-        votes.setdefault(each.question, []).append(
-            (next(iter(each.scored.extracted.values())) or "", each.scored.first)
-        )
+        extracted = next(iter(each.scored.extracted.values()))
+        if extracted is None:
+            return
+        votes.setdefault(each.question, []).append((extracted, each.scored.first))
     if not votes or max(map(len, votes.values())) < 2:
         return
     clusters = {each.question: each.cluster for each in written}

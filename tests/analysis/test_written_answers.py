@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -175,8 +176,6 @@ def test_columns_gates_and_options_follow_from_the_declarations(sweep: list[RunR
 
 
 def test_a_price_makes_seconds_money(sweep: list[RunRecord]) -> None:
-    from dataclasses import replace
-
     found = replace(table(sweep), price=HourlyPrice(36.0, "EUR"))
     cost = figures()["cost_per_right_answer"]
     (place,) = cost.places_in(found)
@@ -192,6 +191,23 @@ def test_one_greedy_answer_has_no_figures_of_samples(bench: Any, none: MethodRef
     names = {each.name for each in found.rows[0].answers}
     assert "answer_tokens" in names
     assert not names & {"seed_spread", "pass_1", "pass_2"}
+
+
+def test_a_variant_that_stopped_thinking_has_a_figure_for_it(bench: Any, none: MethodRef) -> None:
+    base, silent = task(bench, none, well), task(bench, method("silent"), well)
+    tokens = base.outcome.measured("answer_tokens")[0]
+    thought = replace(
+        tokens, metric="answer_thinking_tokens", values=tuple(5.0 + n % 3 for n in range(len(tokens.values)))
+    )
+    thoughtful = replace(base, outcome=replace(base.outcome, measurements=(*base.outcome.measurements, thought)))
+    others = [bench.quality(none), bench.quality(method("silent"), 4.5, 0.3), silent]
+    figure = row_of(table([thoughtful, *others]), "silent").answer_figure("answer_thinking_tokens", KEY)
+    assert figure is not None
+    assert figure.estimate.value == 0
+    assert figure.change is not None
+    assert figure.change.value == pytest.approx(-6)
+    plain = row_of(table([base, *others]), "silent")
+    assert plain.answer_figure("answer_thinking_tokens", KEY) is None, "a task in which nobody thinks"
 
 
 def test_the_most_telling_pairs_are_shown(sweep: list[RunRecord]) -> None:

@@ -300,6 +300,13 @@ def test_samples_are_nested_in_the_recipes_clusters(tmp_path: Path) -> None:
         assert days[next(iter(days))] == days[next(item for item in days if item.startswith("sums:1"))]
 
 
+def test_there_is_no_majority_of_answers_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.tasks.evaluate._text", lambda filtered: None)
+    _, found = sums(tmp_path, [["#1", "#2", "#3", "#4"]] * 2, samples=2, temperature=1.0)
+    assert found["strict"].mean == 1
+    assert "task_majority" not in found
+
+
 def test_what_happened_in_answers_is_beside_their_scores(tmp_path: Path) -> None:
     texts = [["#1", "2", "So #3. No, #9", "no idea…"]]
     _, found = sums(tmp_path, texts)

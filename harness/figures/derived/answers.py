@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.scores import headline, writing
@@ -12,7 +12,7 @@ from harness.stats.comparison import Better, Comparison
 from harness.stats.estimate import Estimate, clustered_mean
 from harness.stats.rule import compare
 from harness.stats.shares import by_sample, mean_share, pass_at, ratio, ratio_change, spread
-from harness.tasks.aspects import ASPECTS, SECONDS, TOKENS, Aspect
+from harness.tasks.aspects import ASPECTS, SECONDS, THINKING, TOKENS, Aspect
 
 SEED_SPREAD, MAJORITY, PASS = "seed_spread", "majority", "pass"
 TOKENS_PER_RIGHT, SECONDS_PER_RIGHT = "tokens_per_right_answer", "seconds_per_right_answer"
@@ -45,8 +45,11 @@ def _answered(run: RunRecord) -> _Answered | None:
         return None
     names = [*(each.name for each in ASPECTS), "task_majority"]
     found = {name: measured[0] for name in names if (measured := run.outcome.measured(name))}
+    tokens = found[TOKENS.name]
+    if THINKING.name not in found:  # as where no answer has any
+        found[THINKING.name] = replace(tokens, metric=THINKING.name, values=(0.0,) * len(tokens.values))
     scores = [each for each in run.outcome.measured("task_score") if each.evidence == "paired"]
-    return _Answered(key_of(found[TOKENS.name]), headline(scores), found)
+    return _Answered(key_of(tokens), headline(scores), found)
 
 
 def key_of(measured: Measurement) -> AnswersKey:
@@ -64,8 +67,8 @@ def key_of(measured: Measurement) -> AnswersKey:
 def _aspects(mine: _Answered, other: _Answered | None) -> Iterator[AnswerFigure]:
     for aspect in ASPECTS:
         measured = mine.found.get(aspect.name)
-        if measured is not None:
-            theirs = other.found.get(aspect.name) if other else None
+        theirs = other.found.get(aspect.name) if other else None
+        if measured is not None and (aspect is not THINKING or any(measured.values) or (theirs and any(theirs.values))):
             yield _figure(aspect.name, mine.key, measured, theirs, aspect)
 
 
