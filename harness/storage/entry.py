@@ -32,7 +32,11 @@ _HEAD = struct.Struct("<32sQQQ")
 MAX_SHARED = 50_000
 """Values of each sort that records share in memory."""
 _COLUMNS = 5
-"""Integers of a measurement: its kind, its values, whether they have weights, and the places of items and clusters."""
+"""Integers of a measurement: its kind, its values, ``_WEIGHTED`` and ``_ELSEWHERE``, places of items and clusters."""
+_WEIGHTED, _ELSEWHERE = 1, 2
+"""Whether the values have weights, and whether all columns are read from the evidence when they are used."""
+MAX_CHARACTERS = 2**14
+"""Of the items of a measurement with few values. Texts of answers have more, and would make the index large."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +187,10 @@ class Segment:
         columns: list[list[int]] = [[] for _ in range(_COLUMNS)]
         self.floats.extend(m.mean for m in measured)
         for m in measured:
-            few = len(m.values) <= FEW_VALUES
+            few = _is_short(m)
             columns[0].append(self.text(kind_text(m)))
             columns[1].append(len(m.values))
-            columns[2].append(bool(m.weights))
+            columns[2].append(_WEIGHTED * bool(m.weights) + _ELSEWHERE * (not few))
             for column, ids in ((3, m.item_ids), (4, m.cluster_ids)):
                 columns[column].append(1 + self.text(_ids_text(tuple(ids))) if ids and few else bool(ids))
             if few:
@@ -214,7 +218,7 @@ class Segment:
         columns = [
             old.integers[begin + count * number : begin + count * (number + 1)].tolist() for number in range(_COLUMNS)
         ]
-        few = [values <= FEW_VALUES for values in columns[1]]
+        few = [not flags & _ELSEWHERE for flags in columns[2]]
         kept = [
             [self.text(old.texts[place]) for place in columns[0]],
             columns[1],
@@ -315,7 +319,7 @@ class IndexEntry:
         return self._float_count(self._special())
 
     def _float_count(self, special: Sequence[tuple[int, ...]]) -> int:
-        few = (count * (1 + weights) for _, count, weights, *_ in special if count <= FEW_VALUES)
+        few = (count * (1 + flags) for _, count, flags, *_ in special if not flags & _ELSEWHERE)
         return 2 * self._count - len(special) + sum(few)
 
     def _special(self) -> list[tuple[int, ...]]:
@@ -365,11 +369,12 @@ class IndexEntry:
         items: list[Sequence[str]] = [()] * self._count
         clusters: list[Sequence[str]] = [()] * self._count
         place = 0
-        for number, count, weighted, *ids in special:
+        for number, count, flags, *ids in special:
+            weighted = flags & _WEIGHTED
             before = number - len(values)
             values += singles[place : place + before]
             place += before
-            if count <= FEW_VALUES:
+            if not flags & _ELSEWHERE:
                 middle, end = place + count, place + count * (1 + weighted)
                 values.append(tuple(own[place:middle]))
                 weights[number] = tuple(own[middle:end])
@@ -479,6 +484,13 @@ def _kind_text(
 @lru_cache(MAX_SHARED)
 def _ids_text(ids: tuple[str, ...]) -> str:
     return json.dumps(ids)
+
+
+def _is_short(measured: Measurement) -> bool:
+    """Whether its columns are in the index. A single value is not in the evidence."""
+    if len(measured.values) < 2:
+        return True
+    return len(measured.values) <= FEW_VALUES and sum(map(len, measured.item_ids)) <= MAX_CHARACTERS
 
 
 def _without_measurements(record: RunRecord) -> RunRecord:

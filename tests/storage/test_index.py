@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -139,6 +140,23 @@ def test_a_second_reader_opens_no_file_of_a_record(tmp_path: Path, monkeypatch: 
     again = read_contents(results, results)
     assert again == first == unindexed_after(monkeypatch, results)
     assert again.entries is not None
+
+
+def test_an_index_holds_no_long_texts(tmp_path: Path) -> None:
+    """As answers are: they are read from the evidence, and the measurements around them are as before."""
+    store = Store(tmp_path)
+    for seed in range(1, 1 + RUNS):
+        made, texts = record(seed), ("x" * 9000, "y" * 9000)
+        long = Measurement("answer_text", 1, "score", "neither", "exact", (0.0, 1.0), {}, (), texts, ("a", "b"))
+        first, last = made.outcome.measurements
+        store.save(replace(made, outcome=replace(made.outcome, measurements=(first, long, last))), log=b"log\n")
+    expected = unindexed(tmp_path)
+    for _ in range(2):
+        found = read_contents(tmp_path, tmp_path)
+        assert [each.outcome for each in found.records] == [each.outcome for each in expected.records]
+        assert found.records[0].outcome.measurements[1].item_ids[1] == "y" * 9000
+    (written,) = tmp_path.rglob(INDEX)
+    assert b"y" * 99 not in written.read_bytes()
 
 
 def unindexed_after(monkeypatch: pytest.MonkeyPatch, results: Path) -> Contents:
