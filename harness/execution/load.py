@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.core.capability import Endpoint
-from harness.errors import RunError, UnsupportedError
+from harness.errors import RunError
 from harness.libraries import load_generator
 from harness.libraries.openai_api import key_of
-from harness.stacks import Stacks
 from harness.stats.serving import Answered
 from harness.text.load import PlannedRequest
 
-GENERATOR_STACK = "vllm"
 LEAVING_S = 10.0
 MAX_REASON = 200
 """Characters of why a request has no answer."""
@@ -102,17 +99,16 @@ def _reason(error: str) -> str:
 
 
 @contextmanager
-def load_generator_of(cache: Path, endpoint: Endpoint) -> Iterator[LoadGenerator]:
-    """A generator, ready to send. ``cache`` is the folder whose stacks may have it.
+def load_generator_of(python: Path, endpoint: Endpoint) -> Iterator[LoadGenerator]:
+    """A generator, ready to send; ``python`` is the interpreter of its stack.
 
-    Raises UnsupportedError if its stack is not there, and RunError if it does not start, or if the variable that holds
-    the server's key is not set.
+    Raises RunError if it does not start, or if the variable that holds the server's key is not set.
     """
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"}
     key = key_of(endpoint)
     if key is not None:
         variables["OPENAI_API_KEY"] = key
-    command = [_python(cache), str(Path(load_generator.__file__))]
+    command = [str(python), str(Path(load_generator.__file__))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -129,14 +125,3 @@ def load_generator_of(cache: Path, endpoint: Endpoint) -> Iterator[LoadGenerator
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-def _python(cache: Path) -> str:
-    """The interpreter of the generator's stack: that of this run, if it runs there."""
-    if Path(sys.prefix).name.startswith(f"{GENERATOR_STACK}-"):
-        return sys.executable
-    stack = Stacks(cache.absolute() / "stacks").find(GENERATOR_STACK)
-    obstacle = stack.find_obstacle()
-    if obstacle is not None:
-        raise UnsupportedError(f"requests are sent by a program of vLLM's: {obstacle}")
-    return str(stack.python)

@@ -34,6 +34,7 @@ from harness.host.machine import cache_folder, choose, installed_version, state_
 from harness.host.process import MARKER, end_run
 from harness.host.processor import physical_cores
 from harness.host.visible import NUMBERED_AS_NVML
+from harness.libraries import load_generator
 from harness.stacks import Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
@@ -373,6 +374,10 @@ class _Worker:
             creation = self._site.stacks.find(stack).creation
             message = f"stack {stack!r}: its interpreter {python} is gone; {creation}"
             return Outcome("unsupported", Failure("start", "NoInterpreter", message))
+        obstacle = None if self._spec.serving is None else self._site.obstacle(load_generator.STACK)
+        if obstacle is not None:
+            message = f"requests are sent by a program of vLLM's: {obstacle}"
+            return Outcome("unsupported", Failure("start", "NoLoadGenerator", message))
         paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
         from harness.execution.preload import steps  # a finished recipe need not wait for it
 
@@ -402,7 +407,20 @@ class _Worker:
         own |= _temporary_files(folder)
         threads = _thread_variables(self._spec.job.conditions.threads)
         visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
-        return {**inherited, **ENVIRONMENT, **own, **threads, **visible, **_server_key(self._spec)}
+        return {
+            **inherited,
+            **ENVIRONMENT,
+            **own,
+            **threads,
+            **visible,
+            **self._load_generator(),
+            **_server_key(self._spec),
+        }
+
+    def _load_generator(self) -> dict[str, str]:
+        if self._spec.serving is None:
+            return {}
+        return {load_generator.INTERPRETER: str(self._site.stacks.find(load_generator.STACK).python)}
 
     def _start(self, launch: Launch, server: Server | None) -> None:
         """Threads read the pipes and, of a process that makes several runs, wait for its end."""

@@ -13,6 +13,9 @@ import sys
 from typing import Any
 
 READY = "ready"
+STACK = "vllm"
+INTERPRETER = "QHARNESS_LOAD_GENERATOR"
+"""The variable by which a run learns which interpreter has vLLM."""
 
 
 async def drive(load: dict[str, Any]) -> dict[str, Any]:

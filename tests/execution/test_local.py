@@ -49,12 +49,17 @@ def execute(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def run(
-        code: str, on_phase=lambda phase: None, time_s: float | None = None, **more: object
+        code: str,
+        on_phase=lambda phase: None,
+        time_s: float | None = None,
+        kind: str = "quality",
+        pythons: dict[str, Path] | None = None,
+        **more: object,
     ) -> tuple[Outcome, bytes]:
         (tmp_path / "odd_worker.py").write_text(START + code, encoding="utf-8")
         others = psutil.Process().children()
-        spec = run_spec("quality", limits=RunLimits(time_s=time_s), **more)
-        ended = LocalExecutor(local_site(tmp_path / "cache")).run(spec, [], on_phase)
+        spec = run_spec(kind, limits=RunLimits(time_s=time_s), **more)
+        ended = LocalExecutor(local_site(tmp_path / "cache", pythons)).run(spec, [], on_phase)
         assert not [path for path in temporary.iterdir() if owner_in(path.name)]
         assert psutil.Process().children() == others
         return ended
@@ -159,6 +164,14 @@ def test_an_interpreter_that_cannot_be_started_is_a_crash(execute, tmp_path: Pat
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     assert failure(execute("")[0], "crashed").phase == "start"
+
+
+def test_a_load_comes_from_the_interpreter_that_the_user_named(execute) -> None:
+    tell = f"write({encode(OK)!r}); print(os.environ['QHARNESS_LOAD_GENERATOR'])"
+    outcome, log = execute(tell, kind="serve", pythons={"vllm": Path(sys.executable)})
+    assert (outcome.status, log.decode().strip()) == ("ok", sys.executable)
+    missing = failure(execute(tell, kind="serve")[0], "unsupported")
+    assert missing.message.startswith("requests are sent by a program of vLLM's: stack 'vllm' is missing: ")
 
 
 def test_a_run_may_be_made_in_a_thread(execute) -> None:

@@ -21,6 +21,7 @@ from harness.errors import InvalidRunError
 from harness.execution.context import Context
 from harness.execution.counters import counting
 from harness.execution.jobs.serve import run
+from harness.libraries.load_generator import INTERPRETER
 from harness.libraries.serving import LOG
 from harness.recipe import Text
 from harness.stats.serving import Answered
@@ -89,7 +90,8 @@ def measured(workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPa
     )
     serving = replace(TRANSFORMERS, serve=lambda request, params, folder: planted_server(folder))
     monkeypatch.setattr("harness.execution.context.engine", lambda name: serving)
-    monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda cache, endpoint: nullcontext(planted))
+    monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda python, endpoint: nullcontext(planted))
+    monkeypatch.setenv(INTERPRETER, "python")
     run(context.spec.job, context, Path())  # type: ignore[arg-type]
     return context
 
@@ -180,6 +182,25 @@ def test_a_duration_has_requests_that_count_at_every_rate() -> None:
         assert len(arrivals(short, 0.4, seed)) >= short.warmup + 2
     evenly = arrivals(replace(short, arrival="constant"), 2.0, 0)
     assert evenly == pytest.approx([number / 2 for number in range(21)])
+
+
+@pytest.mark.parametrize(("own_s", "labels"), [(95.0, []), (50.0, ["cpu_shared"])])
+def test_a_run_beside_other_programs_is_suspect(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, own_s: float, labels: list[str]
+) -> None:
+    """A clock is high before a load and lower under it: that is no finding."""
+    idle = {"cpu_total_s": 0.0, "cpu_busy_s": 0.0, "cpu_own_s": 0.0, "cpu_steal_s": 0.0, "gpu_sm_clock_mhz": 1980.0}
+    busy = {
+        "cpu_total_s": 100.0,
+        "cpu_busy_s": 98.0,
+        "cpu_own_s": own_s,
+        "cpu_steal_s": 0.0,
+        "gpu_sm_clock_mhz": 1400.0,
+    }
+    states = iter((idle, busy))
+    monkeypatch.setattr("harness.execution.context.state", lambda: next(states))
+    context = measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted())
+    assert [each.arguments["reason"] for each in context.labels if each.code == "suspect"] == labels
 
 
 def test_a_text_too_short_for_a_prompt_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

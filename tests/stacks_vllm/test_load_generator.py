@@ -10,7 +10,6 @@ from clock_server import MODEL, Answer, Served, clock_server
 
 from harness.core.capability import Endpoint
 from harness.execution.load import load_generator_of
-from harness.host.machine import cache_folder
 from harness.stacks import Stacks
 from harness.stats.serving import Answered, in_bursts, lags_s
 from harness.text.load import PlannedRequest
@@ -32,12 +31,12 @@ def plan(number: int, active: int) -> Answer:
 @pytest.fixture(scope="module")
 def seen(stacks_with: Callable[[str], Stacks]) -> dict[str, tuple[list[Answered], list[Served]]]:
     """What the client and the server saw of each load."""
-    stacks_with("vllm")
+    python = stacks_with("vllm").find("vllm").python
     scheduled = [PlannedRequest(f"r{number}", f"request {number}", 16, number * 0.05) for number in range(30)]
     found = {}
     with clock_server(plan) as server:
         endpoint = Endpoint(server.url, MODEL)
-        with load_generator_of(cache_folder(), endpoint) as generator:
+        with load_generator_of(python, endpoint) as generator:
             assert generator.version.startswith("vLLM ")
             for name, requests, at_once in (
                 ("scheduled", scheduled, None),
@@ -79,11 +78,11 @@ def test_bursts_are_told_from_single_tokens(seen: dict[str, tuple[list[Answered]
 
 
 def test_a_server_that_refuses_all_is_no_fault_of_the_client(stacks_with: Callable[[str], Stacks]) -> None:
-    stacks_with("vllm")
+    python = stacks_with("vllm").find("vllm").python
     refused = [PlannedRequest(f"r{number}", f"request {number}", 4, None) for number in range(4)]
     with clock_server(lambda number, active: Answer(status=503)) as server:
         endpoint = Endpoint(server.url, MODEL)
-        with load_generator_of(cache_folder(), endpoint) as generator:
+        with load_generator_of(python, endpoint) as generator:
             found = generator.drive(endpoint, refused, 2, natural=True)
     assert {each.error for each in found} == {"Service Unavailable"}
     assert len(server.served) == 4

@@ -33,14 +33,17 @@ SLOWDOWN_FAULTS = 0x08 | 0x20 | 0x40 | 0x80
 PHASES = {"prefill_s": "prefill", "decode_step_s": "decode"}
 
 
-def drift(moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of = "run") -> tuple[Label, ...]:
+def drift(
+    moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of = "run", warm: bool = True
+) -> tuple[Label, ...]:
     """A label for each reason why the timings between these moments are suspect; none if they are not.
 
     ``of`` is what was timed: a run's workload, or the machine itself. Moments come in pairs, before and after the
-    timing of one point of the grid; the device is warm at both. Values that a state lacks are not judged.
+    timing of one point of the grid. The device is ``warm`` at both, or else its clock says nothing at the first.
+    Values that a state lacks are not judged.
     """
     pairs = [(one.state, other.state) for one, other in zip(moments[::2], moments[1::2], strict=True)]
-    findings = [*_clock_findings(pairs), *_process_findings(moments)]
+    findings = [*_clock_findings(pairs, warm), *_process_findings(moments)]
     if moments:
         findings += _core_findings(moments[0].state, moments[-1].state)
     findings += _time_findings(measurements)
@@ -48,10 +51,10 @@ def drift(moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of
     return tuple(Label("suspect", {"of": of, **each}) for each in once)
 
 
-def _clock_findings(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[_Finding]:
+def _clock_findings(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], warm: bool) -> Iterator[_Finding]:
     for before, after in (each for pair in pairs for each in zip(*map(_of_each_gpu, pair), strict=False)):
         clocks = before.get("gpu_sm_clock_mhz"), after.get("gpu_sm_clock_mhz")
-        if clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
+        if warm and clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
             yield {"reason": "gpu_clock_fell", "limit": CLOCK_DROP}
         if any(int(state.get("gpu_slowdown_reasons", 0)) & SLOWDOWN_FAULTS for state in (before, after)):
             yield {"reason": "gpu_held_down"}

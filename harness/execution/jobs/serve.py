@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -18,9 +19,11 @@ from harness.core.job import MeasureServing
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo
 from harness.errors import InvalidRunError, UnsupportedError
+from harness.execution.checks.drift import drift
 from harness.execution.context import Context
 from harness.execution.counters import counting
 from harness.execution.load import LoadGenerator, load_generator_of
+from harness.libraries.load_generator import INTERPRETER
 from harness.libraries.serving import LOG
 from harness.metrics.energy import meters
 from harness.metrics.serving import counter, largest
@@ -47,13 +50,15 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
     if tokenizer is None:
         raise UnsupportedError("it has no tokenizer, by which prompts of a length are made")
     prompts = Prompts(job.serving, tokenizer)
+    python = Path(os.environ[INTERPRETER])
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="qharness-server-")))
         running.callback(_keep_log, folder / LOG)  # when the server has ended
         endpoint = running.enter_context(context.serve(folder))
         with context.phase("start load generator"):
-            generator = running.enter_context(load_generator_of(context.cache.root, endpoint))
+            generator = running.enter_context(load_generator_of(python, endpoint))
         _climb(job, context, _UnderLoad(endpoint, generator, job.serving, prompts))
+    context.labels += drift(context.moments, (), warm=False)
 
 
 def _keep_log(log: Path) -> None:
