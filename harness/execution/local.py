@@ -30,7 +30,7 @@ from harness.execution.starter import Launch, Preloads, Process, Server, Starter
 from harness.execution.worker import CORES
 from harness.host.compilers import worker_path
 from harness.host.control_group import core_limit, oom_kills
-from harness.host.machine import cache_folder, choose, installed_version, state_folder, usable_memory_bytes
+from harness.host.machine import cache_folder, choose, cores, installed_version, state_folder, usable_memory_bytes
 from harness.host.process import MARKER, end_run
 from harness.host.processor import physical_cores
 from harness.host.visible import NUMBERED_AS_NVML
@@ -74,8 +74,8 @@ BINDING = frozenset({"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AF
 class LocalSite:
     """This machine: its hardware, this process's environment, the local stacks, and a cache on disk.
 
-    ``hardware`` replaces this machine's own hardware for planning. ``cores`` are those of this machine's that are the
-    site's, where others have the rest; None: all.
+    ``hardware`` replaces this machine's own hardware for planning. ``cores`` counts this machine's processors that are
+    the site's, where others have the rest; None: all.
     """
 
     artifacts: Cache
@@ -97,6 +97,11 @@ class LocalSite:
         """How many cores runs may use: the site's own, or fewer where control groups allow less time than theirs."""
         present = len(physical_cores())
         return int(min(present, present if self.cores is None else self.cores, max(core_limit(), 1)))
+
+    def is_whole_machine(self) -> bool:
+        """Whether nobody else has processors of it. A core may have two, so half of them may be as many as the cores."""
+        present = cores()
+        return (self.cores is None or self.cores >= present) and core_limit() >= present
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
         if stack == MAIN:
@@ -268,7 +273,7 @@ class _Workers:
         """
         cores = physical_cores() if spec.cores is not None else ()
         needed = spec.cores or 0
-        if 2 * needed > len(cores) or site.core_count() < len(cores):  # in the first case nothing executes beside it
+        if 2 * needed > len(cores) or not site.is_whole_machine():  # in the first case nothing executes beside it
             return ()
         while len(free := [core for core in cores if core not in self._used_cores()]) < needed and self.idle:
             self.idle.pop(0).end()

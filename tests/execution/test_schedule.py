@@ -334,6 +334,7 @@ def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
 
 def test_each_worker_on_a_cpu_has_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.execution.local.physical_cores", lambda: (0, 2, 4, 6, 8))
+    monkeypatch.setattr("harness.execution.local.core_limit", lambda: float("inf"))
     executor = LocalExecutor(local_site(tmp_path, device="cpu"))
     two, alone = run_spec("quality", threads=2), run_spec("performance", threads=2)
     first, second = executor._workers.take(two, executor.site), executor._workers.take(two, executor.site)
@@ -348,7 +349,10 @@ def test_each_worker_on_a_cpu_has_cores_of_its_own(tmp_path: Path, monkeypatch: 
 def test_runs_are_confined_to_no_core_where_others_have_some_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Five cores of two processors each: a node that counts five processors has half of the machine."""
     monkeypatch.setattr("harness.execution.local.physical_cores", lambda: (0, 2, 4, 6, 8))
+    monkeypatch.setattr("harness.execution.local.cores", lambda: 10)
+    half, whole = (LocalExecutor(local_site(tmp_path, device="cpu", cores=count)) for count in (5, 10))
     node = LocalExecutor(local_site(tmp_path, device="cpu", cores=4))
     limited = LocalExecutor(local_site(tmp_path, device="cpu"))
     monkeypatch.setattr("harness.execution.local.core_limit", lambda: 2.5)
@@ -357,7 +361,11 @@ def test_runs_are_confined_to_no_core_where_others_have_some_of_the_machine(
     assert [executor.nodes("cpu")[0].cores for executor in (node, limited)] == [4, 5]
     one = run_spec("quality", threads=1)
     assert node._workers.take(one, node.site).cores == ()
+    assert half._workers.take(one, half.site).cores == ()
+    assert whole._workers.take(one, whole.site).cores == (0,)
     assert limited._workers.take(one, limited.site).cores == (0,)
+    monkeypatch.setattr("harness.execution.local.core_limit", lambda: 5.0)
+    assert limited._workers.take(one, limited.site).cores == ()
 
 
 def test_a_run_gets_no_gpu_of_a_process_that_is_still_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
