@@ -99,7 +99,7 @@ class LocalSite:
         return int(min(present, present if self.cores is None else self.cores, max(core_limit(), 1)))
 
     def is_whole_machine(self) -> bool:
-        """Whether nobody else has processors of it. A core may have two, so half of them may be as many as the cores."""
+        """Whether nobody else has processors of it. Where a core has two, half of them may be as many as its cores."""
         present = cores()
         return (self.cores is None or self.cores >= present) and core_limit() >= present
 

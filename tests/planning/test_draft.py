@@ -18,7 +18,7 @@ from harness.models.sources import inspect
 from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.propose import LEAST, Proposal, SweepRoom, propose
 from harness.planning.draft.sizing import ENOUGH, choose
-from harness.planning.estimate.gpus import budget
+from harness.planning.estimate.gpus import budget, size_bytes
 from harness.planning.forecast.forecast import SweepForecast, forecast
 from harness.planning.plan import PlannedRun
 from harness.recipe import Model, load_recipe
@@ -167,3 +167,10 @@ def test_a_method_that_cannot_be_compared_is_refused(drafted: Propose, named: tu
 
 def test_methods_are_named_once(drafted: Propose) -> None:
     assert kept(drafted("rtn bits=4", "ptq bits=4", "rtn")) == ["rtn bits=4"]
+
+
+def test_room_on_a_disk_is_a_size_and_no_gpu() -> None:
+    assert size_bytes(" 40GB", "--disk") == budget("40GB").bytes == 40 * 10**9
+    for wrong in ("H200", "lots", "0GB", ""):
+        with pytest.raises(UsageError, match="--disk: expected a size above zero"):
+            size_bytes(wrong, "--disk")

@@ -66,8 +66,9 @@ def pick(
     from harness.cli.render.sweep import display
     from harness.core.record import FAILURES
     from harness.planning.estimate.gpus import budget as parse
+    from harness.planning.estimate.gpus import size_bytes
 
-    disk_bytes = None if disk is None else parse(disk, "--disk").bytes
+    disk_bytes = None if disk is None else size_bytes(disk, "--disk")
     served_in = None if budget is None else parse(budget, "--budget").size
     request = PickRequest(model, tuple(checkpoints or ()), engine, disk_bytes, served_in)
     written = write_recipe(request, out, force, say, results, cache, interpreters(pythons))

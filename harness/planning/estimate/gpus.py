@@ -54,12 +54,7 @@ def budget(text: str, option: str = "--gpu") -> Budget:
     """Parses ``24GiB`` (2³⁰), ``24GB`` (10⁹) or a GPU's name. Raises UsageError for a zero size or an unknown name."""
     text = text.strip()
     if re.match(r"[-+]?[\d.]", text):
-        try:
-            return Budget(text, TypeAdapter(Bytes).validate_python(text))
-        except ValidationError:
-            raise UsageError(
-                f"{option}: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {quoted(text)}"
-            ) from None
+        return Budget(text, size_bytes(text, option))
     known = {_plain(name): name for name in MEMORY_MIB}
     if (name := known.get(_plain(text))) is not None:
         return Budget(name, MEMORY_MIB[name] * MIB)
@@ -67,6 +62,16 @@ def budget(text: str, option: str = "--gpu") -> Budget:
     near = [known[word] for word in begin or get_close_matches(_plain(text), known, n=NEAR, cutoff=0.4)]
     nearest = f"; near: {', '.join(near)}" if near else f"; known: {', '.join(MEMORY_MIB)}"
     raise UsageError(f"{option}: unknown GPU {quoted(text)}{nearest}; or give its memory, such as 24GiB")
+
+
+def size_bytes(text: str, option: str) -> int:
+    """Parses ``24GiB`` (2³⁰) or ``24GB`` (10⁹). Raises UsageError for anything else, and for zero."""
+    try:
+        return TypeAdapter(Bytes).validate_python(text.strip())
+    except ValidationError:
+        raise UsageError(
+            f"{option}: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {quoted(text)}"
+        ) from None
 
 
 def _plain(name: str) -> str:
