@@ -47,7 +47,7 @@ def prompts(workload: PerplexityWorkload, tokenizer: Any) -> list[list[int]]:
         if not 0 < len(tokens) < workload.context:
             raise UnsupportedError(
                 f"prompt {prompt[:40]!r} has {len(tokens)} tokens, and a window of {workload.context} must hold at "
-                "least one, and one of the answer"
+                "least one, and one of the answer: increase 'tokens'"
             )
     return found
 
