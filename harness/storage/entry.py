@@ -35,6 +35,7 @@ _COLUMNS = 5
 """Integers of a measurement: its kind, its values, ``_WEIGHTED`` and ``_ELSEWHERE``, places of items and clusters."""
 _WEIGHTED, _ELSEWHERE = 1, 2
 """Whether the values have weights, and whether all columns are read from the evidence when they are used."""
+_JOB = RunSpec, "job"
 MAX_CHARACTERS = 2**14
 """Of the items of a measurement with few values. Texts of answers have more, and would make the index large."""
 
@@ -64,9 +65,9 @@ class DamagedIndexError(Exception):
 @dataclass
 class Segment:
     """``folder`` is the recipe's, where the evidence is. ``began_ns`` is a time of its file system's clock, before the
-    files were read. A part begins with the number of a shape, its fields' names; their places follow: one in ``texts``,
-    or -1 minus the number of another part. The first shape are the names of ``names_of``, of which each row has the
-    values. ``runs`` maps a run's folder to its stamp and the attempts in it.
+    files were read. A part begins with the number of a shape, the names of its class and fields; their places follow:
+    one in ``texts``, or -1 minus the number of another part. The first shape are the names of ``names_of``, of which
+    each row has the values. ``runs`` maps a run's folder to its stamp and the attempts in it.
     """
 
     folder: Path
@@ -122,16 +123,14 @@ class Segment:
         shape, *places = self.parts[number]
         return {
             name: self._nested(kind, name, -1 - place) if place < 0 else _value(kind, name, self.texts[place])
-            for name, place in zip(self.shapes[shape], places, strict=True)
+            for name, place in zip(self.shapes[shape][1:], places, strict=True)
         }
 
     def _nested(self, kind: type, name: str, number: int) -> Any:
         if number in self._made:
             return self._made[number]
-        shape, *places = self.parts[number]
-        own = self.shapes[shape]
-        tag = json.loads(self.texts[places[own.index("kind")]]) if "kind" in own else ""
-        return self.made(_dataclass_of(kind, name, tag), number)
+        inner = _job_of(self.shapes[self.parts[number][0]][0]) if (kind, name) == _JOB else _dataclass_of(kind, name)
+        return self.made(inner, number)
 
     def entries(self) -> Iterator[IndexEntry]:
         return (IndexEntry(self, row) for row in self.rows)
@@ -152,12 +151,14 @@ class Segment:
 
     def part(self, kind: type, raw: Mapping[str, Any]) -> int:
         """The number of the part of a dataclass, from its fields as JSON has them; it is added if it is new."""
-        return self._part(self._shape(raw), [self._place(kind, name, value) for name, value in raw.items()])
+        shape = self._shape([kind.__name__, *raw])
+        return self._part(shape, [self._place(kind, name, value) for name, value in raw.items()])
 
     def _place(self, kind: type, name: str, value: Any) -> int:
-        if isinstance(value, dict) and (inner := _dataclass_of(kind, name, value.get("kind", ""))):
-            return -1 - self.part(inner, value)
-        return self.text(json.dumps(value, ensure_ascii=False))
+        inner = JOBS[value["kind"]] if (kind, name) == _JOB else _dataclass_of(kind, name)
+        if inner is None:
+            return self.text(json.dumps(value, ensure_ascii=False))
+        return -1 - self.part(inner, value)
 
     def _copy_part(self, old: Segment, number: int) -> int:
         """The number of a part of another segment, which is added if it is new."""
@@ -501,10 +502,14 @@ def _without_measurements(record: RunRecord) -> RunRecord:
 
 
 @cache
-def _dataclass_of(kind: type, name: str, tag: str) -> Any:
-    """The dataclass that a field is of, of jobs the one of that kind; None for any other value."""
-    if (kind, name) == (RunSpec, "job"):
-        return JOBS[tag]
+def _job_of(name: str) -> Any:
+    """The class of jobs with this name."""
+    return next(each for each in JOBS.values() if each.__name__ == name)
+
+
+@cache
+def _dataclass_of(kind: type, name: str) -> Any:
+    """The dataclass that a field is always of; None for any other value."""
     hint = _hints(kind)[name]
     return hint if is_dataclass(hint) else None
 
