@@ -21,7 +21,7 @@ from harness.core.site import Machine
 from harness.errors import SourceError, UsageError
 from harness.execution.local import LocalSite, local_site
 from harness.host.speeds import TYPICAL
-from harness.models import hub
+from harness.models import downloads, hub
 from harness.models.hub import Published
 from harness.planning.plan import plan
 from harness.recipe import Recipe, load_recipe
@@ -56,11 +56,12 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
     monkeypatch.setattr(hub, "newest", made.newest)
-    monkeypatch.setattr(hub, "is_cached", lambda name, commit: name in made.cached)
+    monkeypatch.setattr(downloads, "is_here", lambda name, commit: name in made.cached)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "quantizations_of", lambda name: iter(made.known))
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(propose, "machine_speeds", lambda machine, root: TYPICAL)
-    monkeypatch.setattr(hub, "forget", lambda name, commit: made.cached.discard(name))
+    monkeypatch.setattr(hub, "forget", lambda name, commit, before: made.cached.discard(name))
     monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: False)
     return made
 
