@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -189,7 +190,7 @@ def _scored(task: Any, results: Mapping[str, Any]) -> Scored | None:
     """The task's headline score by each filter, and what each extracts; None if the score is no number."""
     name = headline(list(task.aggregation()))
     scores = {chosen: result.get(name) for chosen, result in results.items()}
-    if not scores or not all(isinstance(score, int | float) for score in scores.values()):
+    if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
         return None
     extracted = {chosen: _text(result["filtered_resps"]) for chosen, result in results.items()}
     return Scored({chosen: float(score) for chosen, score in scores.items() if score is not None}, extracted)

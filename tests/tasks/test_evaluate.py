@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import UnsupportedError
 from harness.tasks.catalog import catalog
-from harness.tasks.evaluate import evaluate
+from harness.tasks.evaluate import _scored, evaluate
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
 
@@ -305,6 +306,14 @@ def test_there_is_no_majority_of_answers_that_are_no_text(tmp_path: Path, monkey
     _, found = sums(tmp_path, [["#1", "#2", "#3", "#4"]] * 2, samples=2, temperature=1.0)
     assert found["strict"].mean == 1
     assert "task_majority" not in found
+
+
+@pytest.mark.parametrize(("score", "known"), [(1.0, True), (float("nan"), False), ("yes", False)])
+def test_only_numbers_are_scores_of_answers(score: object, known: bool) -> None:
+    """A record holds no NaN, with which a task may mark a question that does not count."""
+    task = SimpleNamespace(aggregation=lambda: {"exact_match": None})
+    found = _scored(task, {"strict": {"exact_match": score, "filtered_resps": ["18"]}})
+    assert (found is not None) is known
 
 
 def test_what_happened_in_answers_is_beside_their_scores(tmp_path: Path) -> None:
