@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import urllib.error
 import urllib.request
@@ -32,6 +33,7 @@ GAUGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """By our name, the names of what rises and falls; a share lies between 0 and 1."""
+SHARES = frozenset(GAUGES["cache_use"])
 
 
 @dataclass
@@ -71,7 +73,7 @@ def counting(url: str | None) -> Iterator[Counted]:
 
 
 def read(url: str) -> dict[str, float]:
-    """The samples of a page, summed over their labels; empty if it cannot be read."""
+    """The samples of a page, summed over their labels, and of shares the largest; empty if it cannot be read."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:
             text = page.read(MAX_PAGE_BYTES).decode("utf-8", "replace")
@@ -80,9 +82,12 @@ def read(url: str) -> dict[str, float]:
     sums: dict[str, float] = {}
     for name, value in _SAMPLE.findall(text):
         try:
-            sums[name] = sums.get(name, 0.0) + float(value)
+            number = float(value)
         except ValueError:
             continue
+        if math.isfinite(number):
+            known = sums.get(name, 0.0)
+            sums[name] = max(known, number) if name in SHARES else known + number
     return sums
 
 

@@ -19,7 +19,7 @@ from harness.core.workload import ServingWorkload, Slo
 from harness.engines.transformers.engine import TRANSFORMERS
 from harness.errors import InvalidRunError
 from harness.execution.context import Context
-from harness.execution.counters import counting
+from harness.execution.counters import counting, read
 from harness.execution.jobs.serve import run
 from harness.libraries.load_generator import INTERPRETER
 from harness.libraries.serving import LOG
@@ -206,6 +206,16 @@ def test_a_run_beside_other_programs_is_suspect(
 def test_a_text_too_short_for_a_prompt_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRunError, match="has no prompt of 10000000 tokens; name a longer text"):
         measured(replace(WORKLOAD, prompt_tokens=10_000_000), tiny, monkeypatch, Planted())
+
+
+def test_several_engines_requests_add_up_and_the_fullest_cache_counts() -> None:
+    page = (
+        'vllm:kv_cache_usage_perc{engine="0"} 0.75\nvllm:kv_cache_usage_perc{engine="1"} 0.5\n'
+        'vllm:num_requests_running{engine="0"} 3\nvllm:num_requests_running{engine="1"} 2\nllamacpp:other NaN\n'
+    )
+    with clock_server(lambda number, active: Answer(), lambda: page) as server:
+        found = read(f"{server.url}/metrics")
+    assert found == {"vllm:kv_cache_usage_perc": 0.75, "vllm:num_requests_running": 5.0}
 
 
 def test_the_servers_own_counts_are_read() -> None:
