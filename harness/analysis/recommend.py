@@ -97,9 +97,9 @@ _read_ranking: Callable[[Any], _Ranking] = builder(_Ranking)
 
 
 def _asked(query: Query, use: Use) -> str:
-    """What a ranking depends on besides the rows."""
+    """What a ranking depends on besides the rows. The recipe's budget is a limit by then."""
     limits = [[each.figure.name, each.bound] for each in query.limits]
-    of_table = [use.table.price, use.table.budget_bytes, use.point, use.batch, use.tokens]
+    of_table = [use.table.price, [each.code for each in use.table.labels], use.point, use.batch, use.tokens]
     return as_text(["ranking", query.objective.name, limits, query.allow_labelled, of_table])
 
 

@@ -1,0 +1,158 @@
+"""A kept ranking is used for the question that it answered, and for no other: whatever it depends on is in its key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
+
+import pytest
+
+from harness.analysis import recommend
+from harness.analysis.query import Limit, Query
+from harness.analysis.recommend import pick
+from harness.analysis.summaries import Summaries
+from harness.analysis.tradeoff import tradeoff
+from harness.core.label import Label
+from harness.core.record import Measurement, RunRecord
+from harness.core.run import HourlyPrice
+from harness.figures.evidence import Evidence
+from harness.figures.table import GridPoint, Table, VariantRow
+from harness.plugins import limit_options, objectives
+
+Bench = Any  # the class in conftest.py, which cannot be imported
+Maker = Callable[[], Summaries]
+LIMITS = limit_options()
+KL = Limit(LIMITS["max_kl"], 0.3)
+OBJECTIVES = {**objectives("lower"), **objectives("higher")}
+QUERY = Query((KL,), OBJECTIVES["bytes"], "prompt 128", 160, 1)
+CHANGES: dict[str, tuple[Query, ...]] = {
+    "limits": (
+        replace(QUERY, limits=()),
+        replace(QUERY, limits=(replace(KL, bound=0.30000000000000004),)),
+        replace(QUERY, limits=(Limit(LIMITS["max_memory"], 0.3),)),
+        replace(QUERY, limits=(KL, Limit(LIMITS["max_memory"], 1e9))),
+    ),
+    "objective": (replace(QUERY, objective=OBJECTIVES["decode"]),),
+    "at": (replace(QUERY, at="prompt 512"),),
+    "context": (replace(QUERY, context=161),),
+    "batch": (replace(QUERY, batch=2),),
+    "allow_labelled": (replace(QUERY, allow_labelled=True),),
+}
+"""Other queries, by the field that differs."""
+OF_TABLE: dict[str, Any] = {
+    "price": HourlyPrice(0.37, "EUR"),
+    "labels": (Label("leaked", {"shared": 0.03, "run_tokens": 16}),),
+}
+"""What a ranking reads of a table that its rows do not determine, each with another value."""
+OF_ROWS = {"rows", "grid", "loads", "tasks"}
+"""What it reads of a table that its rows determine."""
+
+
+@pytest.fixture
+def records(bench: Bench, made_up: Any) -> Sequence[RunRecord]:
+    found: Sequence[RunRecord] = bench.sweep(made_up.looks[:3])
+    return found
+
+
+@pytest.fixture
+def sealed(records: Sequence[RunRecord]) -> Maker:
+    return lambda: Summaries({id(record): f"seal {number}" for number, record in enumerate(records)}, {})
+
+
+@pytest.fixture
+def table(records: Sequence[RunRecord], sealed: Maker) -> Table:
+    return tradeoff(records, sealed())[0]
+
+
+def key(summaries: Summaries, table: Table, query: Query) -> str:
+    pick(table, query, (), summaries)
+    (found,) = summaries.used
+    return found
+
+
+def test_the_same_question_is_not_ranked_again(
+    table: Table, records: Sequence[RunRecord], sealed: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sealed()
+    answer = pick(table, QUERY, (), first)
+    seals = {id(record): f"seal {number}" for number, record in enumerate(records)}
+    monkeypatch.setattr(recommend, "_ranking", None)
+    again = Summaries(seals, first.used)
+    assert pick(table, QUERY, (), again) == answer
+    assert again.used == first.used
+    for name, others in CHANGES.items():
+        for other in others:
+            with pytest.raises(TypeError):  # it is ranked anew
+                pick(table, other, (), Summaries(seals, first.used))
+            assert other != QUERY, name
+
+
+def test_every_field_of_a_query_is_in_the_key(table: Table, sealed: Maker) -> None:
+    assert set(CHANGES) == {each.name for each in fields(Query)}
+    queries = [QUERY, *(other for others in CHANGES.values() for other in others)]
+    assert len({key(sealed(), table, each) for each in queries}) == len(queries)
+
+
+def test_what_is_read_of_a_table_is_in_the_key_or_follows_from_its_rows(table: Table, sealed: Maker) -> None:
+    """Every figure that a limit or an objective can name is read of every row; so is every tie-breaker."""
+    read: set[str] = set()
+
+    class Watched(Table):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return object.__getattribute__(self, name)
+
+    watched = object.__new__(Watched)
+    vars(watched).update(vars(replace(table)))
+    for objective in OBJECTIVES.values():
+        query = Query(tuple(Limit(figure, 1.0) for figure in LIMITS.values()), objective, allow_labelled=True)
+        pick(watched, query)
+        pick(watched, replace(query, limits=(), allow_labelled=False))
+    assert set(OF_TABLE) <= {each.name for each in fields(Table)} & read <= OF_ROWS | set(OF_TABLE) | {"_remembered"}
+    tables = [table, *(replace(table, **{name: value}) for name, value in OF_TABLE.items())]
+    assert len({key(sealed(), each, QUERY) for each in tables}) == len(tables)
+
+
+def test_every_record_of_a_row_is_in_the_key(table: Table, records: Sequence[RunRecord], sealed: Maker) -> None:
+    row = table.rows[1]
+    assert row.evidence is not None
+    hints = get_type_hints(Evidence)
+    summaries, other = sealed(), records[1]
+    floor = Measurement("kl_noise_floor", 1, "nat", "lower", "paired", (0.5,), {}, (), ("0:0",))
+    keys = [key(sealed(), table, QUERY)]
+    for each in fields(Evidence):
+        known = getattr(row.evidence, each.name)
+        values: dict[Any, Any] = {
+            bool: not known,
+            RunRecord | None: other,
+            tuple[RunRecord, ...]: (*(known or ()), other) if isinstance(known, tuple) else (),
+            Measurement | None: floor,
+        }
+        changed = _altered(row, replace(row.evidence, **{each.name: values[hints[each.name]]}))
+        keys.append(key(sealed(), replace(table, rows=(table.rows[0], changed, *table.rows[2:])), QUERY))
+    keys.append(key(sealed(), replace(table, rows=table.rows[::-1]), QUERY))
+    assert len(set(keys)) == len(keys) == len(fields(Evidence)) + 2
+    assert summaries.rows_key("", [_altered(row, replace(row.evidence, machine=replace(other)))]) is None
+
+
+def _altered(row: VariantRow, evidence: Evidence) -> VariantRow:
+    return row.altered(evidence=evidence)
+
+
+def test_nothing_is_kept_beside_figures_of_plugins(
+    table: Table, sealed: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether their code is still the same is not known."""
+    monkeypatch.setattr(recommend, "plugin_figures", lambda: ["a figure"])
+    summaries = sealed()
+    pick(table, QUERY, (), summaries)
+    assert not summaries.used
+
+
+def test_the_place_of_the_grid_is_in_the_key(table: Table, sealed: Maker) -> None:
+    """Two points of which the recipe asks the same batch and tokens."""
+    first, second = GridPoint(1, 100, 60), GridPoint(1, 128, 32)
+    grids = [replace(table, grid=(first, second)), replace(table, grid=(second, first))]
+    query = replace(QUERY, at=None, context=None, batch=None)
+    assert len({key(sealed(), each, query) for each in grids}) == 2
