@@ -90,7 +90,7 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
     assert timed["float64"].status == "unsupported"
     assert timed["float64"].outcome.failure.phase == "plan"
     assert timed["float64"].outcome.failure.message == (
-        "a performance run needs the capability decodes; float64 has only logits"
+        "a performance run needs the capability decodes; float64 has only logits, scores"
     )
 
 
