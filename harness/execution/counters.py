@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from types import MappingProxyType
 
+import urllib3
+
 EVERY_S = 0.5
 TIMEOUT_S = 5.0
 MAX_PAGE_BYTES = 2**24
+OK = 200
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 COUNTERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -73,11 +74,15 @@ def counting(url: str | None) -> Iterator[Counted]:
 
 
 def read(url: str) -> dict[str, float]:
-    """The samples of a page, summed over their labels, and of shares the largest; empty if it cannot be read."""
+    """The samples of a page, summed over their labels, and of shares the largest; empty if it cannot be read.
+
+    No redirection is followed, and no proxy of the environment used: only the server itself is asked.
+    """
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:
-            text = page.read(MAX_PAGE_BYTES).decode("utf-8", "replace")
-    except (OSError, ValueError, urllib.error.URLError):
+        page = urllib3.request("GET", url, redirect=False, retries=False, timeout=TIMEOUT_S, preload_content=False)
+        with page:
+            text = page.read(MAX_PAGE_BYTES).decode("utf-8", "replace") if page.status == OK else ""
+    except (OSError, urllib3.exceptions.HTTPError):
         return {}
     sums: dict[str, float] = {}
     for name, value in _SAMPLE.findall(text):

@@ -6,6 +6,7 @@ environment only: code that a recipe trusts runs as its user, and can read that 
 
 Variables of vLLM (``VLLM_…``) are not inherited: many choose its kernels, and one that was set for something else would
 change figures silently. Its engine sets what it needs, and a recipe what it wants (``engines: [{vllm: {env: …}}]``).
+Neither are those that llama.cpp's server takes for its arguments (``LLAMA_ARG_…``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _ALLOWED = re.compile(
     # threads, memory, instruction sets, devices: what affects a kernel's speed and precision
     r"|(OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|NUMBA|ONEDNN|DNNL|NPY|ATEN|MALLOC|TCMALLOC|GLIBC)_\w+"
     r"|(CUDA|CUBLAS|CUBLASLT|CUDNN|NCCL|NVIDIA|NVTE|HIP|ROCR|ROCM|HSA|TRITON|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH)_\w+"
-    r"|(ACCELERATE|TOKENIZERS|RAYON|BNB|GPTQMODEL|AR|INC|QUARK|GGML|LLAMA|TQDM|QHARNESS)_\w+"
+    r"|(ACCELERATE|TOKENIZERS|RAYON|BNB|GPTQMODEL|AR|INC|QUARK|GGML|LLAMA(?!_ARG_)|TQDM|QHARNESS)_\w+"
 )
 _NETWORK = re.compile(
     r"(https?|all|no)_proxy|HF_ENDPOINT|HF_(HUB|DATASETS)_OFFLINE|HF_HUB_DISABLE_\w+|HF_HUB_\w+_TIMEOUT", re.IGNORECASE

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,23 @@ def test_several_engines_requests_add_up_and_the_fullest_cache_counts() -> None:
     with clock_server(lambda number, active: Answer(), lambda: page) as server:
         found = read(f"{server.url}/metrics")
     assert found == {"vllm:kv_cache_usage_perc": 0.75, "vllm:num_requests_running": 5.0}
+
+
+def test_no_counts_are_read_from_where_a_server_points_to() -> None:
+    class Pointing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"{elsewhere.url}/metrics")
+            self.end_headers()
+
+    with (
+        clock_server(lambda number, active: Answer(), lambda: "vllm:num_requests_running 5\n") as elsewhere,
+        ThreadingHTTPServer(("127.0.0.1", 0), Pointing) as server,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert read(f"{elsewhere.url}/metrics") == {"vllm:num_requests_running": 5.0}
+        assert read(f"http://127.0.0.1:{server.server_port}/metrics") == {}
+        server.shutdown()
 
 
 def test_the_servers_own_counts_are_read() -> None:

@@ -185,7 +185,8 @@ def test_trust_is_pinned_as_a_models_is(sweeps, tiny, stranger, said: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "name", [*SECRETS, "hf_token", "SSH_AUTH_SOCK", "XDG_SESSION_COOKIE", "VLLM_CPU_INT4_W4A8", "ELSE"]
+    "name",
+    [*SECRETS, "hf_token", "SSH_AUTH_SOCK", "XDG_SESSION_COOKIE", "VLLM_CPU_INT4_W4A8", "LLAMA_ARG_N_PARALLEL", "ELSE"],
 )
 def test_what_no_worker_gets(name: str) -> None:
     assert for_workers({name: "x", "PATH": "/bin"}) == {"PATH": "/bin", **compiled_kernels({})}
