@@ -6,9 +6,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
+from harness.core.capability import Logits
 from harness.execution.checks import kernels as checks
 from harness.execution.jobs import performance, task
 
@@ -98,7 +100,7 @@ def test_a_task_run_profiles_the_probe_after_the_questions_if_it_verifies(
     job: Any = SimpleNamespace(verify=verify, task=SimpleNamespace(chat_template=False))
     context: Any = SimpleNamespace(
         spec=SimpleNamespace(needs={}),
-        load=lambda needed: object(),
+        load=lambda needed: create_autospec(Logits, instance=True),
         phase=lambda name: nullcontext(),
         add=lambda measured: None,
         method=lambda: SimpleNamespace(batch_dependent=False),
