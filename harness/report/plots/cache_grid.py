@@ -80,11 +80,9 @@ def _map(table: Table, lines: Sequence[Line], figure: Figure[Whole], title: str)
         "yaxis": variant_axis(names) | {"showgrid": False},
     }
     drawing = Drawing(layout)
-    drawing.trace(
-        "heatmap",
+    drawing.heatmap(
         z=[[None if value is None else math.log10(max(value, LEAST)) for value in line] for line in values],
         text=[[BLANK if value is None else column.text(value) for value in line] for line in values],
-        texttemplate="%{text}",
         hovertext=[
             [
                 f"{escape.plot(name)}, {escape.plot(head)} cache: {escape.plot(_text(column, line.get(cache)))}"
@@ -92,11 +90,7 @@ def _map(table: Table, lines: Sequence[Line], figure: Figure[Whole], title: str)
             ]
             for name, line in zip(names, rows, strict=True)
         ],
-        hoverinfo="text",
         colorscale=CLOSE_TO_FAR,
-        showscale=False,
-        xgap=2,
-        ygap=2,
     )
     unit = f", {column.unit}" if column.unit else ""
     caption = (

@@ -23,6 +23,11 @@ class Drawing:
     def trace(self, kind: str, **words: Any) -> None:
         self.traces.append({"type": kind, **words})
 
+    def heatmap(self, **words: Any) -> None:
+        """Adds coloured cells with their ``text`` in them and their ``hovertext`` above; the text is the scale."""
+        own = {"texttemplate": "%{text}", "hoverinfo": "text", "showscale": False, "xgap": 2, "ygap": 2}
+        self.trace("heatmap", **{**own, **words})
+
     def note(self, text: str, **words: Any) -> None:
         """Adds an annotation; ``text`` must be escaped, because plotly interprets some HTML in it."""
         self.notes.append({"text": text, "showarrow": False, **words})

@@ -51,7 +51,6 @@ def _loads(table: Table) -> Plot | None:
     drawing = Drawing(layout)
     cells: dict[str, object] = {
         "text": [[_load_text(count, widest) for count in load.tokens] for load in loads],
-        "texttemplate": "%{text}",
         "hovertext": [
             [
                 f"{escape.plot(load.block)}, expert {number}: {count:,} tokens"
@@ -59,16 +58,14 @@ def _loads(table: Table) -> Plot | None:
             ]
             for load in loads
         ],
-        "hoverinfo": "text",
-        "showscale": False,
         "xgap": 1 if widest <= MOST_SPACED else 0,
         "ygap": 1,
     }
     octaves = [_padded([_octaves(count, load) if count else None for count in load.tokens], widest) for load in loads]
-    drawing.trace("heatmap", z=octaves, zmin=-MOST_OCTAVES, zmax=MOST_OCTAVES, colorscale=SLOWER_TO_FASTER, **cells)
+    drawing.heatmap(z=octaves, zmin=-MOST_OCTAVES, zmax=MOST_OCTAVES, colorscale=SLOWER_TO_FASTER, **cells)
     if audit.dead:
         none = [_padded([None if count else 1.0 for count in load.tokens], widest) for load in loads]
-        drawing.trace("heatmap", z=none, zmin=0, zmax=1, colorscale=((0, PURPLE), (1, PURPLE)), **cells)
+        drawing.heatmap(z=none, zmin=0, zmax=1, colorscale=((0, PURPLE), (1, PURPLE)), **cells)
     experts = sum(len(load.tokens) for load in loads)
     caption = (
         f"Tokens of the calibration set that each of {experts:,} experts saw, by the unquantized model's own routers, "
@@ -156,13 +153,11 @@ def _by_layer(
         "yaxis": variant_axis([row.label for row in rows]) | {"showgrid": False},
     }
     drawing = Drawing(layout)
-    drawing.trace(
-        "heatmap",
+    drawing.heatmap(
         z=[[place(line[block]) if block in line else None for block in blocks] for line in values],
         zmin=ends[0],
         zmax=ends[1],
         text=[[write(line[block]) if written and block in line else "" for block in blocks] for line in values],
-        texttemplate="%{text}",
         hovertext=[
             [
                 f"{escape.plot(row.label)}<br>{escape.plot(block)}: {write(line[block]) if block in line else '—'}"
@@ -170,11 +165,7 @@ def _by_layer(
             ]
             for row, line in zip(rows, values, strict=True)
         ],
-        hoverinfo="text",
         colorscale=colours,
-        showscale=False,
-        xgap=2,
-        ygap=2,
     )
     head = ("Variant", *blocks)
     lines = tuple(

@@ -77,14 +77,12 @@ def _draw_map(
     """The colour scale is logarithmic: doubling and halving are equally far from the middle."""
     logs = [[math.log2(each.value) if each and each.value > 0 else None for each in line] for line in ratios]
     widest = max([abs(value) for line in logs for value in line if value is not None], default=1.0)
-    drawing.trace(
-        "heatmap",
+    drawing.heatmap(
         z=logs,
         zmid=0,
         zmin=-max(widest, 0.5),
         zmax=max(widest, 0.5),
         text=[[f"{significant(each.value)}×" if each else BLANK for each in line] for line in ratios],
-        texttemplate="%{text}",
         hovertext=[
             [
                 f"{escape.plot(row.label)}<br>{each.phase}, {escape.plot(each.point.label)}: {_ratio_text(ratio)} ×"
@@ -92,11 +90,7 @@ def _draw_map(
             ]
             for row, line in zip(rows, ratios, strict=True)
         ],
-        hoverinfo="text",
         colorscale=SLOWER_TO_FASTER,
-        showscale=False,
-        xgap=2,
-        ygap=2,
     )
 
 
