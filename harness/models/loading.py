@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from harness.core.engine import LoadRequest
 from harness.errors import UnsupportedError
@@ -58,19 +59,20 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     single = ("quantization_config" in options or bool(stored)) and _quantizes_single_experts(request.path, stored)
     try:
         with ExitStack() as reading:
+            if stored:
+                reading.enter_context(_experts_checked())
             reading.enter_context(native.whole_blocks(stored))
             reading.enter_context(compressed.made_dense(stored, request.dtype))
             if request.quantization is not None or single:
                 from harness.models.unfuse import unfused
 
                 reading.enter_context(unfused(request.untouched))
-            model, report = checkpoint_class(request.path, request.trust_remote_code).from_pretrained(
+            model = checkpoint_class(request.path, request.trust_remote_code).from_pretrained(
                 request.path,
                 dtype=request.dtype,
                 device_map=device_map(request.device, request.gpus),
                 trust_remote_code=request.trust_remote_code,
                 use_safetensors=True,
-                output_loading_info=True,
                 **options,
             )
     except ValueError as error:
@@ -78,8 +80,6 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
             raise MemoryError(f"the model does not fit {request.gpus} GPUs; use more devices or fewer bits") from error
         raise
     refuse_offloaded(model, request.gpus)
-    if stored:
-        _check_experts(report["missing_keys"], report["unexpected_keys"])
     if single and _by_gptqmodel(stored):
         _join_halves(model)
     return model.eval()
@@ -110,6 +110,26 @@ def _join_halves(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, UnfusedExperts):
             module.is_concatenated = True
+
+
+@contextmanager
+def _experts_checked() -> Iterator[None]:
+    """Within this context transformers loads no checkpoint whose names of experts it does not know.
+
+    The check comes before the quantizer unpacks the codes: where nothing was read, it would unpack what happens to be
+    in memory, and fail with an error of its own now and then.
+    """
+    from transformers import PreTrainedModel
+
+    finalize = PreTrainedModel._finalize_model_loading
+
+    def checked(model: Any, config: Any, info: Any) -> Any:
+        info = finalize(model, config, info)
+        _check_experts(info.missing_keys, info.unexpected_keys)
+        return info
+
+    with mock.patch.object(PreTrainedModel, "_finalize_model_loading", staticmethod(checked)):
+        yield
 
 
 def _check_experts(missing: Iterable[str], unexpected: Iterable[str]) -> None:
