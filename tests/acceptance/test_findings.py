@@ -30,7 +30,7 @@ BANDWIDTH = 4e12
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path, True, GPU, None, lambda title: None, time.monotonic() + 60)
+    return Bench(tmp_path, True, GPU, None, lambda title: None, time.monotonic() + 3600)
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *sweeps: Sequence[RunRecord]) -> None:

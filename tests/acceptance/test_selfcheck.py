@@ -43,7 +43,7 @@ GPU = Machine("cuda", f"{H200.name}; a processor", (9, 0), (H200.uuid,), H200.to
 
 def bench(folder: Path, machine: Machine | None = CPU, told: Preflight | None = None) -> Bench:
     on_gpu = machine is None or machine.device == "cuda"
-    return Bench(folder, on_gpu, machine, told, lambda title: None, time.monotonic() + 60)
+    return Bench(folder, on_gpu, machine, told, lambda title: None, time.monotonic() + 3600)
 
 
 def record(kind: str, *measured: Measurement, labels: tuple[Label, ...] = (), **others) -> RunRecord:

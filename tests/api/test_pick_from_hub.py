@@ -77,7 +77,7 @@ def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServe
     arguments = ("who/tiny-w8", "--of", "tiny", "--out", "killed.yaml")
     (place / "tiny").symlink_to(Path(__file__).parents[1] / "data" / "tiny-llama")
     command = start(published, place, *arguments)
-    assert published.stopped.wait(120), command.communicate()[0]
+    assert published.stopped.wait(600), command.communicate()[0]
     command.send_signal(signal.SIGKILL)
     command.wait()
     published.held.clear()

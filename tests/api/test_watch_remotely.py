@@ -30,7 +30,7 @@ NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
 SPECS = [
     run_spec("quality", "sweep", ModelRef(f"m{n}", f"m{n}", f"{n}", "directory", "/m"), NONE, NONE) for n in range(3)
 ]
-WAIT_S = 60.0
+WAIT_S = 600.0
 """How long a test waits for what must happen; far longer than it takes."""
 
 

@@ -47,7 +47,9 @@ def test_this_process_lives_as_psutil_knows_it() -> None:
     assert here.state() == "living"
     if sys.platform == "linux":
         since_boot_s = psutil.Process().create_time() - psutil.boot_time()
-        assert abs(here.start / os.sysconf("SC_CLK_TCK") - since_boot_s) < 1.1  # boot_time is in whole seconds
+        assert (
+            abs(here.start / os.sysconf("SC_CLK_TCK") - since_boot_s) < 5
+        )  # boot_time is in whole seconds, and moves with the clock
 
 
 def test_a_process_that_ended_is_dead_also_before_its_parent_takes_note() -> None:

@@ -86,7 +86,7 @@ def guarded(tmp_path: Path) -> Guarded:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    return not psutil.wait_procs([process], 20)[1]
+    return not psutil.wait_procs([process], 300)[1]
 
 
 MODULE = "open(folder + '/module~', 'w').write(str(os.getpid())); os.rename(folder + '/module~', folder + '/module')\n"

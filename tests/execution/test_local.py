@@ -67,6 +67,35 @@ def execute(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
+class TimeLimits:
+    """Limits that are reached at a phase ``hang``, however fast the machine is; ``begun_s`` are those of all runs."""
+
+    def __init__(self) -> None:
+        self.begun_s: list[float] = []
+        self.reached = threading.Event()
+
+    def on_phase(self, phase: str) -> None:
+        if phase == "hang":
+            self.reached.set()
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> TimeLimits:
+    limits = TimeLimits()
+
+    class Limit(threading.Timer):
+        def run(self) -> None:
+            limits.begun_s.append(self.interval)
+            while not self.finished.wait(0.01):
+                if limits.reached.is_set():
+                    limits.reached.clear()
+                    self.function(*self.args)
+                    return
+
+    monkeypatch.setattr(threading, "Timer", Limit)
+    return limits
+
+
 def failure(outcome: Outcome, status: str) -> Failure:
     assert outcome.status == status
     assert outcome.failure is not None
@@ -131,13 +160,13 @@ def test_an_outcome_that_cannot_be_read_is_a_failed_run(execute, code: str) -> N
     assert failure(execute(code)[0], "invalid").type == "UnreadableOutcome"
 
 
-def test_a_worker_that_ignores_signals_ends_at_its_time_limit_with_its_children(execute) -> None:
+def test_a_worker_that_ignores_signals_ends_at_its_time_limit_with_its_children(execute, limits: TimeLimits) -> None:
     code = (
         "for each in (1, 2, 15): signal.signal(each, signal.SIG_IGN)\n"
         "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-        "print(child.pid, flush=True)\ntime.sleep(600)"
+        "print(child.pid, flush=True)\nos.write(events, b'hang\\n')\ntime.sleep(600)"
     )
-    outcome, log = execute(code, time_s=1.0)
+    outcome, log = execute(code, limits.on_phase, time_s=1.0)
     assert failure(outcome, "timeout").message == "ended at its time limit of 1 s"
     assert not psutil.pid_exists(int(log))
 
@@ -214,6 +243,7 @@ class Tasks:
     def __init__(self, folder: Path) -> None:
         self.executor = LocalExecutor(local_site(folder / "cache"))
         self.phases: list[str] = []
+        self.on_phase = self.phases.append
         self._code = folder / "odd_worker.py"
 
     def start_with(self, code: str) -> None:
@@ -226,7 +256,7 @@ class Tasks:
     ) -> tuple[Outcome, str]:
         task = TaskWorkload(name, f"/tasks/{name}.yaml", trust_task_code=trusted)
         spec = run_spec("task", task=task, limits=RunLimits(time_s=time_s), **others)
-        outcome, log = self.executor.run(spec, [], self.phases.append)
+        outcome, log = self.executor.run(spec, [], self.on_phase)
         return outcome, log.decode()
 
 
@@ -297,11 +327,13 @@ def test_a_failed_run_ends_the_process(tasks: Tasks) -> None:
     assert arc.split()[0] == boolq.split()[0] != copa.split()[0]
 
 
-def test_the_time_limit_is_each_runs_own(tasks: Tasks) -> None:
-    tasks.start_with(f"time.sleep(600 if name == 'boolq' else 0)\n{WELL}")
+def test_the_time_limit_is_each_runs_own(tasks: Tasks, limits: TimeLimits) -> None:
+    tasks.start_with(f"if name == 'boolq': announce('hang'); time.sleep(600)\n{WELL}")
+    tasks.on_phase = limits.on_phase
     (arc, _), (boolq, _), (copa, _) = [tasks.answer(name, time_s=2.0) for name in ("arc", "boolq", "copa")]
     assert (arc, copa) == (OK, OK)
     assert failure(boolq, "timeout").message == "ended at its time limit of 2 s"
+    assert limits.begun_s == [2.0] * 3
 
 
 def test_a_process_that_ended_while_it_was_kept_is_replaced(tasks: Tasks) -> None:

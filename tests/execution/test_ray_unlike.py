@@ -24,7 +24,7 @@ pytest.importorskip("ray")
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "run"]
-PATIENCE_S = 240.0
+PATIENCE_S = 900.0
 
 
 @pytest.fixture(scope="module")

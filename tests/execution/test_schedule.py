@@ -30,7 +30,7 @@ from harness.storage.cache import Cache
 from harness.storage.store import Store
 
 GPUS = ("GPU-a", "GPU-b", "GPU-c")
-WAIT_S = 20.0
+WAIT_S = 300.0
 """How long a test waits for what must happen; far longer than it takes."""
 NLL = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.0), {"context": 8}, (1.0, 1.0), ("0", "1"))
 

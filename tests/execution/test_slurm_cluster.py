@@ -18,7 +18,7 @@ from harness.storage.store import Store
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "run"]
-PATIENCE_S = 240.0
+PATIENCE_S = 900.0
 
 
 @pytest.fixture(scope="module")

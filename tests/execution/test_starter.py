@@ -76,7 +76,7 @@ def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forks]:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    return not psutil.wait_procs([process], 20)[1]
+    return not psutil.wait_procs([process], 300)[1]
 
 
 BUSY = f"""

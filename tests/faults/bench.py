@@ -31,10 +31,10 @@ SMALL: dict[str, Any] = {"methods": ["unruly"]}
 """Three runs: one measures the baseline, one quantizes, one measures what that made."""
 WHOLE: dict[str, Any] = {"methods": ["none", "unruly", "fp8"], "divergence": True}
 """Five runs: a reference, three qualities, and one that quantizes."""
-PATIENCE_S = 60.0
-"""How long a command may take that should take about a second."""
-END_S = 5.0
-"""How long processes may take to end after what they depend on has ended."""
+PATIENCE_S = 600.0
+"""How long a command may take that takes about a second where nothing else runs."""
+END_S = 300.0
+"""How long processes may take to end after what they depend on has ended; it is at once where nothing else runs."""
 POLL_S = 0.002
 KERNELS = "qharness-kernels-"
 """The user's folder for kernels that torch compiles, which stays."""

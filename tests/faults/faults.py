@@ -41,6 +41,17 @@ def plugin(fault: str, **changes: object) -> Make:
     return lambda bench: bench.run(fault=fault, **changes)
 
 
+def out_of_time(fault: str, limit: str) -> Make:
+    """The library does this in the worker, which has a time limit. The baseline, which has done it before, has none."""
+
+    def make(bench: Bench) -> Ended:
+        baseline = bench.run(methods=["none"])
+        assert baseline.code == 0, baseline.output
+        return bench.run(fault=fault, limits={"time": limit})
+
+    return make
+
+
 def flood(bench: Bench) -> Ended:
     return bench.run(fault="flood", variables={"QHARNESS_FAULT_BYTES": str(FLOOD_BYTES)})
 

@@ -20,6 +20,7 @@ from faults import (
     input_replaced,
     of_artifact,
     of_record,
+    out_of_time,
     plugin,
     results_removed,
     signalled,
@@ -30,7 +31,7 @@ RUNS = ("quality none", "quantize unruly", "quality unruly")
 """The runs of the sweep that a fault is made in: the baseline, the one that it hits, and one that needs the latter."""
 BASELINE, QUANTIZE, QUALITY = RUNS
 OK, FAILED, IO_ERROR, INTERRUPTED = 0, 3, 74, 130
-TIME, MEMORY = {"time": "3s"}, {"memory": "2GiB"}
+MEMORY = {"memory": "2GiB"}
 ALL_OK = ("ok", "ok", "ok")
 
 
@@ -118,8 +119,8 @@ MATRIX = (
     _interrupt("sigterm", "SIGTERM", signalled(signal.SIGTERM)),
     _interrupt("sighup", "the terminal closes (SIGHUP)", signalled(signal.SIGHUP), slow=True),
     _hit("worker-dies", "the worker is killed", plugin("die"), "crashed", "ended by signal 9", slow=True),
-    _hit("hang", "a library hangs", plugin("hang", limits=TIME), "timeout", "time limit of 3 s", slow=True),
-    _hit("hang-deaf", "a library hangs and ignores SIGTERM", plugin("hang_deaf", limits=TIME), "timeout"),
+    _hit("hang", "a library hangs", out_of_time("hang", "3s"), "timeout", "time limit of 3 s", slow=True),
+    _hit("hang-deaf", "a library hangs and ignores SIGTERM", out_of_time("hang_deaf", "3s"), "timeout"),
     _hit("memory-limit", "memory runs out (the recipe's limit)", plugin("allocate", limits=MEMORY), "out_of_memory"),
     _hit(
         "memory-cgroup",

@@ -187,7 +187,7 @@ def test_processes_that_share_a_cache_publish_read_and_remove_without_harm(tmp_p
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert Cache(tmp_path).damage(artifact(), read_data=True) is None
     assert [path.name for path in (tmp_path / "quantize").iterdir()] == [artifact().run_id]

@@ -145,7 +145,7 @@ def clock_server(plan: Plan, metrics: Callable[[], str] | None = None) -> Iterat
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(10), "the server did not start"
+    assert ready.wait(300), "the server did not start"
     try:
         yield server
     finally:

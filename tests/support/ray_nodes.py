@@ -18,7 +18,7 @@ import pytest
 from harness.execution.ray_cluster import ENVIRONMENT
 
 OBJECT_STORE_BYTES = 80 * 2**20
-START_S = 90.0
+START_S = 300.0
 END_S = 20.0
 
 

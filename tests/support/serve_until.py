@@ -39,7 +39,7 @@ def served(
         yield Endpoint(url, "model")
     finally:
         process.stdin.close()
-        process.wait(60)
+        process.wait()
 
 
 def main(name: str, checkpoint: str, dtype: str, folder: str, parameters: str) -> None:

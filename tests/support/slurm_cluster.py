@@ -18,9 +18,9 @@ import pytest
 DAEMONS = ("munged", "slurmctld", "slurmd")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "sinfo")
 NODES = ("n1", "n2")
-START_S = 60.0
+START_S = 300.0
 """How long the daemons may take until both nodes are idle."""
-END_S = 20.0
+END_S = 120.0
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

@@ -50,7 +50,7 @@ def quantize(job: QuantizeJob[FaultyParams]) -> Any:
         while True:
             hoard.append(torch.ones(2**24))
     if how == "hang":
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", job.out])
         time.sleep(600)
     if how == "raise":
         raise RuntimeError("the library is unhappy")
