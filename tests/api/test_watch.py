@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_specs import run_spec
@@ -18,6 +19,7 @@ from harness.api import watch as watching
 from harness.api.verify import verify
 from harness.api.watch import ResultsWatch, write_report_on_change
 from harness.cli.app import app
+from harness.cli.render import watch as showing
 from harness.cli.render.watch import clock, frame_text
 from harness.core.model import MethodRef
 from harness.core.progress import RunFailure, RunUnderWay, SweepProgress
@@ -35,8 +37,9 @@ from harness.storage.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 NOTE = SweepProgress("sweep", "2026-01-01T00:00:00+00:00", "2026-01-01T00:05:00+00:00", 10.0, 9)
-WAIT_S = 20.0
+WAIT_S = 300.0
 """How long a test waits for what must happen; far longer than it takes."""
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def specs(count: int) -> list[RunSpec]:
@@ -56,7 +59,15 @@ def noted(root: Path) -> SweepProgress:
 
 
 def ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+    return (NOW - timedelta(seconds=seconds)).isoformat()
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches sees clocks that stand still at NOW, so that ages do not depend on how long a test takes."""
+    for module in (watching, showing):
+        monkeypatch.setattr(module, "datetime", SimpleNamespace(now=lambda zone: NOW))
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: 1e6, sleep=time.sleep))
 
 
 def put(root: Path, note: SweepProgress) -> SweepProgress:
@@ -184,14 +195,14 @@ def test_results_with_a_note_are_as_intact_as_before(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_is_silent_for_four_heartbeats_is_dead(tmp_path: Path) -> None:
-    put(tmp_path, replace(NOTE, noted=ago(30)))
+    put(tmp_path, replace(NOTE, noted=ago(39)))
     [alive] = ResultsWatch(tmp_path).sweeps()
     assert alive.runs
-    put(tmp_path, replace(NOTE, noted=ago(50)))
+    put(tmp_path, replace(NOTE, noted=ago(41)))
     [dead] = ResultsWatch(tmp_path).sweeps()
     assert not dead.runs
-    assert "dead: silent for 0:5" in frame_text(ResultsWatch(tmp_path).look())
-    put(tmp_path, replace(NOTE, noted=ago(50), ending="finished"))
+    assert "dead: silent for 0:41" in frame_text(ResultsWatch(tmp_path).look())
+    put(tmp_path, replace(NOTE, noted=ago(41), ending="finished"))
     assert "finished after" in frame_text(ResultsWatch(tmp_path).look())
 
 
@@ -249,9 +260,9 @@ def test_a_frame_has_the_sweep_and_the_figures_within_the_width(tmp_path: Path, 
     text = "\n".join(lines)
     assert all(len(line) <= width for line in lines)
     assert "example · running for" in text
-    assert "≈ 2:03:0" in text
+    assert "≈ 2:03:03" in text
     assert "6 of 9 runs · 5 ok · 1 failed · 1 running · 2 waiting" in text
-    assert "quality rtn bits=4  score  1:0" in text
+    assert "quality rtn bits=4  score  1:05" in text
     assert "quantize gptq bits=2: failed in load: it has no such layer" in text
     assert "rtn bits=8 group_size=32" in text
     assert "more columns: see qharness report" in text

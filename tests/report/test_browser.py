@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -35,6 +36,7 @@ WORDS = " ".join(
     )
 )
 SHOWN = "tbody:last-of-type tr"
+PATIENCE_S = 300.0
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
@@ -74,11 +76,14 @@ class Opened:
 
     def await_plots(self, within: str = "body") -> None:
         """The page's policy forbids what Playwright's own waiting would do."""
-        for _ in range(200):
-            if not self.page.locator(f"{within} [data-figure]:not(:has(.main-svg))").count():
-                return
+        self.until(lambda: not self.page.locator(f"{within} [data-figure]:not(:has(.main-svg))").count())
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until the page is so, however slow the machine is."""
+        ends_s = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < ends_s, "the page does not become so"
             self.page.wait_for_timeout(50)
-        pytest.fail("a plot was not drawn")
 
 
 Open = Callable[..., Opened]
@@ -107,6 +112,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
     def opened(records: Sequence[RunRecord], **options: Any) -> Opened:
         (path,) = write_report(records, tmp_path, ("html",))
         context = browser.new_context(**options)
+        context.set_default_timeout(1000 * PATIENCE_S)
         contexts.append(context)
         found = Opened(context.new_page())
 
@@ -300,10 +306,12 @@ def test_a_large_table_is_drawn_as_it_scrolls(open_page: Open, many: list[RunRec
     said = opened.page.get_by_role("status")
     assert len(opened.names()) == 100
     assert said.inner_text() == "230 of 230 variants, the first 100 shown"
-    for _ in range(20):
+
+    def scrolled_to_the_end() -> bool:
         opened.page.evaluate("document.querySelector('.scroll.long').scrollBy({top: 3000, behavior: 'instant'})")
-        opened.page.wait_for_timeout(50)
-    assert said.inner_text() == "230 of 230 variants"
+        return str(said.inner_text()) == "230 of 230 variants"
+
+    opened.until(scrolled_to_the_end)
     assert len(opened.names()) == len(set(opened.names())) == 230
     assert not opened.page.get_by_role("button", name="Show all").is_visible()
     assert opened.complaints == []
@@ -386,8 +394,7 @@ def test_every_mark_of_a_large_table_has_its_footnote(
     marks = " ".join(opened.page.locator("[data-sortable] sup").all_inner_texts()).replace("⚠", "").split()
     known = opened.page.evaluate("JSON.parse(document.querySelector('[data-rows]').textContent).notes")
     assert max(map(int, marks)) == len(known) > 10
-    opened.page.wait_for_timeout(200)
-    assert notes.locator("li").all_inner_texts() == known
+    opened.until(lambda: notes.locator("li").all_inner_texts() == known)
 
 
 def test_a_large_table_without_scripts_has_its_first_rows(open_page: Open, many: list[RunRecord]) -> None:
@@ -468,8 +475,7 @@ def test_dark_and_light_are_followed(open_page: Open, few: list[RunRecord]) -> N
     assert brightness(paper) < 0.2
     assert brightness(opened.page.locator(text).first.evaluate(colour)) > 0.5
     opened.page.emulate_media(color_scheme="light")
-    opened.page.wait_for_timeout(300)
-    assert brightness(opened.page.locator(text).first.evaluate(colour)) < 0.5
+    opened.until(lambda: brightness(opened.page.locator(text).first.evaluate(colour)) < 0.5)
     assert opened.complaints == []
 
 

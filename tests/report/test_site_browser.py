@@ -35,6 +35,7 @@ def page(site: Path) -> Iterator[Any]:
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened = browser.new_page()
+        opened.set_default_timeout(300_000)  # milliseconds: a busy machine is slow
         opened.complaints = []
         opened.on("console", lambda message: opened.complaints.append(message.text))
         opened.on("pageerror", lambda error: opened.complaints.append(str(error)))

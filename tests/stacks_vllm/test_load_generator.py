@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import median
 
 import pytest
 from clock_server import MODEL, Answer, Served, clock_server
@@ -16,8 +17,9 @@ from harness.text.load import PlannedRequest
 
 pytestmark = pytest.mark.stack
 
-CLOSE_S = 0.25
-"""A busy machine delays a process by this much now and then; half of the times must be within a tenth of it."""
+CLOSE_S = 0.15
+"""A busy machine delays a process, and half of the times must be closer than this. One that is taken for another is
+further away: the last token comes 0.3 s after the first."""
 
 
 def plan(number: int, active: int) -> Answer:
@@ -55,9 +57,11 @@ def test_times_are_those_of_the_server(seen: dict[str, tuple[list[Answered], lis
     assert len(answers) == 30
     assert len(well) == 30 - sum(each.number % 7 == 6 for each in served)
     assert {each.output_tokens for each, _ in well} == {16}
-    _close([each.ttft_s - (own.sent_s[0] - own.received_s) for each, own in well])
-    _close([each.e2e_s - (own.sent_s[-1] - own.received_s) for each, own in well])
-    _close([(each.tpot_s or 0.0) - (own.sent_s[-1] - own.sent_s[0]) / 15 for each, own in well])
+    late_s = [each.ttft_s - (own.sent_s[0] - own.received_s) for each, own in well]
+    late_s += [each.e2e_s - (own.sent_s[-1] - own.received_s) for each, own in well]
+    assert min(late_s) >= 0, "a client asks before the server hears it, and reads after it was sent"
+    _close(late_s)
+    _close([15 * (each.tpot_s or 0.0) - (own.sent_s[-1] - own.sent_s[0]) for each, own in well])
 
 
 def test_a_schedule_is_kept_and_so_many_wait_at_a_time(seen: dict[str, tuple[list[Answered], list[Served]]]) -> None:
@@ -72,9 +76,8 @@ def test_a_schedule_is_kept_and_so_many_wait_at_a_time(seen: dict[str, tuple[lis
 
 def test_bursts_are_told_from_single_tokens(seen: dict[str, tuple[list[Answered], list[Served]]]) -> None:
     answers, served = seen["scheduled"]
-    for each in answers:
-        if not each.error:
-            assert in_bursts([each]) == (_of(each, served).number % 3 == 2)
+    for expected in (False, True):
+        assert in_bursts([each for each in answers if (_of(each, served).number % 3 == 2) == expected]) == expected
 
 
 def test_a_server_that_refuses_all_is_no_fault_of_the_client(stacks_with: Callable[[str], Stacks]) -> None:
@@ -95,6 +98,4 @@ def _of(answer: Answered, served: Sequence[Served]) -> Served:
 
 
 def _close(differences: Sequence[float]) -> None:
-    sizes = sorted(map(abs, differences))
-    assert sizes[-1] < CLOSE_S
-    assert sizes[len(sizes) // 2] < CLOSE_S / 10
+    assert median(map(abs, differences)) < CLOSE_S

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from object_store import ENVIRONMENT, Kind, ObjectStore, served
+from object_store import ENVIRONMENT, Kind, ObjectStore, impatient, served
 from run_specs import run_spec
 
 from harness.api.pack import pack
@@ -105,9 +105,11 @@ def test_attempts_that_were_copied_from_a_disk_are_not_overwritten_either(
 
 @pytest.mark.parametrize("kind", ["500", "503", "timeout", "lost", "answer lost"])
 def test_a_request_that_fails_once_is_tried_again(
-    machine: Callable[[str], Store], server: ObjectStore, kind: Kind
+    machine: Callable[[str], Store], server: ObjectStore, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever request of a save it is, also if the server did what was asked and only its answer was lost."""
+    if kind == "timeout":
+        impatient(monkeypatch)
     with server.failing(lambda method, path, number: None) as requests:
         machine("a").save(record())
     for failing in range(1, len(requests) + 1):
@@ -141,8 +143,10 @@ def test_what_fails_for_good_leaves_no_half_of_a_record(
 
 @pytest.mark.parametrize("kind", ["truncated", "500", "lost", "timeout"])
 def test_a_read_that_fails_once_is_tried_again(
-    machine: Callable[[str], Store], server: ObjectStore, kind: Kind
+    machine: Callable[[str], Store], server: ObjectStore, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if kind == "timeout":
+        impatient(monkeypatch)
     machine("a").save(record(), LOG)
     with server.failing(lambda method, path, number: kind if number == 2 else None) as requests:
         assert machine("b").read().records == (record(),)

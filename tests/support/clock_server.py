@@ -114,10 +114,10 @@ class ClockServer:
             due = seen.received_s + answer.first_s + index * answer.gap_s
             await asyncio.sleep(max(due - time.perf_counter(), 0))
             count = min(answer.burst, tokens - start)
+            seen.sent_s += [time.perf_counter()] * count  # before a client can have read it
             for _ in range(1 if answer.together else count):
                 text = " a" * (count if answer.together else 1)
                 _event(writer, json.dumps({"model": MODEL, "choices": [{"index": 0, "text": text}]}))
-            seen.sent_s += [time.perf_counter()] * count
             await writer.drain()
 
 

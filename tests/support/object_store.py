@@ -15,6 +15,7 @@ import pytest
 Kind = Literal["500", "503", "412", "timeout", "lost", "answer lost", "truncated"]
 """``lost``: the connection ends before the server does anything; ``answer lost``: after it did it."""
 READ_TIMEOUT_S = 0.4
+"""How long an impatient client waits for an answer; others wait as users' do."""
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIAQHARNESSTESTKEYS",
     "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-may-see",
@@ -94,10 +95,16 @@ def _half(body: bytes, connection: socket.socket) -> Iterator[bytes]:
     raise ConnectionAbortedError
 
 
+def impatient(patch: pytest.MonkeyPatch) -> None:
+    """Has clients that are made from now on give up soon."""
+    from fsspec.config import conf
+
+    patch.setitem(conf, "s3", {"config_kwargs": {"read_timeout": READ_TIMEOUT_S}})
+
+
 @contextmanager
 def served() -> Iterator[ObjectStore]:
     """The server, and an environment in which the harness finds it."""
-    from fsspec.config import conf
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from s3fs import S3FileSystem
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -115,7 +122,6 @@ def served() -> Iterator[ObjectStore]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": store.endpoint}.items():
             patch.setenv(name, value)
-        patch.setitem(conf, "s3", {"config_kwargs": {"connect_timeout": 2, "read_timeout": READ_TIMEOUT_S}})
         patch.setattr("harness.storage.objects.FIRST_PAUSE_S", 0.01)
         S3FileSystem.clear_instance_cache()
         yield store
