@@ -123,7 +123,8 @@ def weight_files(folder: Path) -> list[Path]:
         lacking = [shard.name for shard in shards if not shard.exists()]
         if not shards or lacking:
             raise SourceError(
-                f"{shown(folder)}: its index names weights that are not there: {_first(lacking) or 'none'}"
+                f"{shown(folder)}: its index names weights that are not there: {_first(lacking) or 'none'}; "
+                "fetch the checkpoint again"
             )
         return shards
     if (folder / "model.safetensors").exists():

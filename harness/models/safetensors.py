@@ -106,4 +106,4 @@ def _check_places(file: str, entries: Mapping[str, Placed], start: int, size: in
 
 
 def _damaged(file: str, reason: str) -> SourceError:
-    return SourceError(f"{file}: not a whole safetensors file: {reason}")
+    return SourceError(f"{file}: not a whole safetensors file: {reason}; fetch or write it again")

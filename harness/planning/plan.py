@@ -12,7 +12,7 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.engine import Engine, refuses_nothing
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
-from harness.core.identity import KvCache, Scalar
+from harness.core.identity import KvCache, Residency, Scalar
 from harness.core.inputs import Input
 from harness.core.job import (
     AnswerTask,
@@ -399,7 +399,8 @@ class _OfModel:
             unsupported = unsupported or too_large(weight_bytes, job.conditions, main, machine)
         size = size_of(self.source)
         written = weight_bytes or 0 if job.effort.writes_model else 0
-        peak = peak_bytes(self.source, weight_bytes, job.conditions.residency) if job.effort.loads else None
+        residency: Residency = "streamed" if isinstance(job, PrepareModel) else job.conditions.residency
+        peak = peak_bytes(self.source, weight_bytes, residency) if job.effort.loads else None
         return self.sweep.run(
             job,
             self.sweep.base,

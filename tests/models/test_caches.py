@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaModel
 
 from harness.core.model import LayerCache
 from harness.models.resolve import described
@@ -124,6 +124,13 @@ def test_a_model_without_a_cache_is_not_counted() -> None:
     answer = described(AutoConfig.for_model("openai-gpt", n_embd=64, n_layer=2, n_head=4, vocab_size=64))
     assert answer["caches"] is None
     assert answer["uncounted"] == "it returns no cache that could be counted"
+
+
+def test_a_pass_whose_shapes_depend_on_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaModel, "forward", lambda self, input_ids, **_: input_ids.nonzero())
+    answer = described(AutoConfig.for_model("llama", **SHAPE))
+    assert answer["caches"] is None
+    assert "computes shapes from numbers" in answer["uncounted"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.models.published import STREAMED, unstreamed
+from harness.models.published import READERS, STREAMED, unstreamed
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import LIBRARIES_BYTES
 from harness.plugins import method, method_names
@@ -83,6 +83,14 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
     assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer, rel=1e-6)
 
 
+def test_preparing_needs_two_layers_whatever_the_residency(make: Make, tiny: Path) -> None:
+    degridded = [{"id": str(tiny), "label": "tiny", "degrid": 0}]
+    runs = make(measure=QUALITY, methods=["none"], models=degridded, residency="resident")
+    peaks = {run.spec.kind: run.peak_bytes for run in runs}
+    assert peaks["prepare"] == make(measure=QUALITY, methods=["none"], residency="streamed")[-1].peak_bytes
+    assert peaks["prepare"] < peaks["reference"]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -117,12 +125,15 @@ def test_published_checkpoints_are_streamed(name: str, make: Make, published: Ca
     assert run.spec.job.conditions.residency == "streamed", run.unsupported
 
 
-def test_a_published_checkpoint_that_cannot_be_streamed_says_why(make: Make, published: Callable[[str], Path]) -> None:
-    methods = ["none", {"checkpoint": {"id": str(published("quanto"))}}]
+@pytest.mark.parametrize("name", sorted(READERS.keys() - STREAMED))
+def test_a_published_checkpoint_that_cannot_be_streamed_says_why(
+    name: str, make: Make, published: Callable[[str], Path]
+) -> None:
+    methods = ["none", {"checkpoint": {"id": str(published(name))}}]
     (run,) = (
         run for run in make(measure=QUALITY, residency="streamed", methods=methods) if "checkpoint" in run.spec.title
     )
-    assert "quantized by quanto are not known to load part by part" in str(run.unsupported)
+    assert f"quantized by {name} are not known to load part by part" in str(run.unsupported)
 
 
 def test_what_a_kernel_of_the_hub_multiplies_is_streamed_on_a_cpu_only() -> None:

@@ -96,7 +96,10 @@ class CheckpointReader:
             while buffer:
                 count = os.preadv(self._open[file], [buffer], at)
                 if count == 0:
-                    raise SourceError(f"{shown(file)}: it was cut short within {name!r} after its header was read")
+                    raise SourceError(
+                        f"{shown(file)}: it was cut short within {name!r} after its header was read; fetch it again, "
+                        "and leave a checkpoint as it is while a sweep reads it"
+                    )
                 buffer, at = buffer[count:], at + count
         except OSError as error:
             raise SourceError(f"{shown(file)}: cannot be read: {error.strerror}") from error
