@@ -104,7 +104,7 @@ def load_generator_of(python: Path, endpoint: Endpoint) -> Iterator[LoadGenerato
 
     Raises RunError if it does not start, or if the variable that holds the server's key is not set.
     """
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"}
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1", "NETRC": os.devnull}
     key = key_of(endpoint)
     if key is not None:
         variables["OPENAI_API_KEY"] = key

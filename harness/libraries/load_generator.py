@@ -48,7 +48,7 @@ async def drive(load: dict[str, Any]) -> dict[str, Any]:
         goodput_config_dict={},
         max_concurrency=load["concurrent"],
         lora_modules=None,
-        extra_headers=None,
+        extra_headers={"Connection": "close"},  # a server may end one that it kept, just as a request is sent
         extra_body={"temperature": 0.0},
         ready_check_timeout_sec=0,
         self_timed=load["concurrent"] is None,

@@ -88,7 +88,19 @@ def test_a_server_that_refuses_all_is_no_fault_of_the_client(stacks_with: Callab
         with load_generator_of(python, endpoint) as generator:
             found = generator.drive(endpoint, refused, 2, natural=True)
     assert {each.error for each in found} == {"Service Unavailable"}
-    assert len(server.served) == 4
+    assert len(server.served) == server.connections == 4
+
+
+def test_no_request_is_lost_with_a_connection_that_a_server_ends(stacks_with: Callable[[str], Stacks]) -> None:
+    """One at a time, so that a client that kept its connection would send the next request on it."""
+    python = stacks_with("vllm").find("vllm").python
+    requests = [PlannedRequest(f"r{number}", f"request {number}", 2, None) for number in range(6)]
+    with clock_server(lambda number, active: Answer()) as server:
+        endpoint = Endpoint(server.url, MODEL)
+        with load_generator_of(python, endpoint) as generator:
+            found = generator.drive(endpoint, requests, 1, natural=False)
+    assert not any(each.error for each in found)
+    assert server.connections == 6
 
 
 def _of(answer: Answered, served: Sequence[Served]) -> Served:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,57 +48,66 @@ Plan = Callable[[int, int], Answer]
 
 
 class ClockServer:
-    """``url`` is without ``/v1``; ``served`` are the requests in the order of their arrival."""
+    """``url`` is without ``/v1``; ``served`` are the requests in the order of their arrival.
+
+    ``connections`` counts those that clients opened. One ends with its first answer if the client asks for that.
+    """
 
     def __init__(self, plan: Plan, metrics: Callable[[], str] | None = None) -> None:
         self.url = ""
         self.served: list[Served] = []
+        self.connections = 0
         self._plan, self._metrics = plan, metrics
         self._active = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """All requests of one connection."""
+        self.connections += 1
+        last = False
         try:
-            while line := (await reader.readline()).decode():
+            while not last and (line := (await reader.readline()).decode()):
                 _, path, _ = line.split()
-                body = await self._body(reader)
+                body, last = await self._body(reader)
+                fields = ("Connection: close",) if last else ()
                 if path.endswith("/completions"):
-                    await self._complete(json.loads(body), writer)
+                    await self._complete(json.loads(body), writer, fields)
                 else:
-                    await self._page(path, writer)
+                    await self._page(path, writer, fields)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
-    async def _body(self, reader: asyncio.StreamReader) -> bytes:
-        length = 0
+    async def _body(self, reader: asyncio.StreamReader) -> tuple[bytes, bool]:
+        """The content of a request, and whether its connection ends with the answer."""
+        length, last = 0, False
         while (line := (await reader.readline()).decode().strip()) != "":
-            name, _, value = line.partition(":")
-            length = int(value) if name.lower() == "content-length" else length
-        return await reader.readexactly(length)
+            name, _, value = line.lower().partition(":")
+            length = int(value) if name == "content-length" else length
+            last = last or (name, value.strip()) == ("connection", "close")
+        return await reader.readexactly(length), last
 
-    async def _page(self, path: str, writer: asyncio.StreamWriter) -> None:
+    async def _page(self, path: str, writer: asyncio.StreamWriter, fields: Sequence[str]) -> None:
         pages = {"/health": "", "/v1/models": json.dumps({"data": [{"id": MODEL, "root": MODEL, "object": "model"}]})}
         if self._metrics is not None:
             pages["/metrics"] = self._metrics()
         found = pages.get(path)
-        _head(writer, 200 if found is not None else 404, f"Content-Length: {len(found or '')}")
+        _head(writer, 200 if found is not None else 404, f"Content-Length: {len(found or '')}", *fields)
         writer.write((found or "").encode())
         await writer.drain()
 
-    async def _complete(self, request: dict[str, object], writer: asyncio.StreamWriter) -> None:
+    async def _complete(self, request: dict[str, object], writer: asyncio.StreamWriter, fields: Sequence[str]) -> None:
         seen = Served(len(self.served), str(request["prompt"]), time.perf_counter())
         self.served.append(seen)
         self._active += 1
         try:
             answer = self._plan(seen.number, self._active)
             if answer.status != 200:
-                _head(writer, answer.status, "Content-Length: 0")
+                _head(writer, answer.status, "Content-Length: 0", *fields)
                 await writer.drain()
                 return
             tokens = answer.tokens or int(str(request["max_tokens"]))
-            _head(writer, 200, "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked")
+            _head(writer, 200, "Content-Type: text/event-stream", "Transfer-Encoding: chunked", *fields)
             await self._stream(answer, tokens, seen, writer)
             usage = {"prompt_tokens": len(seen.prompt.split()), "completion_tokens": tokens}
             _event(writer, json.dumps({"choices": [], "usage": usage}))
@@ -121,8 +130,9 @@ class ClockServer:
             await writer.drain()
 
 
-def _head(writer: asyncio.StreamWriter, status: int, fields: str) -> None:
-    writer.write(f"HTTP/1.1 {status} {'OK' if status == 200 else 'Service Unavailable'}\r\n{fields}\r\n\r\n".encode())
+def _head(writer: asyncio.StreamWriter, status: int, *fields: str) -> None:
+    first = f"HTTP/1.1 {status} {'OK' if status == 200 else 'Service Unavailable'}"
+    writer.write("\r\n".join([first, *fields, "", ""]).encode())
 
 
 def _event(writer: asyncio.StreamWriter, data: str) -> None:
