@@ -50,28 +50,24 @@ def capacity(levels: Sequence[float], processes: Sequence[Met], share: float) ->
     if not levels or not processes:
         raise ValueError("no load was measured")
     value = over_processes([largest_level(levels, each, share) for each in processes])
-    random = np.random.default_rng(SEED)
-    sides = [_bracket(levels, _attained(processes, random), share) for _ in range(RESAMPLES)]
-    low, _ = percentiles(np.array([held for held, _ in sides]))
-    ends = sorted(above for _, above in sides)
-    high = ends[math.ceil(0.975 * (RESAMPLES - 1))]  # a quantile between a number and infinity is none
+    holding = np.cumprod(_attained(processes) >= share, axis=1).sum(axis=1)  # levels from the lowest on, per resample
+    ends = np.array([0.0, *levels, math.inf])
+    low, _ = percentiles(ends[holding])
+    above = np.sort(ends[holding + 1])
+    high = float(above[math.ceil(0.975 * (RESAMPLES - 1))])  # a quantile between a number and infinity is none
     method = f"95% bootstrap over {len(processes)} processes and their requests, to the level above that fails"
     return Estimate(value, min(low, value), max(high, value), len(processes), method, "processes")
 
 
-def _attained(processes: Sequence[Met], random: np.random.Generator) -> list[float]:
-    """The share of requests that met the SLO at each level, in one resample."""
-    chosen = [processes[index] for index in random.integers(len(processes), size=len(processes))]
-    return [
-        float(np.mean(np.concatenate([_redrawn(np.asarray(own, dtype=np.float64), random) for own in at_level])))
-        for at_level in zip(*chosen, strict=True)
-    ]
+def _attained(processes: Sequence[Met]) -> Floats:
+    """The share of requests that met the SLO, in each resample (rows) at each level.
 
-
-def _redrawn(values: Floats, random: np.random.Generator) -> Floats:
-    return values[random.integers(len(values), size=len(values))]
-
-
-def _bracket(levels: Sequence[float], attained: Sequence[float], share: float) -> tuple[float, float]:
-    held = largest_level(levels, [[each] for each in attained], share)
-    return held, min((level for level in levels if level > held), default=math.inf)
+    Of n requests that are drawn from n with replacement, as many met it as a binomial variable says.
+    """
+    random = np.random.default_rng(SEED)
+    chosen = random.integers(len(processes), size=(RESAMPLES, len(processes)))
+    requests = np.array([[len(own) for own in each] for each in processes])
+    met = np.array([[sum(own) for own in each] for each in processes])
+    drawn = random.binomial(requests[chosen], (met / requests)[chosen])
+    attained: Floats = drawn.sum(axis=1) / requests[chosen].sum(axis=1)
+    return attained

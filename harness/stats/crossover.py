@@ -52,8 +52,7 @@ def crossover(levels: Sequence[float], processes: Sequence[Effects]) -> Crossove
     level = _crossing(levels, effects, slower)
     if not 0 < level < math.inf:
         return None
-    random = np.random.default_rng(SEED)
-    found = sorted(_crossing(levels, _effects(_redrawn(paired, random)), slower) for _ in range(RESAMPLES))
+    found = sorted(_crossing(levels, each, slower) for each in _redrawn(paired).tolist())
     tail = (1 - CONFIDENCE) / 2
     low, high = found[math.floor(tail * (RESAMPLES - 1))], found[math.ceil((1 - tail) * (RESAMPLES - 1))]
     return Crossover(level, min(low, level), max(high, level), slower)
@@ -78,6 +77,15 @@ def _crossing(levels: Sequence[float], effects: Sequence[float], slower: bool) -
     return math.exp(low + part * (high - low))
 
 
-def _redrawn(processes: Sequence[Sequence[Floats]], random: np.random.Generator) -> list[list[Floats]]:
-    chosen = random.integers(len(processes), size=len(processes))
-    return [[own[random.integers(len(own), size=len(own))] for own in processes[index]] for index in chosen]
+def _redrawn(processes: Sequence[Sequence[Floats]]) -> Floats:
+    """The effect in each resample (rows) at each level."""
+    random = np.random.default_rng(SEED)
+    chosen = random.integers(len(processes), size=(RESAMPLES, len(processes)))
+    medians = np.empty((*chosen.shape, len(processes[0])))
+    for process, at_level in enumerate(processes):
+        resamples, places = np.nonzero(chosen == process)
+        for level, own in enumerate(at_level):
+            drawn = own[random.integers(len(own), size=(len(resamples), len(own)))]
+            medians[resamples, places, level] = np.median(drawn, axis=1)
+    effects: Floats = np.median(medians, axis=1)
+    return effects

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.workload import Slo
@@ -127,7 +127,6 @@ def test_the_interval_of_the_largest_load() -> None:
         capacity((), [], 0.9)
 
 
-@settings(max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.integers(1, 4))
 def test_the_interval_holds_the_value(shares: list[float], processes: int) -> None:
     found = capacity(LEVELS, [met(*shares)] * processes, 0.9)
@@ -149,7 +148,6 @@ def test_the_interval_of_the_largest_load_covers_the_truth() -> None:
     assert covered >= 57
 
 
-@settings(max_examples=25)  # a fifth of a second each
 @given(st.floats(1.2, 55), st.booleans(), st.integers(1, 3))
 def test_a_planted_crossover_is_recovered(level: float, slower: bool, processes: int) -> None:
     """The effect is linear in the logarithm of the load, so that any ladder gives it exactly."""
