@@ -82,6 +82,10 @@ class Likeness:
             self._costs[index] = math.inf if estimate is None else self._sign * estimate.value
         return self._costs[index]
 
+    def decides(self, chosen: Iterable[int]) -> bool:
+        """Whether it was measured of any of them; the reference may have it by definition, as no KL from itself."""
+        return any(self.reading(each).estimate is not None for each in chosen if not self.rows[each].is_reference)
+
     def equal(self, ordered: Iterable[int]) -> list[int]:
         """The first of the indices, which are ordered by cost, and all that cannot be told from it."""
         others = iter(ordered)
@@ -200,6 +204,9 @@ class Order:
 
     def _groups(self, left: Sequence[int], likeness: Likeness) -> Iterator[list[int]]:
         """The best and all that cannot be told from it, then the best of the rest, and so on."""
+        if not likeness.decides(left):
+            yield list(left)
+            return
         ordered = self._by_cost(left, likeness)
         done: set[int] = set()
         for place, index in enumerate(ordered):

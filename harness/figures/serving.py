@@ -111,8 +111,8 @@ def _latency(
     )
 
 
-_TTFT = _Asked("time to the first token", "ttft", "≤ {} s to the first token", 100)
-_TPOT = _Asked("time per token", "tpot", "≤ {} s per token after the first", 110)
+_TTFT = _Asked("time to the first token", "ttft", "≤ {} ms to the first token", 100)
+_TPOT = _Asked("time per token", "tpot", "≤ {} ms per token after the first", 110)
 TTFT = tuple(
     _latency("ttft", "serving_ttft_s", "TTFT", "Time from sending a request to its first token", each, _TTFT)
     for each in PERCENTILES

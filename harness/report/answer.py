@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.analysis.choice import Candidate, Check, Recommendation
@@ -19,6 +19,7 @@ from harness.figures.figure import Figure
 from harness.figures.formats import BINARY, DECIMAL, NumberStyle, SizeUnit, significant, size_unit
 from harness.figures.notes import interval_note, with_interval
 from harness.figures.quality import PERPLEXITY_CHANGE
+from harness.figures.serving import CAPACITY
 from harness.figures.table import Table, VariantRow
 
 MOST_TIES = 3
@@ -55,11 +56,17 @@ class Answer:
 
 
 def default_answer(table: Table, damaged: Sequence[Damaged] = (), summaries: Summaries | None = None) -> Answer | None:
-    """The answer for the recipe's budget and 1% of perplexity; None if no quality was measured."""
+    """The answer for the recipe's budget and 1% of perplexity.
+
+    Where no quality was measured: for the largest load that a server holds, which it says; None without such a load.
+    """
     limits = default_limits(table)
-    if not any(ask_of(limit.figure).of_quality for limit in limits):
+    if any(ask_of(limit.figure).of_quality for limit in limits):
+        return answer(pick(table, Query(limits), damaged, summaries))
+    if not any(ladder.capacity for row in table.rows for ladder in row.ladders):
         return None
-    return answer(pick(table, Query(limits), damaged, summaries))
+    held = answer(pick(table, Query(limits, CAPACITY), damaged, summaries))
+    return replace(held, uncertain=("no quality was measured", *held.uncertain))
 
 
 def answer(found: Recommendation) -> Answer:
@@ -131,7 +138,7 @@ def reasons(candidate: Candidate) -> tuple[str, ...]:
 
 
 def sides(row: VariantRow, use: Use) -> list[str]:
-    """Size, speed and quality relative to the baseline, as far as measured."""
+    """Size, speed and quality relative to the baseline, and the largest load, as far as measured."""
     parts = []
     if row.size_ratio and not row.is_baseline:
         parts.append(_size(row.size_ratio))
@@ -140,6 +147,9 @@ def sides(row: VariantRow, use: Use) -> list[str]:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
         fast = f"decodes {with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row)}"
         parts.append(fast)
+    load = CAPACITY.read(row, use)
+    if load.estimate:
+        parts.append(f"holds {with_interval(load.estimate, significant)} {load.basis} at the SLO")
     quality = PERPLEXITY_CHANGE if row.perplexity_change else KL if row.kl_mean and not row.is_baseline else None
     if quality:
         parts.append(f"{ask_of(quality).name} {reading_words(quality, quality.read(row, use))}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from run_specs import changed
+from served_records import RTN, baseline, served_record
 
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Limit
@@ -20,9 +21,11 @@ from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.figures.ask import Reading
 from harness.figures.divergence import KL
+from harness.figures.formats import NumberStyle
 from harness.figures.memory import MEMORY
 from harness.figures.quality import PERPLEXITY_CHANGE
 from harness.figures.speed import DECODE
+from harness.plugins import limit_options
 from harness.report import summary
 from harness.report.answer import Answer, answer, default_answer, limit_words, reading_words, reasons
 from harness.report.escape import markdown as escape
@@ -76,6 +79,30 @@ def test_one_sentence_answers(records: list[RunRecord]) -> None:
 def test_without_any_quality_there_is_no_sentence(bench: Any, none: Any) -> None:
     (found,) = recommend([bench.performance(none)])
     assert default_answer(found.table) is None
+
+
+def test_a_sweep_of_loads_alone_is_answered_by_the_largest_load_and_says_that_quality_is_not_known() -> None:
+    def slow(level: float, number: int, repetition: int) -> tuple[float, float]:
+        return 0.011 * level, 0.022  # at 32 it takes 0.352 s to the first token, and 0.5 s are allowed
+
+    (found,) = recommend([baseline(0, slow), served_record(RTN, 0, slow)])
+    answered = default_answer(found.table)
+    assert answered is not None
+    assert answered.sentence == (
+        "The largest load at the SLO: none (the baseline); holds 32.0 [32.0, ∞] concurrent requests at the SLO; "
+        "not distinguishable by load from rtn bits=4, which no other figure distinguishes from it"
+    )
+    assert answered.uncertain[0] == "no quality was measured"
+
+
+@pytest.mark.parametrize("option", limit_options())
+def test_a_limit_in_a_sentence_is_in_the_unit_of_its_number(option: str) -> None:
+    """As a column writes it: 0.5 s are ``≤ 500 ms to the first token``."""
+    figure = limit_options()[option]
+    style = (figure.ask and figure.ask.format) or figure.format
+    if isinstance(style, NumberStyle) and style.factor != 1:
+        unit = style.unit if style.unit == "%" else f" {style.unit}"
+        assert f"{0.5 * style.factor:.6g}{unit} " in limit_words(Limit(figure, 0.5))
 
 
 def test_what_is_uncertain_is_said(records: list[RunRecord]) -> None:
