@@ -382,13 +382,16 @@ class _OfModel:
         }
         references: dict[PerplexityWorkload, PlannedRun] = {}
         for text in texts if sweep.recipe.measure.divergence is not None else ():
-            needed = made | ({"write": written[text].spec.run_id} if text in written else {})
-            references[text] = self._shared_run(MakeReference(on_main, base, sweep.base.ref, text), needed)
+            write = written.get(text)
+            needed = made | ({"write": write.spec.run_id} if write else {})
+            reference = MakeReference(on_main, base, sweep.base.ref, text)
+            references[text] = self._shared_run(reference, needed, write.unsupported if write else None)
         return _Shared(prepare, calibrate, probe, written, references)
 
-    def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
+    def _shared_run(self, job: Job, made: Mapping[str, str], unwritten: str | None = None) -> PlannedRun:
+        """``unwritten`` is why the text that it reads cannot be written."""
         machine = self.sweep.machine
-        unsupported = self.source.degrid_obstacle or _too_long(self.source, job)
+        unsupported = unwritten or self.source.degrid_obstacle or _too_long(self.source, job)
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
         main, note = registry.engine(MAIN_ENGINE), None
         if isinstance(job, WriteText | MakeReference):

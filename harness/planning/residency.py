@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from harness.core.engine import Engine
 from harness.core.identity import Residency
-from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob
+from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob, WriteText
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import Machine
 from harness.models import published
@@ -117,6 +117,11 @@ def _obstacle(job: VariantJob, source: SourceModel, method: MethodChoice, runtim
         if method.method.quantize_parts is None:
             return f"{method.ref.name} quantizes only a model that is in memory as a whole"
         return None
+    if isinstance(job, WriteText):
+        return (
+            "a streamed baseline writes no text, as each token would read all weights again; score a text that exists, "
+            "or keep the model in memory as a whole on a machine where it fits (residency: resident)"
+        )
     if not isinstance(job, MakeReference | MeasureQuality):
         return (
             f"a streamed model has quality only: a {job.kind} run needs it in memory as a whole; measure it with "

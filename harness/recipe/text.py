@@ -15,7 +15,7 @@ from harness.recipe.fields import MAX_SAMPLES, MAX_TOKENS, Bos, Commit, Located,
 MAX_CALIBRATION_TOKENS = 2**27
 """Tokens of a whole calibration set."""
 MAX_GENERATED_TOKENS = 2**20
-"""Tokens of a generated text. The evidence of a record holds seven values for each."""
+"""Tokens of a generated text. The evidence of a record holds six values for each."""
 
 
 def _text(value: Any) -> Any:

@@ -20,7 +20,7 @@ from harness.storage.seal import EVIDENCE, MAX_BYTES, FileSeal, file_seal
 COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
 _TYPES = (INT32, DOUBLE, DOUBLE, BYTE_ARRAY, BYTE_ARRAY)
 MAX_ROWS = 8_000_000
-"""Values of all measurements of a record: of divergence seven per scored token, so that a million tokens fit."""
+"""Values of all measurements of a record: of divergence six per scored token, so that a million tokens fit."""
 FEW_VALUES = 256
 """A measurement with more is read again when it is used."""
 MAX_RECENT_VALUES = 2_000_000

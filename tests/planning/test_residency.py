@@ -103,6 +103,14 @@ def test_what_cannot_be_streamed_is_refused_with_the_reason(make: Make, changes:
     assert any(reason in str(run.unsupported) for run in runs)
 
 
+def test_a_text_that_a_streamed_baseline_would_write_is_refused_with_all_that_read_it(make: Make) -> None:
+    generated = {"perplexity": {"text": {"generated": {"answers": 2, "tokens": 64}}}, "divergence": {}}
+    runs = make(measure=generated, residency="streamed")
+    reading = [run for run in runs if run.spec.kind in ("write", "reference", "quality")]
+    assert [run.spec.kind for run in reading] == ["write", "reference", *["quality"] * 3]
+    assert all("a streamed baseline writes no text" in str(run.unsupported) for run in reading)
+
+
 @pytest.fixture
 def published(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
     """The tiny model as if it had been published in the format of a quant_method; planning reads no weights."""
