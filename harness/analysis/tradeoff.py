@@ -198,7 +198,7 @@ def _judged_once(variants: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
     """The rows with their verdicts. A method has the same quality in every decode mode, so it is judged once."""
     words = judged([modes[0] for modes in variants])
     return [
-        entry.altered(perplexity_comparison=word.perplexity_comparison, tasks=word.tasks)
+        entry.altered(perplexity_comparison=word.perplexity_comparison, tasks=word.tasks, answers=word.answers)
         for word, modes in zip(words, variants, strict=True)
         for entry in modes
     ]

@@ -25,11 +25,14 @@ from harness.figures.statistic import Items
 from harness.figures.table import AnswerFigure, AnswersKey, Table, VariantRow
 from harness.stats.estimate import clustered_mean
 from harness.stats.shares import mean_share
-from harness.tasks.aspects import ASPECTS, LOOPS, TRUNCATED, Aspect
+from harness.tasks.aspects import ASPECTS, LOOPS, LOST, TOKENS, TRUNCATED, Aspect
 
 GROUP, SAMPLES = "Answers", "Samples"
 POINTS = NumberStyle("points", signed, 100)
-OWN_WORD = "paired answer by answer with the baseline, over questions, with its 95% interval; its word is for it alone"
+BY_ANSWER = (
+    "paired answer by answer with the baseline, over questions, with its 95% interval; the word below holds for all "
+    "words on answers of the table at once"
+)
 
 
 def _places(name: str) -> Callable[[Table], tuple[AnswersKey, ...]]:
@@ -91,7 +94,7 @@ def _pair(
         f"{name}_change",
         group,
         f"Δ {heading}",
-        f"{{place}}: difference of {heading}, {OWN_WORD}.",
+        f"{{place}}: difference of {heading}, {BY_ANSWER}.",
         _of(name, lambda found: found.change),
         direction,  # type: ignore[arg-type]
         changed,
@@ -246,7 +249,7 @@ PASS_AT_CHANGE = Figure(
     "pass_at_change",
     SAMPLES,
     lambda table, place: f"Δ pass@{place.k}",
-    lambda table, place: f"{place.key.label}: difference of pass@{place.k}, {OWN_WORD}.",
+    lambda table, place: f"{place.key.label}: difference of pass@{place.k}, {BY_ANSWER}.",
     lambda row, place: found.change if (found := _passed(row, place)) else None,
     "higher",
     POINTS,
@@ -347,6 +350,9 @@ COST_PER_RIGHT_ANSWER = Figure(
     "{place}",
     interval=True,
 )
+_OF_ASPECTS = tuple(figure for aspect in ASPECTS for figure in _of_aspect(aspect))
+DRAWN = tuple(each for each in _OF_ASPECTS if each.name in {TOKENS.name, TRUNCATED.name, LOST.name, LOOPS.name})
+"""The figures of a plot: how long answers are, and what kept them from a right end."""
 FIGURES = (
     SPREAD,
     *_pair(
@@ -363,7 +369,7 @@ FIGURES = (
     ),
     PASS_AT,
     PASS_AT_CHANGE,
-    *(figure for aspect in ASPECTS for figure in _of_aspect(aspect)),
+    *_OF_ASPECTS,
     TOKENS_PER_RIGHT_ANSWER,
     TOKENS_PER_RIGHT_CHANGE,
     SECONDS_PER_RIGHT_ANSWER,

@@ -12,7 +12,10 @@ from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate
 
 P = TypeVar("P", bound=Place)
-PAIRED = "paired with the baseline, with its 95% interval; the word below holds for all words of the table at once"
+PAIRED = (
+    "paired with the baseline, with its 95% interval; the word below holds for all words on perplexity and headline "
+    "scores of the table at once"
+)
 
 
 def with_interval(estimate: Estimate, write: Callable[[float], str] = significant, suffix: str = "") -> str:

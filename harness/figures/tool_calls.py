@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 from harness.figures.control import where_any
 from harness.figures.figure import Figure, Whole
-from harness.figures.table import TaskKey, TaskScore, VariantRow
+from harness.figures.table import AnswersKey, TaskKey, TaskScore, VariantRow
 from harness.figures.tasks import GROUP
-from harness.stats.comparison import holm
 
 ASPECTS: Mapping[str, str] = {
     "valid_json": "valid JSON",
@@ -22,7 +21,7 @@ NOWHERE = "nowhere"
 _TASK = re.compile(r"tool-calls-(\d+)")
 
 
-def offered(key: TaskKey) -> int | None:
+def offered(key: TaskKey | AnswersKey) -> int | None:
     """How many tools the questions of a task offer; None if it is not one of tool calls."""
     found = _TASK.fullmatch(key.task)
     return int(found[1]) if found else None
@@ -37,27 +36,21 @@ def by_tools(row: VariantRow, aspect: str) -> dict[int, TaskScore]:
 def breaks(row: VariantRow) -> str | None:
     """The first aspect in which a variant is worse than the baseline with many tools, and from how many on.
 
-    Worse with the most tools, and with each fewer number down to the one that is named; by the tests of all aspects and
-    numbers judged together. None if nothing was compared.
+    Worse with the most tools, and with each fewer number down to the one that is named, by the verdicts of the table.
+    None if nothing was compared.
     """
-    scores = [each for aspect in ASPECTS for each in by_tools(row, aspect).values() if each.comparison is not None]
-    judged = dict(
-        zip(
-            ((each.key.score, offered(each.key)) for each in scores),
-            holm([each.comparison for each in scores if each.comparison is not None]),
-            strict=True,
-        )
-    )
+    scores = {aspect: by_tools(row, aspect) for aspect in ASPECTS}
+    if not any(each.comparison for found in scores.values() for each in found.values()):
+        return None
     for aspect, words in ASPECTS.items():
         first = None
-        for tools in reversed(by_tools(row, aspect)):
-            found = judged.get((aspect, tools))
-            if found is None or found.verdict != "worse":
+        for tools, score in reversed(scores[aspect].items()):
+            if score.comparison is None or score.comparison.verdict != "worse":
                 break
             first = tools
         if first is not None:
             return f"{words} from {first} tools on" if first > 1 else f"{words}, even with one tool"
-    return NOWHERE if judged else None
+    return NOWHERE
 
 
 TOOL_CALLS_BREAK: Figure[Whole] = Figure(
@@ -65,7 +58,7 @@ TOOL_CALLS_BREAK: Figure[Whole] = Figure(
     GROUP,
     "Tool calls worse",
     "From how many tools in the prompt on the calls are worse than the baseline's, and in what: valid JSON, valid "
-    "arguments, the right tool, the right call. Question by question, all judged together at 5%.",
+    "arguments, the right tool, the right call. By the verdicts on these scores, each of which holds for all variants.",
     lambda row, place: breaks(row),
     places=where_any(breaks),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from harness.figures.table import AnswersKey, Table, VariantRow
 from harness.plugins import figures
 from harness.report.answer_pairs import answer_pairs
 from harness.report.page import page
+from harness.report.plots.panels import panels_of
 from harness.report.renderers.html import html
 from harness.tasks.answers import Question, Scored, WrittenAnswer, aspects, evidence, majority
 from harness.tasks.evaluate import VERSION
@@ -222,6 +224,33 @@ def test_the_most_telling_pairs_are_shown(sweep: list[RunRecord]) -> None:
             assert pair.variant.facts.startswith("wrong")
     assert "Wait. Wait." in pairs["loops"][0].variant.text
     assert pairs["loops"][0].target == "7"
+
+
+def test_a_plot_shows_length_and_faults_beside_the_baseline(sweep: list[RunRecord]) -> None:
+    (plot,) = [each for each in panels_of(table(sweep)) if each.name == "answers"]
+    assert plot.head == ("Variant", "tokens", "truncated, %", "right, then lost, %", "loops, %")
+    assert {row[0] for row in plot.rows} == set(FAULTS)
+    drawn = json.loads(plot.json)
+    names = drawn["layout"]["yaxis"]["ticktext"]
+    for panel, name in ((1, "truncates"), (2, "gives up"), (3, "loops")):
+        shown = dict(zip(names, drawn["data"][panel]["x"], strict=True))
+        assert shown == {each: pytest.approx(12.5 if each == name else 0) for each in FAULTS}
+    lines = [shape["x0"] for shape in drawn["layout"]["shapes"]]
+    lengths = np.mean([len(well(question, sample)[0]) for question in range(QUESTIONS) for sample in range(SAMPLES)])
+    assert lines == pytest.approx([lengths, 0, 0, 0])
+
+
+def test_words_on_answers_hold_for_all_of_them_and_leave_those_on_scores_alone(sweep: list[RunRecord]) -> None:
+    rows = table(sweep).rows
+    answers = [each.comparison for row in rows for each in row.answers if each.comparison]
+    scores = [score for row in rows for score in row.tasks if score.comparison]
+    headlines = [row.perplexity_comparison for row in rows if row.perplexity_comparison]
+    headlines += [each.comparison for each in scores if each.headline and each.comparison]
+    for family in (answers, headlines):
+        assert {each.tests for each in family} == {len(family)}
+        smallest = min((each for each in family if each.p is not None), key=lambda each: each.p or 0.0)
+        assert smallest.adjusted_p == pytest.approx(min(1, len(family) * (smallest.p or 0.0)))
+    assert len(answers) == len(FAULTS) * (6 + 1 + 2), "six aspects, majority, pass@2 and pass@4"
 
 
 class Elements(HTMLParser):

@@ -1,17 +1,20 @@
-"""Small panels side by side with the same variants: task scores, bits per weight, the cost of quantizing."""
+"""Small panels side by side with the same variants: task scores, written answers, bits, the cost of quantizing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
+from harness.figures.answers import DRAWN
 from harness.figures.figure import LOG_FROM_RATIO, Figure, Whole
 from harness.figures.quality import FRONT_PROBABILITY
 from harness.figures.quantizing import QUANTIZE_PEAK, QUANTIZE_TIME
 from harness.figures.size import BITS_PER_WEIGHT, CHECKPOINT_BITS
-from harness.figures.table import Table, VariantRow
+from harness.figures.table import AnswersKey, Table, VariantRow
 from harness.figures.tasks import ACCURACY
+from harness.figures.tool_calls import offered
 from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell, columns_of
@@ -28,9 +31,13 @@ GAP = 0.05
 """The gap between two panels, as a share of the whole width."""
 
 
+BESIDE_BASELINE = {ACCURACY.name, *(figure.name for figure in DRAWN)}
+"""Figures whose panels have the baseline's value as a dashed line."""
+
+
 @dataclass(frozen=True)
 class _Topic:
-    """One plot: a panel per column, and their names; the baseline is drawn as a line if it has a value."""
+    """One plot: a panel per column, and their names."""
 
     name: str
     title: str
@@ -53,6 +60,7 @@ def panels_of(table: Table) -> tuple[Plot, ...]:
         )
         for number, part in enumerate(_batches(scores))
     ]
+    topics += _written_answers(table)
     (likely,) = columns_of(table, FRONT_PROBABILITY)
     topics.append(
         _Topic("front-probability", "Probability of being on the front", likely.help, (likely,), (likely.unit,))
@@ -75,6 +83,25 @@ def panels_of(table: Table) -> tuple[Plot, ...]:
         ),
     ]
     return tuple(plot for topic in topics if (plot := _panels(table, topic)))
+
+
+def _written_answers(table: Table) -> Iterator[_Topic]:
+    """What happened in the answers to each task; those that are tool calls have plots of their own."""
+    found: dict[AnswersKey, list[Column]] = {}
+    for figure in DRAWN:
+        for column in columns_of(table, figure):
+            key = cast(AnswersKey, column.place)
+            if offered(key) is None:
+                found.setdefault(key, []).append(column)
+    for number, (key, columns) in enumerate(found.items()):
+        yield _Topic(
+            f"answers-{number}" if number else "answers",
+            f"What happened in answers: {key.label}",
+            "Tokens of an answer, and shares of answers in percent, with 95% intervals; dashed lines are the baseline. "
+            "Whether a difference is real is shown in the table, where answers are paired.",
+            tuple(columns),
+            tuple(column.heading for column in columns),
+        )
 
 
 def _topic(table: Table, name: str, title: str, caption: str, figures: Sequence[Figure[Whole]]) -> _Topic:
@@ -145,7 +172,8 @@ def _draw(
     style = column.figure.axis
     from_zero = style is not None and style.from_zero and not log
     coordinate = _coordinate(column, found, log)
-    span = _range(found, coordinate, log, from_zero)
+    base = _beside(table, column)
+    span = _range([*found, *base], coordinate, log, from_zero)
     ruled = ruler("", span, log) | {"domain": domain, "nticks": 6}
     drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
     drawing.note(
@@ -158,9 +186,8 @@ def _draw(
         yanchor="bottom",
         yshift=6,
     )
-    base = table.baseline
-    if column.figure is ACCURACY and base is not None and _finite(column, base):
-        place = estimate(column.value(base)).value * column.format.factor
+    for each in base:
+        place = each.value * column.format.factor
         drawing.line(
             x0=place,
             x1=place,
@@ -171,6 +198,14 @@ def _draw(
             line={"color": GREY, "width": 1.2, "dash": "dash"},
         )
     return cut_off(found, coordinate, span)
+
+
+def _beside(table: Table, column: Column) -> list[Estimate]:
+    """The baseline's value, without its interval, if a line is drawn there."""
+    base = table.baseline
+    if column.figure.name not in BESIDE_BASELINE or base is None or not _finite(column, base):
+        return []
+    return [replace(estimate(column.value(base)), low=None, high=None)]
 
 
 def _coordinate(column: Column, found: Sequence[Estimate], log: bool) -> Callable[[float], float]:
