@@ -97,6 +97,10 @@ class PerplexityWorkload:
         return max(1, min(MOST_AT_ONCE, self.windows or MOST_AT_ONCE, WRITTEN_AT_ONCE // self.context))
 
 
+WRITING = {"samples": 1, "temperature": None, "top_p": 1.0, "new_tokens": None, "think_end_token": None}
+"""How answers are written, by the names of the fields, if a recipe says nothing of it."""
+
+
 @dataclass(frozen=True)
 class TaskWorkload:
     """One lm-eval task or group, the path of its definition, and how to pose its questions.
@@ -105,7 +109,8 @@ class TaskWorkload:
     names. ``trust_task_code``: whether code in those files may run. Without ``data`` the task's own data set is read.
 
     With a ``temperature`` each question of a task that generates text is answered ``samples`` times, each time with
-    randomness of its own; None leaves it to the task. ``new_tokens`` replaces the task's own limit of an answer.
+    randomness of its own; None leaves it to the task. ``new_tokens`` replaces the task's own limit of an answer, and
+    of an answer with a ``think_end_token`` only what follows the last one is scored.
     """
 
     name: str
@@ -126,12 +131,12 @@ class TaskWorkload:
     temperature: float | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
     top_p: float = field(default=1.0, metadata=ABSENT_AT_DEFAULT)
     new_tokens: int | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
+    think_end_token: str | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
 
     @property
     def writing(self) -> dict[str, Scalar]:
         """How answers are written, as far as the recipe says so; a task that writes none cannot have it."""
-        usual = {"samples": 1, "temperature": None, "top_p": 1.0, "new_tokens": None}
-        return {name: getattr(self, name) for name, each in usual.items() if getattr(self, name) != each}
+        return {name: getattr(self, name) for name, usual in WRITING.items() if getattr(self, name) != usual}
 
     def identity(self) -> dict[str, Any]:
         """Equal for equal tasks. Data are compared by content, a definition by its name or its content.
@@ -140,7 +145,7 @@ class TaskWorkload:
         """
         question = asdict(self)
         del question["definition"], question["trust_task_code"]
-        for name in {"samples", "temperature", "top_p", "new_tokens"} - self.writing.keys():
+        for name in WRITING.keys() - self.writing.keys():
             del question[name]
         for name, text in (("data", self.data), ("fewshot_data", self.fewshot_data)):
             question[name] = text.sha256 if text else None

@@ -49,6 +49,7 @@ def measure(
         encode=keeping(encode),
         sampling=sampling,
         new_tokens=workload.new_tokens,
+        think_end=workload.think_end_token,
     )
     asked = evaluate(lm, workload)
     if watch is not None:

@@ -16,7 +16,14 @@ from harness import plugins as registry
 from harness.core.job import AnswerTask, MakeReference, MeasurePerformance, MeasureQuality, MeasureServing, VariantJob
 from harness.core.model import MethodRef, ModelRef
 from harness.core.run import RunSpec
-from harness.core.workload import CalibrationRef, PerplexityWorkload, ServingWorkload, TaskWorkload, TextRef
+from harness.core.workload import (
+    WRITING,
+    CalibrationRef,
+    PerplexityWorkload,
+    ServingWorkload,
+    TaskWorkload,
+    TextRef,
+)
 from harness.errors import UsageError
 from harness.text.sources import TEXTS
 
@@ -133,7 +140,7 @@ def _perplexity(workload: PerplexityWorkload, place: Place) -> dict[str, Any]:
 
 
 def _task(task: TaskWorkload, place: Place) -> dict[str, Any]:
-    beside = ("name", "definition", "own", "data", "fewshot_data", "samples", "temperature", "top_p", "new_tokens")
+    beside = ("name", "definition", "own", "data", "fewshot_data", *WRITING)
     settings = {name: value for name, value in asdict(task).items() if name not in beside and value is not False}
     return _set(
         name=task.definition if task.own is not None else task.name,

@@ -77,8 +77,8 @@ class Task(Strict):
     An entry may be just its name. ``data`` and ``fewshot_data`` are JSON lines files with the fields of the task's own
     data set. Without them the data set comes from the hub.
 
-    ``samples``, ``temperature``, ``top_p`` and ``new_tokens`` are for tasks whose answers the model writes. Without
-    them it writes one answer as the task says, usually the likeliest.
+    ``samples``, ``temperature``, ``top_p``, ``new_tokens`` and ``think_end_token`` are for tasks whose answers the
+    model writes. Without them it writes one answer as the task says, usually the likeliest, and all of it is scored.
     """
 
     name: Located = Field(description="a name that lm-eval knows, tool-calls, or the path of a task's YAML file")
@@ -120,6 +120,11 @@ class Task(Strict):
     )
     new_tokens: Tokens | None = Field(
         None, description="most tokens of an answer, thinking included; default: the task's, usually 256"
+    )
+    think_end_token: Name | None = Field(
+        None,
+        description="what ends the model's thinking, such as `</think>`: only what follows the last is scored, as by "
+        "lm-eval with its argument of that name; default: all that is written",
     )
 
     @model_validator(mode="after")

@@ -10,8 +10,9 @@ the cluster. Long texts are shortened in the middle.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
@@ -41,7 +42,10 @@ CUT = " […] "
 NOTHING = ("", "[invalid]")
 """What lm-eval's filters give if they find no answer."""
 MOST_CUTS = 64
-"""Places of an answer at which it is scored as if it ended there."""
+"""Places of an answer at which it is read as if it ended there."""
+MOST_SCORED = 16
+"""Of what the filters find at these places, how much is scored: a scorer may take seconds to compare two formulas."""
+T = TypeVar("T")
 _ENDS = re.compile(r"[.!?](?=\s)|\n")
 
 
@@ -89,9 +93,9 @@ def aspects(
     seconds: float,
     thought: Thinking,
     scored: Scored,
-    score: Callable[[Sequence[str]], Sequence[Scored]],
+    score: Callable[[Sequence[str]], Iterable[Scored]],
 ) -> dict[str, float]:
-    """What happened in one answer; ``score`` scores other texts as answers to the same question."""
+    """What happened in one answer; ``score`` scores its beginnings as answers to the same question."""
     extracted = [each for each in scored.extracted.values() if each is not None]
     nothing = bool(extracted) and all(each.strip() in NOTHING for each in extracted)
     found = {
@@ -111,8 +115,13 @@ def aspects(
 def beginnings(text: str) -> list[str]:
     """The text as if it had ended at the end of a sentence or a line; evenly chosen ones if there are many."""
     ends = [match.end() for match in _ENDS.finditer(text) if text[match.end() :].strip()]
-    step = max(1, -(-len(ends) // MOST_CUTS))
-    return [text[:end] for end in ends[::-1][::step][::-1]]
+    return [text[:end] for end in spaced(ends, MOST_CUTS)]
+
+
+def spaced(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of the items, evenly chosen, the last one among them."""
+    step = max(1, -(-len(items) // most))
+    return items[::-1][::step][::-1]
 
 
 def evidence(

@@ -13,7 +13,16 @@ from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.aggregation import FIGURES, headline, kept, mean
-from harness.tasks.answers import Question, Scored, WrittenAnswer, aspects, evidence, majority
+from harness.tasks.answers import (
+    MOST_SCORED,
+    Question,
+    Scored,
+    WrittenAnswer,
+    aspects,
+    evidence,
+    majority,
+    spaced,
+)
 from harness.tasks.definitions import load
 
 if TYPE_CHECKING:
@@ -200,23 +209,25 @@ def _text(filtered: Sequence[Any]) -> str | None:
     return filtered[0] if len(filtered) == 1 and isinstance(filtered[0], str) else None
 
 
-def _scorer(task: Any, doc: Mapping[str, Any]) -> Callable[[Sequence[str]], list[Scored]]:
-    """Scores other texts as answers to a question, by the task's own filters and metrics."""
+def _scorer(task: Any, doc: Mapping[str, Any]) -> Callable[[Sequence[str]], Iterator[Scored]]:
+    """Scores beginnings of an answer to a question, by the task's own filters and metrics.
+
+    Each finding of the filters is scored once, and at most MOST_SCORED of them.
+    """
     from lm_eval.api.instance import Instance
 
-    def score(texts: Sequence[str]) -> list[Scored]:
+    def score(texts: Sequence[str]) -> Iterator[Scored]:
         instances = [Instance("generate_until", dict(doc), ("", {}), 0, resps=[text]) for text in texts]
-        filters = getattr(task, "_filters", ()) if instances else ()
-        for each in filters:
+        for each in getattr(task, "_filters", ()) if instances else ():
             each.apply(instances)
-        results = [
-            {
+        findings = {repr(instance.filtered_resps): instance.filtered_resps for instance in instances}
+        for found in spaced(list(findings.values()), MOST_SCORED):
+            results = {
                 name: {**task.process_results(doc, [filtered]), "filtered_resps": [filtered]}
-                for name, filtered in instance.filtered_resps.items()
+                for name, filtered in found.items()
             }
-            for instance in instances
-        ]
-        return [found for each in results if (found := _scored(task, each)) is not None]
+            if (scored := _scored(task, results)) is not None:
+                yield scored
 
     return score
 

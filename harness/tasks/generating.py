@@ -21,7 +21,7 @@ from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import common
 from harness.tasks.sampling import OWN_SETTINGS, Sampling
 from harness.tasks.scoring import Effort
-from harness.tasks.thinking import Thinking, marks_of, thinking
+from harness.tasks.thinking import Thinking, marks_of, thinking, tokens_of
 
 if TYPE_CHECKING:
     import torch
@@ -70,12 +70,14 @@ def generate(
     seed: int,
     effort: Effort,
     sampling: Sampling | None = None,
+    think_end: str | None = None,
 ) -> list[Completion]:
     """What the model writes after each prompt, in order. ``rows`` is the batch size.
 
     With ``sampling``, each prompt has randomness of its own, and the samplings of the tasks themselves do not count;
-    otherwise those are seeded by ``seed``. Adds the work done to ``effort``. Raises UnsupportedError if the model's
-    length leaves no room for a prompt, or for settings that the model cannot follow.
+    otherwise those are seeded by ``seed``. What ``think_end`` ends is not scored. Adds the work done to ``effort``.
+    Raises UnsupportedError if the model's length leaves no room for a prompt, or for settings that the model cannot
+    follow.
     """
     import torch
 
@@ -85,7 +87,7 @@ def generate(
     for index, (_, settings) in enumerate(prompts):
         groups.setdefault(json.dumps(settings, sort_keys=True, default=repr), []).append(index)
     for group in groups.values():
-        rules = _Rules(tokenizer, max_length, prompts[group[0]][1], sampling)
+        rules = _Rules(tokenizer, max_length, prompts[group[0]][1], sampling, think_end)
         texts = [_Text(index, prompts[index][0][-rules.room :]) for index in group]
         with torch.inference_mode():
             if isinstance(model, Completes):
@@ -129,10 +131,16 @@ class _Rules:
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: int, settings: Mapping[str, Any], sampling: Sampling | None = None
+        self,
+        tokenizer: Any,
+        max_length: int,
+        settings: Mapping[str, Any],
+        sampling: Sampling | None = None,
+        think_end: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.sampling = sampling
+        self._think_end = think_end
         self.settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
         if self.settings.get("temperature") == 0.0:
             del self.settings["temperature"]  # transformers accepts no temperature without sampling
@@ -149,8 +157,7 @@ class _Rules:
             raise UnsupportedError(f"{self.new} tokens are to be written, and the model takes {max_length} in all")
 
     def generation(self, written: _Text) -> Completion:
-        text = self.tokenizer.decode(written.written, skip_special_tokens=True)
-        scored = str(postprocess_generated_text(text, stop=self.stops, think_end_token=None))
+        scored = str(postprocess_generated_text(self._text(written.written), self.stops, self._think_end))
         tokens = list(written.written)
         while tokens and not written.truncated and tokens[-1] in self._special:
             tokens.pop()
@@ -163,6 +170,17 @@ class _Rules:
             written.seconds,
             thinking(tokens, end, self._decoded, self._marks),
         )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """The text without special tokens; if one of these ends the thinking, only what follows the last such token."""
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        if not self._think_end or self._think_end in text:
+            return text
+        place = self._decoded(tokens).rfind(self._think_end)
+        if place < 0:
+            return text
+        after = tokens[tokens_of(tokens, place + len(self._think_end), self._decoded) :]
+        return str(self.tokenizer.decode(after, skip_special_tokens=True)).lstrip()
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False))

@@ -46,9 +46,9 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
     ``layout=None`` selects the fastest layout that the model supports. ``encode`` may keep what it once made. With
     ``sampling`` the first call of ``generate_until`` writes all samples of its requests at once, and returns the first
     one of each; the next calls, which must bring the same requests, return the others. ``generations`` are those of the
-    latest call, by task and question. ``new_tokens`` replaces the tasks' own limit of tokens. Raises
-    UnsupportedError if there is no tokenizer, if it lacks the BOS token that ``bos`` requires, or if the model does not
-    support the layout.
+    latest call, by task and question. ``new_tokens`` replaces the tasks' own limit of tokens, and of each answer only
+    what follows the last ``think_end`` is returned, if it has one. Raises UnsupportedError if there is no tokenizer, if
+    it lacks the BOS token that ``bos`` requires, or if the model does not support the layout.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         encode: Encode = encode,
         sampling: Sampling | None = None,
         new_tokens: int | None = None,
+        think_end: str | None = None,
     ) -> None:
         super().__init__()
         if model.tokenizer is None:
@@ -85,6 +86,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self._encode = encode
         self._sampling = sampling
         self._new_tokens = new_tokens
+        self._think_end = think_end
         self._rounds: list[list[Completion]] = []
         self._contexts: list[str] = []
         self.generations: dict[tuple[str | None, int | None], Completion] = {}
@@ -170,7 +172,15 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         ]
         rows = 1 if self.layout == "alone" else ROWS
         found = generate(
-            self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort, self._sampling
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.max_length,
+            rows,
+            self._seed,
+            self.effort,
+            self._sampling,
+            self._think_end,
         )
         return [found[sample::samples] for sample in range(samples)]
 

@@ -56,14 +56,14 @@ def thinking(
         end = text.rfind(closing)
         if not opened and begin < 0 and end < 0:
             continue
-        before = 0 if opened or begin < 0 or 0 <= end < begin else _tokens_of(tokens, begin, decode)
+        before = 0 if opened or begin < 0 or 0 <= end < begin else tokens_of(tokens, begin, decode)
         if end < 0:
             return Thinking(len(tokens) - before, ended=False)
-        return Thinking(_tokens_of(tokens, end + len(closing), decode) - before)
+        return Thinking(tokens_of(tokens, end + len(closing), decode) - before)
     return Thinking()
 
 
-def _tokens_of(tokens: Sequence[int], characters: int, decode: Callable[[Sequence[int]], str]) -> int:
+def tokens_of(tokens: Sequence[int], characters: int, decode: Callable[[Sequence[int]], str]) -> int:
     """How many tokens it takes to write the first ``characters``, by bisection."""
     low, high = 0, len(tokens)
     while low < high:

@@ -13,6 +13,7 @@ import pytest
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import UnsupportedError
+from harness.tasks.answers import MOST_SCORED
 from harness.tasks.catalog import catalog
 from harness.tasks.evaluate import _scored, evaluate
 
@@ -336,6 +337,27 @@ def test_a_right_answer_that_is_given_up_is_lost(tmp_path: Path) -> None:
     _, found = sums(tmp_path, [["It is 1. No, 7.", "It is 7. No, 2.", "It is 7.", "#4"]])
     assert found["loose"].values == (0, 1, 0, 1)
     assert found["answer_lost"].values == (1, 0, 0, 0)
+
+
+def test_few_findings_of_a_long_answer_are_scored_and_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the task's scorer is slow; both filters find a number in each sentence."""
+    from lm_eval.api.task import ConfigurableTask
+
+    counted: list[str] = []
+    plain = ConfigurableTask.process_results
+    monkeypatch.setattr(
+        ConfigurableTask,
+        "process_results",
+        lambda self, doc, found: counted.append(found[0]) or plain(self, doc, found),
+    )
+    long = "".join(f"Or {number}. " for number in range(100, 164)) + "It is 7."
+    _, found = sums(tmp_path, [[long, "It is 7. " * 30, "#3", "#4"]])
+    assert found["answer_lost"].values == (0, 0, 0, 0)
+    told = [each for each in counted if each not in ("[invalid]", "3", "4")]
+    assert told.count("7") == 3, "of both answers, and once for all beginnings of the second"
+    assert len(told) - 3 == MOST_SCORED, "of sixty-four numbers"
 
 
 def test_answers_cannot_be_drawn_where_choices_are_scored(lm, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
+from harness.tasks.generating import _Rules, _Text
 from harness.tasks.lm import HarnessLM
 from harness.tasks.sampling import Sampling
 from harness.tasks.scoring import Effort
@@ -305,6 +306,41 @@ def test_how_each_answer_ended_is_known(stories: Both, scheduled: bool) -> None:
             assert each.seconds > 0
             assert each.whole == stories.tokenizer.decode(each.tokens)
             assert len(each.tokens) == limit if each.truncated else 0 < len(each.tokens) < limit
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_follows_the_thinking_is_what_hflm_scores(stories: Both, scheduled: bool) -> None:
+    prompts = ("Once upon a time", "Tom and his dog went to the park and", "One day, the")
+    requests = instances("generate_until", *((text, {"until": ["."], "max_gen_toks": 30}) for text in prompts))
+    own = {"think_end": " a"}
+    lm = stories.scheduling(**own)[1] if scheduled else stories.ours(**own)
+    found = lm.generate_until(requests)
+    assert found == stories.judge(1, think_end_token=" a").generate_until(requests, disable_tqdm=True)
+    whole = stories.ours()
+    assert found != whole.generate_until(requests)
+    assert [each.whole for each in lm.generations.values()] == [each.whole for each in whole.generations.values()]
+
+
+class Spelled:
+    """A tokenizer with a token for each character, and special ones for the end and for that of the thinking."""
+
+    eos_token_id = pad_token_id = 0
+    all_special_ids = (0, 1)
+    chat_template = None
+
+    def decode(self, tokens: Any, skip_special_tokens: bool = False) -> str:
+        spelled = {0: "<end>", 1: "</think>"} if not skip_special_tokens else {0: "", 1: ""}
+        return "".join(spelled.get(each, chr(each)) for each in ([tokens] if isinstance(tokens, int) else tokens))
+
+
+def test_a_special_token_may_end_the_thinking() -> None:
+    def answer(*written: str | int) -> str:
+        tokens = [code for part in written for code in ([part] if isinstance(part, int) else map(ord, part))]
+        rules = _Rules(Spelled(), 99, {"until": ["."], "max_gen_toks": 50}, think_end="</think>")
+        return rules.generation(_Text(0, (65,), tokens)).text
+
+    assert answer("6. No, 7", 1, "or 8", 1, " It is 7. Yes", 0) == "It is 7"
+    assert answer("It is 7. Yes", 0) == "It is 7", "all of it if there is no end"
 
 
 def test_drawn_answers_repeat_with_their_seed(stories: Both) -> None:

@@ -79,11 +79,16 @@ def key_of(score: Measurement) -> TaskKey:
 
 def writing(protocol: Mapping[str, Scalar]) -> str:
     """How answers were written, if not as the task does: ``8 samples at temperature 0.6``; empty otherwise."""
-    samples, temperature, top_p, new_tokens = (
-        protocol.get(name) for name in ("samples", "temperature", "top_p", "new_tokens")
+    samples, temperature, top_p, new_tokens, think_end = (
+        protocol.get(name) for name in ("samples", "temperature", "top_p", "new_tokens", "think_end_token")
     )
     drawn = f"{samples or 1} sample{'s' * ((samples or 1) != 1)} at temperature {temperature}" if temperature else ""
-    parts = (drawn, f"top-p {top_p}" if top_p else "", f"{new_tokens} tokens" if new_tokens else "")
+    parts = (
+        drawn,
+        f"top-p {top_p}" if top_p else "",
+        f"{new_tokens} tokens" if new_tokens else "",
+        f"after {think_end}" if think_end else "",
+    )
     return ", ".join(part for part in parts if part)
 
 
