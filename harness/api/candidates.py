@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,22 @@ from harness import plugins as registry
 from harness.api.propose import as_seen_from, is_hub_id, is_on_hub
 from harness.core.engine import Engine
 from harness.core.foreign import locate
-from harness.core.format import TRANSFORMERS_FORMAT
+from harness.core.format import GGUF_FORMAT, TRANSFORMERS_FORMAT
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import Site
 from harness.engines.vllm.tables import READ
 from harness.errors import SourceError, UsageError
-from harness.models import downloads, hub, published
-from harness.models.sources import label_of
+from harness.models import hub, published
+from harness.models.sources import HUB_FILE, is_here, label_of, on_hub
 from harness.planning.draft.propose import LeftOut
 from harness.planning.estimate.chosen import Chosen
 
 CHECKPOINT = "checkpoint"
 MOST_FOUND = 8
-"""So many of those that the hub knows are compared: the most downloaded."""
+"""So many of those that the hub knows are compared: the most downloaded. All GGUF files of a repository are."""
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_UNQUANTIZED = re.compile(r"[-._](bf16|f16|f32)\.gguf$", re.IGNORECASE)
+"""The name of a file in which, as its writers name files, nothing is quantized."""
 
 
 @dataclass(frozen=True)
@@ -80,42 +84,65 @@ class Seeker:
         """The most downloaded that the hub knows of a model. Raises SourceError if it cannot be asked."""
         if not is_on_hub(model):
             raise SourceError(f"{model!r} is no hub id, so the hub knows no quantizations of it; name checkpoints")
-        return self._looked_up(hub.quantizations_of(model), MOST_FOUND)
+        gguf = GGUF_FORMAT in registry.engine(self.engine).reads
+        return self._looked_up(hub.quantizations_of(model, gguf), MOST_FOUND)
 
     def _looked_up(self, names: Sequence[str] | Iterator[str], most: int) -> PickCandidates:
         kept: list[PickCandidate] = []
         left_out: list[LeftOut] = []
         for name in names:
-            if len(kept) == most:
+            if len(kept) >= most:
                 break
             try:
-                candidate = self._candidate(name)
-                if any(label_of(each.chosen.label) == label_of(name) for each in kept):
-                    raise SourceError("a table could not tell it from one of the same name")
-                kept.append(candidate)
+                for candidate in self._candidates(name):
+                    label = candidate.chosen.label
+                    if label_of(label) in [label_of(each.chosen.label) for each in kept]:
+                        left_out.append(LeftOut(label, "a table could not tell it from one of the same name"))
+                    else:
+                        kept.append(candidate)
             except SourceError as error:
                 left_out.append(LeftOut(name, str(error).removeprefix(f"{name!r}: ")))
         return PickCandidates(tuple(kept), tuple(left_out))
 
-    def _candidate(self, named: str) -> PickCandidate:
+    def _candidates(self, named: str) -> Iterator[PickCandidate]:
+        """The checkpoint of that name or, of a repository of GGUF files, each of these."""
         method = registry.method(CHECKPOINT)
         if locate(named, Path(), SourceError).exists():
-            return PickCandidate(Chosen(method, method.params(id=as_seen_from(self.folder, named)), named), 0)
-        if not is_hub_id(named):
+            yield PickCandidate(Chosen(method, method.params(id=as_seen_from(self.folder, named)), named), 0)
+            return
+        if not (HUB_FILE.fullmatch(named) or is_hub_id(named)):
             raise SourceError("checkpoint not found: it is no file or folder, and no hub id")
-        found = hub.newest(named)
-        if reason := self._unreadable(found, registry.engine(self.engine)):
+        repository, file = on_hub(named)
+        found = hub.newest(repository)
+        for name, size in self._readable(repository, file, found).items():
+            chosen = Chosen(method, method.params(id=name, revision=found.commit), name)
+            yield PickCandidate(chosen, 0 if is_here(name, found.commit) else size)
+
+    def _readable(self, repository: str, file: str | None, found: hub.Published) -> Mapping[str, int]:
+        """The bytes of each checkpoint that the engine may read of a repository, or of that file of it, by hub id.
+
+        Raises SourceError, which says why, if there are none.
+        """
+        runtime = registry.engine(self.engine)
+        if GGUF_FORMAT in runtime.reads:
+            whole = {name: size for name, size in found.gguf_bytes.items() if not _PART.search(name)}
+            chosen = [name for name in whole if (name == file if file else not _UNQUANTIZED.search(name))]
+            if not chosen:
+                of_that_name = " of that name" if file else ""
+                raise SourceError(f"{runtime.name} reads GGUF files of one part, and it holds none{of_that_name}")
+            return {f"{repository}/{name}": whole[name] for name in chosen}
+        if file is not None:
+            raise SourceError(f"{runtime.name} does not read GGUF files; give --engine llamacpp")
+        if reason := self._unreadable(found, runtime):
             raise SourceError(reason)
-        chosen = Chosen(method, method.params(id=named, revision=found.commit), named)
-        here = downloads.is_users(named, found.commit)
-        return PickCandidate(chosen, 0 if here else found.bytes)
+        return {repository: found.bytes}
 
     def _unreadable(self, found: hub.Published, runtime: Engine[Any]) -> str | None:
         """Why an engine reads nothing of a repository, as far as the hub shows what is in it; None if it may."""
         if TRANSFORMERS_FORMAT not in runtime.reads:
             return f"{runtime.name} does not read safetensors; download a file that it reads, and name that"
         if not found.loadable:
-            return "holds no safetensors; download a .gguf file of it, and name that with --engine llamacpp"
+            return "holds no safetensors" + ("; give --engine llamacpp for its GGUF files" if found.gguf_bytes else "")
         if found.quantization is None:
             return None
         known = {MAIN_ENGINE: published.READERS, "vllm": READ}.get(runtime.name, (found.quantization,))

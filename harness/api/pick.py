@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,19 +18,21 @@ from harness.core.model import ModelRef
 from harness.core.record import RunRecord
 from harness.engines.vllm.tables import READ
 from harness.errors import UsageError
-from harness.execution.events import Event
+from harness.execution.debris import clear
+from harness.execution.events import Cleared, Event
+from harness.execution.fetch import fetch_into
 from harness.execution.local import LocalSite, local_site
 from harness.execution.sweep import done
-from harness.host.process import end_leftovers
-from harness.models import downloads, hub
-from harness.models.sources import is_here
+from harness.models import hub
+from harness.models.downloads import hub_cache
+from harness.models.sources import inspect, is_here, on_hub
 from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.propose import LeftOut
 from harness.planning.draft.sizing import EFFORTS, STANDARD
 from harness.planning.expand import baseline, choices
 from harness.planning.plan import PlannedRun, plan
 from harness.planning.versions import environment
-from harness.recipe import Recipe, load_recipe, recipe_at
+from harness.recipe import MethodEntry, Model, Recipe, load_recipe, recipe_at
 from harness.storage.disk import Disk
 
 TIME_LIMIT = "2h"
@@ -91,25 +92,27 @@ def write_recipe(
     results: str | Path = "results",
     cache: str | Path | None = None,
     pythons: Mapping[str, Path] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> PickRecipe:
     """Writes the recipe that compares the checkpoints, each hub id with its newest commit.
 
     A file that was written for the same request is left as it is. What an earlier pick downloaded before it was killed
-    is deleted. Raises SourceError, before anything is downloaded, for a model that cannot be found and if no checkpoint
-    can be compared; and after the model is downloaded if what is kept of it leaves no room for any checkpoint.
+    is deleted, since it takes room, and ``on_event`` receives that. Raises SourceError, before anything is downloaded,
+    for a model that cannot be found and if no checkpoint can be compared; and after the model is downloaded if what is
+    kept of it leaves no room for any checkpoint.
     """
     model = request.model or base_of(request.checkpoints)
     name = recipe_name("pick", model)
     path = out or Path(f"{name}.yaml")
     first = f"qharness pick {request.arguments}"
+    site = local_site(cache, pythons)
+    if debris := clear([site.artifacts.root]):
+        on_event(Cleared(debris))
     if is_written(path, first, replace):
         return PickRecipe(path)
-    site = local_site(cache, pythons)
-    end_leftovers()  # they could still download
-    downloads.delete_abandoned()
     seeker = Seeker(request.engine, site, path.parent)
     candidates = seeker.named(request.checkpoints) if request.checkpoints else seeker.found(model)
-    room = free_bytes(hub.cache_folder())
+    room = min(free_bytes(folder) for folder in (hub.cache_folder(), site.artifacts.root))
     base_bytes = _download_bytes(model)
     allowed = room if request.disk_bytes is None else min(room, request.disk_bytes)
     candidates = candidates.within(allowed - base_bytes)
@@ -147,29 +150,43 @@ def measure_each(
 ) -> PickRun:
     """Runs the recipe's checkpoints one after the other.
 
-    What is downloaded of a checkpoint is deleted afterwards, also if it was interrupted; what was in the hub's cache
-    before stays. A checkpoint of which every run is done is not downloaded again. One that the hub does not give, or
-    that turns out to be none, does not stop the others; raises its UsageError if there are no others.
+    A checkpoint is downloaded into a hub cache of its own, which is deleted afterwards, also if it was interrupted: the
+    user's hub cache is read, and nothing changes in it. A checkpoint of which every run is done is not downloaded
+    again. One that the hub does not give, or that turns out to be none, does not stop the others; raises its UsageError
+    if there are no others.
     """
+    root = local_site(cache, pythons).artifacts.root
     recipe = load_recipe(path)
     first, *checkpoints = recipe.methods
     records: dict[str, RunRecord] = {}
     faults: dict[str, UsageError] = {}
     for entry in checkpoints:
         alone = recipe.model_copy(update={"methods": (first, entry)})
-        name, commit = str(entry.params["id"]), entry.params.get("revision")
+        name = str(entry.params["id"])
         try:
-            with nullcontext() if commit is None else downloads.borrowed(name, commit):
-                if _is_done(alone, results, cache, pythons):
-                    say(f"{name}: measured before")
-                    continue
-                made = runner(alone, results, cache, pythons, on_event=on_event)
-                records |= {record.spec.run_id: record for record in made}
+            if _is_done(alone, results, cache, pythons):
+                say(f"{name}: measured before")
+                continue
+            with hub_cache(root) as downloads:
+                _download(entry, downloads)
+                made = runner(alone.with_downloads(downloads), results, cache, pythons, on_event=on_event)
+            records |= {record.spec.run_id: record for record in made}
         except UsageError as error:
             faults[name] = error
     if len(faults) == len(checkpoints):
         raise next(iter(faults.values()))
-    return PickRun(tuple(records.values()), tuple(LeftOut(name, str(error)) for name, error in faults.items()))
+    left_out = (LeftOut(name, str(error).replace(f"{name!r}: ", "")) for name, error in faults.items())
+    return PickRun(tuple(records.values()), tuple(left_out))
+
+
+def _download(entry: MethodEntry, cache: Path) -> None:
+    """Raises SourceError for a hub model that is not in the user's hub cache, and that the hub does not give."""
+    given = entry.params
+    if (commit := given.get("revision")) is not None:
+        model = Model(id=given["id"], revision=commit, trust_remote_code=given.get("trust_remote_code", False))
+        found = inspect(model, Path())
+        if not found.ref.path:
+            fetch_into(cache, found.ref)
 
 
 def _is_done(recipe: Recipe, results: str | Path, cache: str | Path | None, pythons: Mapping[str, Path] | None) -> bool:
@@ -208,7 +225,9 @@ def serve_command(recommendation: Recommendation) -> str | None:
 def serving(ref: ModelRef) -> str | None:
     """``llama-server`` for a GGUF file, ``vllm serve`` for a quant_method that vLLM reads; None for any other."""
     if ref.kind == "gguf":
-        return shlex.join(["llama-server", "--model", ref.path])
+        repository, file = on_hub(ref.id)
+        named = ["--hf-repo", repository, "--hf-file", file] if ref.on_hub and file else ["--model", ref.path]
+        return shlex.join(["llama-server", *named])
     if ref.native_quantization is not None and ref.native_quantization not in READ:
         return None
     if ref.kind == "hub":

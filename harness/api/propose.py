@@ -125,7 +125,10 @@ def propose(
     site = local_site(cache, pythons)
     entry, source = find_model(request.model, request.revision, path.parent, say)
     if request.purpose == "quality" and source.ref.kind == "synthetic":
-        raise UsageError("--for quality: random weights have none; give --for size or --for speed")
+        raise UsageError(
+            "--for quality: a synthetic model has random weights, so it has no quality to lose; "
+            "give --for size or --for speed"
+        )
     budget = None if request.budget is None else parse_budget(request.budget, "--budget")
     draft = RecipeDraft(
         name=name,

@@ -81,7 +81,7 @@ class _Here:
         return self._found[key]
 
     def _model(self, model: ModelRef) -> str | None:
-        if model.kind in ("hub", "synthetic"):
+        if model.on_hub or model.kind == "synthetic":
             return model.id
         for name in (model.id, model.path, *map(str, self.given)):
             with suppress(SourceError, OSError):

@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
+from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 from harness.analysis.kept import NOTHING, KeptEntries
@@ -38,6 +41,10 @@ TITLE = "Quantization results"
 KEPT = ".site.json"
 """What the site's pages say of each sweep, for the next build; its absence marks a folder that is no site."""
 MAX_KEPT_BYTES = 2**30
+LEAST_PER_PROCESS = 16
+"""Fewer locations are built sooner than a further process has started."""
+OF_RECIPE = "--"
+"""Between the names of a place and a recipe; no such name contains it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
@@ -61,6 +68,15 @@ class _NamedSweep:
     found: NamedRecords
 
 
+@dataclass(frozen=True)
+class _Built:
+    """The sweeps at one location whose pages were built, and the files that changed; or why it cannot be read."""
+
+    entries: tuple[SweepEntry, ...] = ()
+    written: tuple[Path, ...] = ()
+    fault: HarnessError | None = None
+
+
 def write_site(
     results: Sequence[str | Path],
     out: str | Path,
@@ -68,6 +84,7 @@ def write_site(
     bundles: bool = False,
     on_skipped: Callable[[str | Path, HarnessError], None] = lambda location, error: None,
     redact: bool = False,
+    processes: int = 1,
 ) -> SiteBuild:
     """Writes a site of results folders, bundles or URLs into the folder ``out``; it needs no server.
 
@@ -76,8 +93,10 @@ def write_site(
     With ``bundles`` each page offers a bundle of its results; one that was given as a bundle always does.
     With ``redact`` pages leave out what redacted reports do, sweeps are named by their recipes, no bundle is offered,
     which would hold everything, and all sweeps are built if one changed, so that a name has one number in all.
-    ``on_skipped`` receives what cannot be read. Raises UsageError for a folder with something else in it, and for
-    bundles of a redacted site; ResultsError if no results can be read.
+    ``on_skipped`` receives what cannot be read. Up to ``processes`` build the pages of many locations that are not
+    redacted; each imports the main module of its caller, as ``multiprocessing`` does.
+    Raises UsageError for a folder with something else in it, and for bundles of a redacted site; ResultsError if no
+    results can be read.
     """
     if redact and bundles:
         raise UsageError("--bundles: a bundle holds whole records, which --redact does not show; give one of both")
@@ -92,13 +111,17 @@ def write_site(
     if redact and unchanged != set(states.values()):
         unchanged = set()  # a model has one number on all pages, which depends on the sweeps before it
     entries = {name: known for name, known in kept.items() if known[0] in unchanged}
-    used, built = set(entries), 0
-    redaction = Redaction() if redact else None
+    left = [location for location, state in states.items() if state not in unchanged]
+    builder, used, built = _Builder(folder, title, bundles), set(entries), 0
+    pages = builder.redacted(left, used) if redact else builder.named(left, used, processes)
     try:
-        for location in (location for location, state in states.items() if state not in unchanged):
-            for sweep in _sweeps(location, used, on_skipped, redact):
-                entries[sweep.name] = states[location], _build(sweep, title, bundles, writer, redaction)
-                built += 1
+        with closing(pages):
+            for location, found in zip(left, pages, strict=True):
+                if found.fault is not None:
+                    on_skipped(location, found.fault)
+                entries |= {entry.name: (states[location], entry) for entry in found.entries}
+                writer.written += found.written
+                built += len(found.entries)
     except BaseException:
         _keep(folder, {**kept, **entries})  # a build that was interrupted goes on from there
         raise
@@ -106,7 +129,7 @@ def write_site(
         raise ResultsError("none of these can be read as results; name folders written by 'qharness run'")
     found = [entry for _, entry in entries.values()]
     for model in models_of(found):
-        writer.write(f"models/{model.id}.html", model_page(title, model))
+        writer.write(f"models/{model.id}.html", model_page(title, model, keys=not redact))
     writer.write("index.html", index_page(title, found))
     removed = tuple(_remove_stale(folder, kept, found))
     _keep(folder, entries)
@@ -151,20 +174,56 @@ def _state(location: str | Path, title: str, bundles: bool, redact: bool) -> str
     return full_digest([report_code(), title, bundles, redact, str(root), found])
 
 
-def _sweeps(
-    location: str | Path, used: set[str], on_skipped: Callable[[str | Path, HarnessError], None], redact: bool
-) -> Iterator[_NamedSweep]:
-    try:
-        found = read_folder(location)
-    except HarnessError as error:
-        on_skipped(location, error)
-        return
-    place = name_of(location).removesuffix(SUFFIX)
-    recipes = dict.fromkeys(record.spec.recipe for record in found.records)
-    for recipe in recipes:
-        own = found if len(recipes) == 1 else _of_recipe(found, recipe)
-        name = recipe if redact else place if len(recipes) == 1 else f"{place} {recipe}"
-        yield _NamedSweep(file_name(name, used), location, own)
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the pages of sweeps, location by location, into the folder of a site."""
+
+    folder: Path
+    title: str
+    bundles: bool
+
+    def named(self, locations: Sequence[str | Path], used: set[str], processes: int) -> Generator[_Built]:
+        """Each sweep under the name of its location, none of which is among the ``used``."""
+        of_others = {name.partition(OF_RECIPE)[0] for name in used}
+        places = [file_name(name_of(location).removesuffix(SUFFIX), of_others) for location in locations]
+        if (count := min(processes, len(locations) // LEAST_PER_PROCESS)) < 2:
+            yield from map(self.at_place, locations, places)
+            return
+        pool = ProcessPoolExecutor(count, get_context("spawn"), signal, (SIGINT, SIG_IGN))
+        try:
+            yield from pool.map(self.at_place, locations, places)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def at_place(self, location: str | Path, place: str) -> _Built:
+        """The sweeps of a location, with their recipes' names behind that of the place if they are several."""
+        own: set[str] = set()
+        return self._built(
+            location, lambda recipe, alone: place if alone else place + OF_RECIPE + file_name(recipe, own)
+        )
+
+    def redacted(self, locations: Sequence[str | Path], used: set[str]) -> Generator[_Built]:
+        """Each sweep under the name of its recipe; a name that is hidden has one number on all pages."""
+        redaction = Redaction()
+        for location in locations:
+            yield self._built(location, lambda recipe, alone: file_name(recipe, used), redaction)
+
+    def _built(
+        self, location: str | Path, name: Callable[[str, bool], str], redaction: Redaction | None = None
+    ) -> _Built:
+        try:
+            found = read_folder(location)
+        except HarnessError as error:
+            return _Built(fault=error)
+        writer = _SiteFiles(self.folder)
+        recipes = dict.fromkeys(record.spec.recipe for record in found.records)
+        alone = len(recipes) == 1
+        sweeps = (
+            _NamedSweep(name(recipe, alone), location, found if alone else _of_recipe(found, recipe))
+            for recipe in recipes
+        )
+        entries = tuple(_build(sweep, self.title, self.bundles, writer, redaction) for sweep in sweeps)
+        return _Built(entries, tuple(writer.written))
 
 
 def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:

@@ -87,6 +87,11 @@ class ModelRef:
         return digest(model_identity(self))
 
     @property
+    def on_hub(self) -> bool:
+        """Whether it is fetched from a hub: its folder or, of kind ``gguf``, one file of a repository."""
+        return self.kind == "hub" or self.revision is not None
+
+    @property
     def altered(self) -> bool:
         """Whether its weights are not stored as they were published."""
         return self.degrid is not None or self.dequantize is not None

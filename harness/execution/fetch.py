@@ -28,8 +28,8 @@ from harness.models.published import HubKernel, hub_kernel, quantization_config
 from harness.stacks.variables import for_fetching
 from harness.tasks.catalog import is_own
 
-PLAIN, WITH_CODE, KERNELS = "plain", "with-code", "kernels"
-"""What to fetch: everything except the tasks whose code a recipe trusts, or only these; or kernels."""
+PLAIN, WITH_CODE, KERNELS, MODEL = "plain", "with-code", "kernels", "model"
+"""What to fetch: everything except the tasks whose code a recipe trusts, or only these; or kernels, or one model."""
 
 
 def fetch(specs: Sequence[RunSpec], site: Site) -> bool:
@@ -37,7 +37,7 @@ def fetch(specs: Sequence[RunSpec], site: Site) -> bool:
 
     The kernels of such a model are known only once it is here: they are fetched by the next call.
     """
-    absent = any(model.kind == "hub" and not model.path for model in _models(specs))
+    absent = any(model.on_hub and not model.path for model in _models(specs))
     tasks = _hub_tasks(specs)
     if absent or any(text.hub for text in _texts(specs)) or any(not task.trust_task_code for task in tasks):
         _fetch([asdict(spec) for spec in specs], PLAIN, dict(os.environ))
@@ -46,6 +46,11 @@ def fetch(specs: Sequence[RunSpec], site: Site) -> bool:
     if kernels := _kernels(specs, site):
         _fetch([[kernel.repository, kernel.version] for kernel in kernels], KERNELS, dict(os.environ))
     return absent
+
+
+def fetch_into(cache: Path, model: ModelRef) -> None:
+    """Downloads a hub model into that hub cache. Raises SourceError if it cannot be fetched."""
+    _fetch([asdict(model)], MODEL, {**os.environ, "HF_HUB_CACHE": str(cache)})
 
 
 def _fetch(wanted: Sequence[object], what: str, variables: Mapping[str, str]) -> None:
@@ -75,9 +80,14 @@ def main(path: str, what: str) -> None:
     from harness.storage.json_codec import decode
     from harness.text.sources import rows
 
-    specs = decode(list[RunSpec], json.loads(Path(path).read_text(encoding="utf-8")), path)
+    wanted = json.loads(Path(path).read_text(encoding="utf-8"))
+    if what == MODEL:
+        for model in decode(list[ModelRef], wanted, path):
+            fetch_model(model)
+        return
+    specs = decode(list[RunSpec], wanted, path)
     if what == PLAIN:
-        for model in {model.content: model for model in _models(specs) if model.kind == "hub"}.values():
+        for model in {model.content: model for model in _models(specs) if model.on_hub}.values():
             fetch_model(model)
         for text in dict.fromkeys(text for text in _texts(specs) if text.hub):
             rows(text)
@@ -134,4 +144,7 @@ def _texts(specs: Sequence[RunSpec]) -> Iterator[TextRef]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except SourceError as fault:
+        sys.exit(str(fault))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ from harness.models import headers
 
 SIZED = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """The endings of files that are fetched of a checkpoint."""
+GGUF = ".gguf"
 MOST_LISTED = 200
-BEGUN = ".incomplete"
-"""The ending of a file in the hub's cache that huggingface_hub downloads, or had begun to."""
 
 
 def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.Header | None]:
@@ -48,6 +45,7 @@ class Published:
 
     ``loadable`` says whether safetensors files are among these. ``quantization`` is the quant_method of its
     config.json, None if the hub shows none, and ``bases`` are the models that its card says it was made of.
+    ``gguf_bytes`` are those of each of its GGUF files, which are checkpoints of their own.
     """
 
     commit: str
@@ -55,6 +53,7 @@ class Published:
     loadable: bool = True
     quantization: str | None = None
     bases: tuple[str, ...] = ()
+    gguf_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def newest(model: str) -> Published:
@@ -74,23 +73,25 @@ def newest(model: str) -> Published:
         any(file.rfilename.endswith(".safetensors") for file in files),
         _quantization(found.config),
         (bases,) if isinstance(bases, str) else tuple(map(str, bases or ())),
+        {file.rfilename: file.size or 0 for file in found.siblings or () if file.rfilename.endswith(GGUF)},
     )
 
 
-def quantizations_of(model: str) -> Iterator[str]:
+def quantizations_of(model: str, gguf: bool = False) -> Iterator[str]:
     """The repositories that hold a quantization of a model by their cards, and say in which format: most loaded first.
 
-    At most ``MOST_LISTED`` are looked at. Raises SourceError if the hub cannot be reached.
+    With ``gguf`` they are those of GGUF files. At most ``MOST_LISTED`` are looked at. Raises SourceError if the hub
+    cannot be reached.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi
 
-    asked = f"base_model:quantized:{model}"
+    asked = [f"base_model:quantized:{model}", *(["gguf"] if gguf else [])]
     try:
         found = list(HfApi().list_models(filter=asked, sort="downloads", limit=MOST_LISTED, fetch_config=True))
     except (HTTPError, OSError, ValueError) as error:
         raise unreachable(model, "its quantizations", error) from None
-    yield from (each.id for each in found if _quantization(each.config) is not None)
+    yield from (each.id for each in found if gguf or _quantization(each.config) is not None)
 
 
 def _quantization(config: Mapping[str, Any] | None) -> str | None:
@@ -107,79 +108,10 @@ def cache_folder() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def repository_folder(model: str) -> Path:
-    """Where the hub's cache keeps a repository."""
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(cache_folder(), repo_folder_name(repo_id=model, repo_type="model"))
-
-
-def lock_folder(model: str) -> Path:
-    """Where huggingface_hub has a lock for each file of a repository that it downloads."""
-    return Path(cache_folder(), ".locks", repository_folder(model).name)
-
-
-def files_of(model: str) -> frozenset[str]:
-    """The files that the hub's cache has of a repository, whole and begun, as paths in ``repository_folder``."""
-    folder = repository_folder(model)
-    found = (path for name in ("blobs", "refs", "snapshots") for path in Path(folder, name).rglob("*"))
-    return frozenset(path.relative_to(folder).as_posix() for path in found if path.is_symlink() or not path.is_dir())
-
-
-def forget(model: str, commit: str, before: Set[str]) -> None:
-    """Deletes what came into the hub's cache of a repository at that commit since it had the files ``before``.
-
-    What another commit uses stays, and so does what another process downloads now. A file that was begun before stays,
-    also if it is whole by now.
-    """
-    from huggingface_hub import scan_cache_dir
-
-    folder = repository_folder(model)
-    snapshot = f"snapshots/{commit}/"
-    new = files_of(model) - before - {name.removesuffix(BEGUN) for name in before}
-    if not new:
-        return
-    for name in new:
-        if name.startswith(snapshot):
-            Path(folder, name).unlink()
-    for path in (*sorted(Path(folder, snapshot).rglob("*"), reverse=True), Path(folder, snapshot)):
-        with suppress(OSError):  # it is not empty, or no folder
-            path.rmdir()
-    left = files_of(model)
-    used = {Path(folder, name).readlink().name for name in left if Path(folder, name).is_symlink()}
-    blobs = {name for name in new & left if name.startswith("blobs/") and Path(name).name not in used}
-    refs = {name for name in new & left if name.startswith("refs/") and not Path(folder, snapshot).exists()}
-    replace(
-        scan_cache_dir(cache_folder()).delete_revisions(),  # none, but it knows of what repositories share
-        blobs=frozenset(folder / name for name in blobs if not _is_downloaded(model, name)),
-        refs=frozenset(folder / name for name in refs if Path(folder, name).read_text() == commit),
-    ).execute()
-
-
-def _is_downloaded(model: str, blob: str) -> bool:
-    """Whether a process downloads a file now: huggingface_hub holds a lock of its digest meanwhile."""
-    from filelock import FileLock, Timeout
-
-    lock = lock_folder(model) / f"{Path(blob).name.partition('.')[0]}.lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def remove_if_empty(model: str) -> None:
-    """Deletes a repository's folder in the hub's cache if it has no files of it."""
-    if not files_of(model):
-        shutil.rmtree(repository_folder(model), ignore_errors=True)
-
-
 def unreachable(model: str, wanted: str, error: Exception) -> SourceError:
     """That the hub did not give something of a model, and what else may be named."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return SourceError(
-        f"{model!r} is no file or folder here, and the hub did not give {wanted}: {reason}; "
+        f"{model!r}: no file or folder here, and the hub did not give {wanted}: {reason}; "
         "name a local folder, a GGUF file, or a config.json"
     )

@@ -348,11 +348,11 @@ def attention_of(source: SourceModel) -> Attention | None:
 
 
 def _configuration(ref: ModelRef) -> Mapping[str, Any]:
-    if ref.kind == "gguf":
-        return _gguf_configuration(ref.path, ref.content)
     if ref.kind == "synthetic":
         return ref.config
-    return headers.read_config(Path(ref.path)) if ref.path else {}
+    if not ref.path:
+        return {}
+    return _gguf_configuration(ref.path, ref.content) if ref.kind == "gguf" else headers.read_config(Path(ref.path))
 
 
 @lru_cache(maxsize=16)

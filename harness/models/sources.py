@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from harness.recipe import Model
 from harness.storage.checksums import hash_file, list_folder, stat_file
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
+HUB_FILE = re.compile(rf"({HUB_ID.pattern})/((?!.*\.\.)[\w./+-]+\.gguf)")
+"""A GGUF file of a repository."""
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 """The files, besides the weights, that determine what a checkpoint computes."""
 _DECIDING = (*_CHECKPOINT_FILES, "*.safetensors")
@@ -53,8 +56,12 @@ class SourceModel:
     multimodal: bool = False
 
 
-def inspect(entry: Model, folder: Path) -> SourceModel:
-    """Raises SourceError if the model is missing or of an unsupported kind."""
+def inspect(entry: Model, folder: Path, downloads: Path | None = None) -> SourceModel:
+    """The model that an entry of a recipe in a folder names.
+
+    One on a hub is looked up in the user's hub cache and then in ``downloads``, another such cache.
+    Raises SourceError if it is missing or of an unsupported kind.
+    """
     scheme, _, rest = entry.id.partition(":")
     if scheme == "synthetic" and rest:
         _refuse(entry, "revision", "trust_remote_code", "degrid", kind="a synthetic model")
@@ -65,31 +72,42 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
     path = locate(entry.id, folder, SourceError)
     if path.exists():
         return _local(entry, path)
-    if HUB_ID.fullmatch(entry.id) and not entry.id.endswith(".gguf"):
-        return _hub(entry)
+    is_file = entry.revision is not None and HUB_FILE.fullmatch(entry.id)
+    if is_file or (HUB_ID.fullmatch(entry.id) and not entry.id.endswith(hub.GGUF)):
+        return _hub(entry, downloads)
     raise SourceError(f"model not found: {quoted(entry.id)} is no file or folder at {shown(path)}, and no hub id")
 
 
 def is_here(model: str, commit: str) -> bool:
-    """Whether a hub model's checkpoint at that commit is whole in the hub's cache."""
-    return bool(_hub(Model(id=model, revision=commit)).matrices)
+    """Whether a hub model's checkpoint at that commit is whole in the user's hub cache."""
+    return bool(_hub(Model(id=model, revision=commit), None).matrices)
 
 
 def fetch(ref: ModelRef) -> None:
-    """Downloads a hub model's checkpoint into the hub's own cache; the workers run offline.
+    """Downloads a hub model's checkpoint into the hub's cache of this process; the workers run offline.
 
     Raises SourceError if the hub does not give it.
     """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
 
+    repository, file = on_hub(ref.id)
     endings = (*hub.SIZED, *([".py"] if ref.trust_remote_code else []))
-    patterns = [f"*{ending}" for ending in endings]
+    patterns = [f"*{ending}" for ending in endings] if file is None else [file]
     try:
-        folder = snapshot_download(ref.id, revision=ref.revision, allow_patterns=patterns)
+        folder = snapshot_download(repository, revision=ref.revision, allow_patterns=patterns)
     except (HTTPError, OSError, ValueError) as error:
         raise hub.unreachable(ref.id, "its files", error) from None
-    headers.weight_files(Path(folder))
+    if file is None:
+        headers.weight_files(Path(folder))
+    elif not Path(folder, file).exists():
+        raise SourceError(f"{ref.id!r}: its repository has no such file at this commit")
+
+
+def on_hub(model: str) -> tuple[str, str | None]:
+    """The repository of a hub id, and the GGUF file in it that the id names: that of ``OWNER/NAME/FILE.gguf``."""
+    found = HUB_FILE.fullmatch(model)
+    return (model, None) if found is None else (found[1], found[2])
 
 
 def _refuse(entry: Model, *keys: str, kind: str) -> None:
@@ -109,15 +127,20 @@ def _local(entry: Model, path: Path) -> SourceModel:
         content = digest([(Path(file.path).name, file.sha256) for file in files])
         return replace(_source(entry, "directory", path, header, content), files=list_folder(path, files, _DECIDING))
     if path.suffix == ".gguf":
-        _refuse(entry, "trust_remote_code", kind="a GGUF file")
-        header, file = read_header(path), hash_file(path)
-        if header.unreadable_tokenizer is not None:
-            raise SourceError(f"model {quoted(entry.id)}: {header.unreadable_tokenizer}")
-        return replace(_source(entry, "gguf", path, header, file.sha256), files=Input((file,)))
+        file = hash_file(path)
+        return _gguf(entry, path, file, file.sha256)
     raise SourceError(f"model {quoted(entry.id)}: neither a model's folder nor a .gguf file")
 
 
-def _hub(entry: Model) -> SourceModel:
+def _gguf(entry: Model, path: Path, file: InputFile, content: str) -> SourceModel:
+    _refuse(entry, "trust_remote_code", kind="a GGUF file")
+    header = read_header(path)
+    if header.unreadable_tokenizer is not None:
+        raise SourceError(f"model {quoted(entry.id)}: {header.unreadable_tokenizer}")
+    return replace(_source(entry, "gguf", path, header, content), files=Input((file,)))
+
+
+def _hub(entry: Model, downloads: Path | None) -> SourceModel:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -126,20 +149,28 @@ def _hub(entry: Model) -> SourceModel:
             f"model {quoted(entry.id)}: a hub model needs 'revision', a commit, or its run could not be repeated"
         )
     content = f"{entry.id}@{entry.revision}"
-    try:
-        cached = try_to_load_from_cache(entry.id, "config.json", revision=entry.revision)
-    except HFValidationError as error:
-        raise SourceError(f"model {quoted(entry.id)} is no hub id: {error}") from None
-    if isinstance(cached, str):
-        folder = Path(cached).parent
+    repository, file = on_hub(entry.id)
+    for cache in dict.fromkeys((None, downloads)):
         try:
-            source = _source(entry, "hub", folder, headers.read_directory(folder), content)
-            settings = [file for pattern in _CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()]
-            files = tuple(map(_fetched, sorted({*settings, *headers.weight_files(folder)})))
-            return replace(source, files=list_folder(folder, files, _DECIDING))
-        except SourceError:  # only a part of it was fetched
-            pass
+            cached = try_to_load_from_cache(repository, file or "config.json", cache, entry.revision)
+        except HFValidationError as error:
+            raise SourceError(f"model {quoted(entry.id)} is no hub id: {error}") from None
+        if isinstance(cached, str) and file is not None:
+            return _gguf(entry, Path(cached), _fetched(Path(cached)), content)
+        if isinstance(cached, str):
+            with suppress(SourceError):  # only a part of it was fetched
+                return _snapshot(entry, Path(cached).parent, content)
+    if file is not None:
+        return _source(entry, "gguf", None, headers.Header({}, None, None, "float32"), content)
     return _source(entry, "hub", None, headers.Header({}, None, None, None), content)
+
+
+def _snapshot(entry: Model, folder: Path, content: str) -> SourceModel:
+    """A checkpoint in a hub's cache. Raises SourceError if it is not whole."""
+    source = _source(entry, "hub", folder, headers.read_directory(folder), content)
+    settings = [file for pattern in _CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()]
+    files = tuple(map(_fetched, sorted({*settings, *headers.weight_files(folder)})))
+    return replace(source, files=list_folder(folder, files, _DECIDING))
 
 
 def _fetched(file: Path) -> InputFile:

@@ -203,7 +203,7 @@ def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodC
     try:
         params = choice.params
         entry = Model(id=params.id, revision=params.revision, trust_remote_code=params.trust_remote_code)
-        found = inspect(entry, recipe.folder_of((*place, "id")))
+        found = inspect(entry, recipe.folder_of((*place, "id")), recipe.downloads)
     except SourceError as error:
         raise recipe.error((*place, "id"), str(error)) from None
     if found.ref.kind not in ("directory", "hub", "gguf"):

@@ -257,6 +257,18 @@ class Recipe(Strict):
     )
 
     _file: YamlFile | None = PrivateAttr(None)
+    _downloads: Path | None = PrivateAttr(None)
+
+    @property
+    def downloads(self) -> Path | None:
+        """A hub cache in which published checkpoints are looked up too; None: only the user's."""
+        return self._downloads
+
+    def with_downloads(self, cache: Path) -> Recipe:
+        """The same recipe, whose published checkpoints may also be in that hub cache."""
+        found = self.model_copy()
+        found._downloads = cache
+        return found
 
     def error(self, location: Location, message: str) -> RecipeError:
         """A RecipeError that names file, line and key."""

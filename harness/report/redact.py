@@ -24,7 +24,8 @@ LEFT_OUT = (
     "Redacted: paths and every parameter that looks like one; messages and log tails of failed runs; free text from "
     "libraries, methods and the machine; questions and what models answered; all details of the machine but its "
     "processors, memory, GPU and driver; names of local models and texts, which are numbered instead. Not redacted: "
-    "names of recipes and tasks, and of models and data sets on a hub."
+    "names of recipes and tasks, and of models and data sets on a hub; and the hashes of models and texts, by which "
+    "figures are comparable: who has the same file finds it again."
 )
 """What a redacted report does not show, in its own words."""
 HARDWARE = (
@@ -87,14 +88,16 @@ class Redaction:
             return Fingerprint(hardware, software, value.state)
         if isinstance(value, Measurement):
             hidden = (HIDDEN,) * len(value.values) if value.metric in (TEXT, PROMPT, TARGET) else value.item_ids
-            return replace(value, item_ids=hidden)  # its values, which may be many, hide nothing
+            text = value.protocol.get("text")
+            protocol = {**value.protocol, **({} if text is None else {"text": self._numbers.get(("text", text), text)})}
+            return replace(value, item_ids=hidden, protocol=protocol)  # its values, which may be many, hide nothing
         if isinstance(value, Label | Fact):
             return replace(value, arguments={name: self._argument(value, name) for name in value.arguments})
         return None
 
     def _model(self, model: ModelRef) -> ModelRef:
         scheme, _, rest = model.id.partition(":")
-        public = model.kind == "hub" or scheme == "package" or (scheme == "synthetic" and not rest.endswith(".json"))
+        public = model.on_hub or scheme == "package" or (scheme == "synthetic" and not rest.endswith(".json"))
         if public:
             return replace(model, path="")
         name = self.name("model", model.label)

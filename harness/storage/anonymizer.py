@@ -146,7 +146,7 @@ class Anonymizer:
     def _part(self, value: Any) -> Any:
         """A part of a spec that holds paths, as it is stored; None for any other."""
         if isinstance(value, ModelRef):
-            where = value.id if value.kind == "hub" else self.path(value.id)
+            where = value.id if value.on_hub else self.path(value.id)
             return replace(value, id=where, path=self.path(value.path))
         if isinstance(value, MethodRef) and value.published is not None:
             published = self._part(value.published)

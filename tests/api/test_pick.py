@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from harness.api.candidates import base_of
 from harness.api.pick import PickRequest, measure_each, serving, write_recipe
 from harness.api.propose import find_model
 from harness.core.model import ModelRef
+from harness.core.owner import current_owner
 from harness.core.record import Outcome, RunRecord
 from harness.core.site import Machine
 from harness.errors import SourceError, UsageError
+from harness.execution.events import Cleared, Event
 from harness.execution.local import LocalSite, local_site
 from harness.host.speeds import TYPICAL
-from harness.models import downloads, hub
+from harness.models import hub
 from harness.models.hub import Published
+from harness.models.sources import is_here, on_hub
 from harness.planning.plan import plan
 from harness.recipe import Recipe, load_recipe
 from harness.storage.store import Store
@@ -31,37 +34,52 @@ COMMIT = "a" * 40
 
 
 class Hub:
-    """A hub with repositories of 1 GB, and its cache: which of them are on the disk."""
+    """A hub with repositories of 1 GB, and what of them is on this machine."""
 
-    def __init__(self, cached: Sequence[str] = ()) -> None:
-        self.cached = set(cached)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.known: list[str] = []
         self.changed: dict[str, Published] = {}
         self.absent: set[str] = set()
-        self.most_at_once = 0
+        self.fetched: list[str] = []
+
+    @property
+    def users(self) -> Path:
+        """The user's hub cache."""
+        return self.folder / "hub"
+
+    @property
+    def downloaded(self) -> list[str]:
+        """The repositories that are on the disk and not in the user's hub cache."""
+        return [path.name for path in (self.folder / "cache" / "downloads").glob(".*/models--*")]
 
     def newest(self, name: str) -> Published:
         if name in self.absent:
             raise SourceError(f"{name!r}: the hub lacks it")
         return self.changed.get(name, Published(COMMIT, 10**9, quantization="gptq"))
 
-    def fetch(self, name: str) -> None:
-        self.cached.add(name)
-        self.most_at_once = max(self.most_at_once, len(self.cached))
+    def fetch_into(self, cache: Path, model: ModelRef) -> None:
+        if model.id in self.absent:
+            raise SourceError(f"could not fetch it: {model.id!r}: the hub is closed")
+        self.fetched.append(model.id)
+        snapshot(cache, on_hub(model.id)[0]).mkdir(parents=True)
+
+
+def snapshot(cache: Path, name: str) -> Path:
+    return cache / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
 
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    made = Hub()
+    made = Hub(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
     monkeypatch.setattr(hub, "newest", made.newest)
-    monkeypatch.setattr(downloads, "is_here", lambda name, commit: name in made.cached)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub, "quantizations_of", lambda name: iter(made.known))
+    monkeypatch.setattr(hub, "quantizations_of", lambda name, gguf: iter(made.known))
+    monkeypatch.setattr(pick, "fetch_into", made.fetch_into)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(made.users))
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(propose, "machine_speeds", lambda machine, root: TYPICAL)
-    monkeypatch.setattr(hub, "forget", lambda name, commit, before: made.cached.discard(name))
     monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: False)
     return made
 
@@ -78,20 +96,24 @@ def test_one_checkpoint_at_a_time_is_on_the_disk_and_none_is_left(published: Hub
     measured = []
 
     def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
-        measured.append(entry(recipe))
-        published.fetch(entry(recipe))
+        measured.append((entry(recipe), published.downloaded))
+        assert recipe.downloads is not None
+        assert snapshot(recipe.downloads, entry(recipe)).exists()
         return ()
 
     measure_each(path, runner=run)
-    assert measured == ["who/gptq", "who/awq", "who/fp8"]
-    assert (published.most_at_once, published.cached) == (1, set())
+    names = ("gptq", "awq", "fp8")
+    assert measured == [(f"who/{name}", [f"models--who--{name}"]) for name in names]
+    assert published.downloaded == []
+    assert not published.users.exists()
 
 
-def test_what_was_in_the_cache_before_stays(published: Hub, tiny: Path) -> None:
-    published.cached = {"who/awq"}
+def test_what_is_in_the_users_cache_is_used_and_stays(published: Hub, tiny: Path) -> None:
+    shutil.copytree(tiny, snapshot(published.users, "who/awq"))
     path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq"))).path
-    measure_each(path, runner=lambda recipe, *where, on_event: published.fetch(entry(recipe)) or ())
-    assert published.cached == {"who/awq"}
+    measure_each(path, runner=lambda recipe, *where, on_event: ())
+    assert published.fetched == ["who/gptq"]
+    assert is_here("who/awq", COMMIT)
 
 
 def test_an_interrupt_deletes_the_download_and_the_next_call_goes_on(
@@ -102,7 +124,6 @@ def test_an_interrupt_deletes_the_download_and_the_next_call_goes_on(
     interrupted = ["who/awq"]
 
     def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
-        published.fetch(entry(recipe))
         if entry(recipe) in interrupted:
             raise KeyboardInterrupt
         finished.append(entry(recipe))
@@ -111,7 +132,8 @@ def test_an_interrupt_deletes_the_download_and_the_next_call_goes_on(
     monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: entry(recipe) in finished)
     with pytest.raises(KeyboardInterrupt):
         measure_each(write_recipe(request).path, runner=run)
-    assert published.cached == set()
+    assert published.fetched == ["who/gptq", "who/awq"]
+    assert published.downloaded == []
     interrupted.clear()
     monkeypatch.setattr(hub, "newest", lambda name: Published("b" * 40, 1))  # published anew: the pick goes on as begun
     path = write_recipe(request).path
@@ -139,13 +161,14 @@ def test_what_was_measured_is_known_when_its_checkpoint_is_deleted(
         Store(tmp_path / "results").save(RunRecord(run.spec, Outcome("ok"), "s", 1, f"2026-01-01T00:00:{number:02}", 1))
     shutil.rmtree(tmp_path / "hub")
 
-    def fetched_again(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
+    def fetched_again(cache: Path, model: ModelRef) -> None:
         raise AssertionError("a checkpoint was fetched again")
 
-    measure_each(tmp_path / "pick-tiny-llama.yaml", runner=fetched_again)
+    monkeypatch.setattr(pick, "fetch_into", fetched_again)
+    measure_each(tmp_path / "pick-tiny-llama.yaml")
     monkeypatch.setattr(LocalSite, "version", lambda site, package, stack="main": "newer than the records")
     with pytest.raises(AssertionError, match="fetched again"):  # other libraries may give other figures
-        measure_each(tmp_path / "pick-tiny-llama.yaml", runner=fetched_again)
+        measure_each(tmp_path / "pick-tiny-llama.yaml")
 
 
 def test_another_budget_is_another_request(published: Hub, tiny: Path) -> None:
@@ -155,8 +178,8 @@ def test_another_budget_is_another_request(published: Hub, tiny: Path) -> None:
         write_recipe(PickRequest(str(tiny), ("who/gptq",), budget="16GiB"))
 
 
-def test_what_is_in_the_cache_needs_no_room(published: Hub, tiny: Path) -> None:
-    published.cached = {"who/gptq"}
+def test_what_is_in_the_users_cache_needs_no_room(published: Hub, tiny: Path) -> None:
+    shutil.copytree(tiny, snapshot(published.users, "who/gptq"))
     assert write_recipe(PickRequest(str(tiny), ("who/gptq",), disk_bytes=10**7)).path.exists()
 
 
@@ -176,7 +199,16 @@ def test_what_cannot_be_picked_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=expected):
         write_recipe(PickRequest(**{"model": str(tiny), "checkpoints": ("who/gptq",), **changes}))
     assert not list(tmp_path.glob("*.yaml"))
-    assert published.cached == set()
+    assert published.fetched == []
+
+
+def test_what_a_killed_pick_had_downloaded_is_deleted_first_and_that_is_told(published: Hub, tiny: Path) -> None:
+    left = published.folder / "cache" / "downloads" / f".0.{replace(current_owner(), start=1)}.part"
+    snapshot(left, "who/gptq").mkdir(parents=True)
+    told: list[Event] = []
+    write_recipe(PickRequest(str(tiny), ("who/gptq",)), on_event=told.append)
+    assert not left.exists()
+    assert [event.debris.paths for event in told if isinstance(event, Cleared)] == [(left,)]
 
 
 def test_no_room_on_the_disk_is_said(published: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +224,8 @@ def test_a_hub_that_cannot_be_reached_is_one_message(tiny: Path, monkeypatch: py
         raise OSError("no route to host")
 
     monkeypatch.setattr(HfApi, "model_info", fail)
-    with pytest.raises(UsageError, match="the hub did not give its newest commit: no route to host"):
+    said = "'who/gptq': no file or folder here, and the hub did not give its newest commit: no route to host"
+    with pytest.raises(UsageError, match=re.escape(said)):
         write_recipe(PickRequest(str(tiny), ("who/gptq",)))
     assert propose.is_hub_id("who/gptq")
 
@@ -201,7 +234,7 @@ def test_a_checkpoint_that_cannot_be_had_does_not_stop_the_others(published: Hub
     published.absent = {"who/gone"}
     published.changed = {
         "who/huge": Published(COMMIT, 10**18),
-        "who/gguf": Published(COMMIT, 10**6, loadable=False),
+        "who/gguf": Published(COMMIT, 10**6, loadable=False, gguf_bytes={"m.Q8_0.gguf": 1}),
         "who/odd": Published(COMMIT, 10**6, quantization="steam"),
     }
     written = write_recipe(
@@ -212,26 +245,43 @@ def test_a_checkpoint_that_cannot_be_had_does_not_stop_the_others(published: Hub
     assert reasons["who/gone"] == "the hub lacks it"
     assert "no hub id" in reasons["nowhere"]
     assert reasons["who/huge"].startswith("takes 1000000000.0 GB")
-    assert "download a .gguf file" in reasons["who/gguf"]
+    assert reasons["who/gguf"] == "holds no safetensors; give --engine llamacpp for its GGUF files"
     assert reasons["who/odd"] == "transformers is not known to read steam"
     assert "# Left out: who/gone: the hub lacks it" in written.path.read_text()
 
 
 def test_one_that_cannot_be_fetched_does_not_stop_the_others(published: Hub, tiny: Path) -> None:
     path = write_recipe(PickRequest(str(tiny), ("who/gone", "who/gptq"))).path
+    alone = write_recipe(PickRequest(str(tiny), ("who/gone",)), Path("alone.yaml")).path
+    published.absent = {"who/gone"}
     measured = []
-
-    def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
-        if entry(recipe) == "who/gone":
-            raise SourceError("could not fetch it")
-        measured.append(entry(recipe))
-        return ()
-
-    made = measure_each(path, runner=run)
+    made = measure_each(path, runner=lambda recipe, *where, on_event: measured.append(entry(recipe)) or ())
     assert measured == ["who/gptq"]
-    assert [(each.label, each.reason) for each in made.left_out] == [("who/gone", "could not fetch it")]
+    assert [(each.label, each.reason) for each in made.left_out] == [
+        ("who/gone", "could not fetch it: the hub is closed")
+    ]
     with pytest.raises(SourceError, match="could not fetch it"):
-        measure_each(write_recipe(PickRequest(str(tiny), ("who/gone",)), Path("other.yaml")).path, runner=run)
+        measure_each(alone)
+
+
+def test_each_whole_gguf_file_of_a_repository_is_a_checkpoint(published: Hub, tiny: Path) -> None:
+    names = ("m.Q8_0.gguf", "m.Q4_K_M.gguf", "m.F16.gguf", "big/m-00001-of-00002.gguf", "big/m-00002-of-00002.gguf")
+    published.changed = {"who/gguf": Published(COMMIT, 1, loadable=False, gguf_bytes=dict.fromkeys(names, 10**6))}
+    of = {"model": str(tiny), "engine": "llamacpp"}
+    written = write_recipe(PickRequest(checkpoints=("who/gguf",), **of))
+    assert written.checkpoints == ("who/gguf/m.Q8_0.gguf", "who/gguf/m.Q4_K_M.gguf")
+    entries = load_recipe(written.path).methods[1:]
+    assert [each.params for each in entries] == [{"id": name, "revision": COMMIT} for name in written.checkpoints]
+    measure_each(written.path, runner=lambda recipe, *where, on_event: ())
+    assert published.fetched == list(written.checkpoints)
+    named = PickRequest(checkpoints=("who/gguf/m.F16.gguf", "who/gguf/m.Q2_K.gguf"), **of)
+    one = write_recipe(named, Path("one.yaml"))
+    assert one.checkpoints == ("who/gguf/m.F16.gguf",)
+    assert [each.reason for each in one.left_out] == [
+        "llamacpp reads GGUF files of one part, and it holds none of that name"
+    ]
+    with pytest.raises(UsageError, match="transformers does not read GGUF files; give --engine llamacpp"):
+        write_recipe(PickRequest(str(tiny), ("who/gguf/m.Q8_0.gguf",)), Path("two.yaml"))
 
 
 def test_what_the_hub_knows_of_a_model_is_compared(published: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +330,8 @@ def test_the_disk_must_hold_the_model_what_is_kept_of_it_and_a_checkpoint(
 def test_the_pick_is_served_by_what_reads_its_format() -> None:
     gguf = ModelRef("m.gguf", "m", "0", "gguf", "/models/a b/m.gguf")
     assert serving(gguf) == "llama-server --model '/models/a b/m.gguf'"
+    deleted = replace(gguf, id="who/gguf/more/m.gguf", revision=COMMIT)
+    assert serving(deleted) == "llama-server --hf-repo who/gguf --hf-file more/m.gguf"
     repository = ModelRef("who/gptq", "gptq", "0", "hub", "/cache/x", revision=COMMIT)
     assert serving(repository) == f"vllm serve who/gptq --revision {COMMIT}"
     local = ModelRef("./m", "m", "0", "directory", "/models/m", native_quantization="compressed-tensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,13 +67,22 @@ def start(hub: HubServer, place: Path, *arguments: str) -> subprocess.Popen[str]
     )
 
 
-def cached(place: Path) -> dict[str, bool]:
-    """What the hub's cache has of each repository: whether any commit of it is whole or in part there."""
-    folders = (place / "hf" / "hub").glob("models--*")
-    return {each.name.removeprefix("models--").replace("--", "/"): any(each.glob("snapshots/*/*")) for each in folders}
+def on_disk(place: Path) -> dict[str, list[str]]:
+    """The repositories of which files are in the hub cache of the user, and in one of the harness."""
+    folders = {
+        "user's": (place / "hf" / "hub").glob("models--*"),
+        "own": (place / "cache").glob("downloads/.*/models--*"),
+    }
+    return {
+        name: [
+            each.name.removeprefix("models--").replace("--", "/") for each in found if any(each.glob("snapshots/*/*"))
+        ]
+        for name, found in folders.items()
+    }
 
 
 def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServer, place: Path) -> None:
+    """What another tool begins to download of the same repository meanwhile, in the hub's own cache, is not touched."""
     published.held.add(WEIGHTS)
     arguments = ("who/tiny-w8", "--of", "tiny", "--out", "killed.yaml")
     (place / "tiny").symlink_to(Path(__file__).parents[1] / "data" / "tiny-llama")
@@ -81,12 +91,18 @@ def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServe
     command.send_signal(signal.SIGKILL)
     command.wait()
     published.held.clear()
-    assert cached(place) == {"who/tiny-w8": True}  # its configuration, and half of its weights
+    assert on_disk(place) == {"user's": [], "own": ["who/tiny-w8"]}  # its configuration, and half of its weights
+    commit = published.repositories["who/tiny-w8"].commit
+    others = place / "hf" / "hub" / "models--who--tiny-w8" / "snapshots" / commit / "config.json"
+    others.parent.mkdir(parents=True)
+    others.write_bytes(published.repositories["who/tiny-w8"].files["config.json"])
     published.release.set()
     resumed = start(published, place, *arguments)
     output = resumed.communicate()[0]
     assert resumed.returncode == ExitCode.OK, output
-    assert cached(place) == {}
+    assert re.search(r"removed what interrupted sweeps left: \d+ process(es)?, 1 unfinished file or folder", output)
+    assert on_disk(place) == {"user's": ["who/tiny-w8"], "own": []}
+    assert [path.name for path in others.parent.iterdir()] == ["config.json"]
     frame = load_results(place / "results" / "pick-tiny")
     assert set(frame.status) == {"ok"}
     assert set(frame.method.dropna()) == {"none", "checkpoint tiny-w8"}
@@ -104,7 +120,8 @@ def test_what_the_hub_knows_of_a_model_is_downloaded_measured_and_deleted(publis
         (name, commits[name]) for name in ("who/tiny-w4", "who/tiny-w8")
     ]
     assert "who/odd" in output
-    assert cached(place) == {"who/tiny": True}
+    assert "who/tiny" in on_disk(place)["user's"]
+    assert on_disk(place)["own"] == []
     frame = load_results(place / "found" / "pick-tiny")
     assert set(frame.status) == {"ok"}
     assert set(frame.method.dropna()) == {"none", "checkpoint tiny-w4", "checkpoint tiny-w8"}

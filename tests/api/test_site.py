@@ -217,6 +217,23 @@ def test_one_more_sweep_leaves_the_pages_of_others_as_they_are(
     }
 
 
+@pytest.mark.heavy
+def test_several_processes_build_the_same_pages(
+    built: tuple[Path, SiteBuild], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.api.site.LEAST_PER_PROCESS", 1)
+    (tmp_path / "none").mkdir()
+    skipped: list[str | Path] = []
+    out, given = tmp_path / "site", [folders[0], tmp_path / "none", folders[1]]
+    site = write_site(given, out, "Ours", on_skipped=lambda location, error: skipped.append(location), processes=2)
+    assert skipped == [tmp_path / "none"]
+    assert (site.sweeps, site.built) == (built[1].sweeps, 2)
+    assert {path.relative_to(out) for path in site.written} == {path.relative_to(built[0]) for path in built[1].written}
+    assert {name: text_of(out / name) for name in names(out)} == {
+        name: text_of(built[0] / name) for name in names(built[0])
+    }
+
+
 def test_an_interrupted_build_goes_on_where_it_was(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gguf_files import write_q8_0
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.errors import SourceError
@@ -139,23 +140,8 @@ def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gguf_tells_its_native_quantization(tmp_path: Path) -> None:
-    import gguf
-    import numpy as np
-
     path = tmp_path / "m.gguf"
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(128)
-    weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
-    writer.add_tensor(
-        "blk.0.attn_q.weight",
-        gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0),
-        raw_dtype=gguf.GGMLQuantizationType.Q8_0,
-    )
-    writer.add_tensor("token_embd.weight", weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_q8_0(path)
     header = read_header(path)
     assert (header.quantization, header.context_length) == ("Q8_0", 128)
     assert header.shapes == {"blk.0.attn_q.weight": (8, 64), "token_embd.weight": (8, 64)}

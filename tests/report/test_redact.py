@@ -14,6 +14,7 @@ from run_specs import changed
 from typer.testing import CliRunner
 
 import harness
+from harness.api.site import write_site
 from harness.cli.app import app
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
@@ -38,6 +39,8 @@ def private(record: RunRecord) -> RunRecord:
     if spec.perplexity is not None:
         text = TextRef("planted.txt", "../planted.txt", sha256=spec.perplexity.text.sha256)
         spec = changed(spec, perplexity=replace(spec.perplexity, text=text))
+        measured = [replace(each, protocol={**each.protocol, "text": text.id}) for each in outcome.measurements]
+        outcome = replace(outcome, measurements=tuple(measured))
     before = outcome.before
     if before is not None:
         before = replace(
@@ -71,6 +74,20 @@ def test_nothing_that_is_private_is_in_any_format(mine: list[RunRecord], tmp_pat
     for path in harness.write_report(mine, tmp_path / "redacted", FORMATS, redact=True):
         assert "planted" not in _content(path), path
         assert "planted" not in path.name
+
+
+def test_nothing_that_is_private_is_in_a_site(mine: list[RunRecord], tmp_path: Path) -> None:
+    """Nor among the conditions of its comparability keys, in the pages of models."""
+    store = Store(tmp_path / "planted")
+    for record in mine:
+        store.save(replace(record, attempt=store.next_attempt(record.spec.recipe, record.spec.run_id)))
+    for redact, out in ((False, tmp_path / "open"), (True, tmp_path / "redacted")):
+        write_site([store.root], out, redact=redact)
+        pages = {path.relative_to(out).as_posix(): _content(path) for path in out.rglob("*.html")}
+        assert any(name.startswith("models/") for name in pages)
+        assert all(("planted" in content) is not redact for content in pages.values())
+        shown = {name for name, content in pages.items() if re.search("Comparability key[:<]", content)}
+        assert bool(shown) is not redact
 
 
 def test_the_page_says_what_it_leaves_out(mine: list[RunRecord], tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LARGE = (".safetensors", ".gguf")
+"""The endings of files that the hub keeps apart from git, under their SHA-256."""
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -112,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _found(self, query: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         base = query["filter"][0].removeprefix("base_model:quantized:")
         of_base = [(name, each) for name, each in self.hub.repositories.items() if each.base_model == base]
+        if "gguf" in query["filter"]:
+            of_base = [pair for pair in of_base if any(name.endswith(".gguf") for name in pair[1].files)]
         return [_info(name, each) for name, each in sorted(of_base, key=lambda pair: -pair[1].downloads)]
 
     def _send_file(self, found: Repository, name: str, body: bool) -> None:
@@ -159,7 +164,7 @@ def _id(path: str) -> tuple[str, str]:
 
 def _etag(name: str, content: bytes) -> str:
     """As the hub has it: the SHA-256 of a large file, and git's own digest of another."""
-    if name.endswith(".safetensors"):
+    if name.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -185,7 +190,7 @@ def _tree(found: Repository) -> list[dict[str, Any]]:
             "path": name,
             "size": len(content),
             "oid": _etag(name, content)[:40],
-            **({"lfs": _large(name, content)} if name.endswith(".safetensors") else {}),
+            **({"lfs": _large(name, content)} if name.endswith(LARGE) else {}),
         }
         for name, content in found.files.items()
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -22,6 +22,9 @@ from harness.cli.options import (
 )
 from harness.errors import ExitCode
 from harness.report.terminal import say
+
+if TYPE_CHECKING:
+    from harness.execution.events import Event
 
 
 def pick(
@@ -56,7 +59,7 @@ def pick(
 ) -> None:
     """Compare published quantizations of a model: download, measure, delete one at a time; say how to serve the pick.
 
-    Only what it downloaded itself is deleted. The same command resumes. A checkpoint that cannot be measured does not
+    The hub's own cache is only read. The same command resumes. A checkpoint that cannot be measured does not
     stop the others; of those that you named, exit code 3 says so.
     """
     from harness.api.pick import PickRequest, measure_each, serve_command, write_recipe
@@ -71,7 +74,7 @@ def pick(
     disk_bytes = None if disk is None else size_bytes(disk, "--disk")
     served_in = None if budget is None else parse(budget, "--budget").size
     request = PickRequest(model, tuple(checkpoints or ()), engine, disk_bytes, served_in)
-    written = write_recipe(request, out, force, say, results, cache, interpreters(pythons))
+    written = write_recipe(request, out, force, say, results, cache, interpreters(pythons), _tell)
     show_picked(written)
     with interrupts.resumable(), display(False) as on_event:
         made = measure_each(written.path, results, cache, interpreters(pythons), say, on_event)
@@ -91,6 +94,13 @@ def pick(
     lacking = made.left_out or (written.left_out if checkpoints else ())
     if lacking or any(record.status in FAILURES for record in made.records):
         raise typer.Exit(ExitCode.RUNS_FAILED)
+
+
+def _tell(event: Event) -> None:
+    from harness.cli.render.events import rendered
+
+    for line in rendered(event).lines:
+        say(line)
 
 
 def _name(path: Path) -> str:

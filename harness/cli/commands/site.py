@@ -29,6 +29,7 @@ def site(
     could not be read.
     """
     from harness.api.site import write_site
+    from harness.host.machine import cores
 
     skipped: list[str | Path] = []
 
@@ -36,7 +37,7 @@ def site(
         skipped.append(location)
         say(f"left out: {error}", error=True)
 
-    made = write_site(results, out, title, bundles, on_skipped, redact)
+    made = write_site(results, out, title, bundles, on_skipped, redact, processes=cores())
     say(
         f"{len(made.sweeps)} sweeps, {made.built} built; {len(made.written)} files written, {len(made.removed)} removed"
     )

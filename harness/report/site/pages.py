@@ -82,8 +82,11 @@ def index_page(title: str, entries: Sequence[SweepEntry]) -> str:
     return _render("site_index.html.j2", title=title, sweeps=ordered, models=models_of(entries))
 
 
-def model_page(title: str, model: SiteModel) -> str:
-    """What was measured of a model over time, and two rows of it side by side."""
+def model_page(title: str, model: SiteModel, keys: bool = True) -> str:
+    """What was measured of a model over time, and two rows of it side by side.
+
+    Without ``keys`` it shows no comparability keys: where names are redacted, they are not those of other pages.
+    """
     pairs = [(sweep.name, row) for sweep in model.sweeps for row in sweep.rows if row.model == model.id]
     pairs.sort(key=lambda pair: pair[1].measured)
     return _render(
@@ -93,7 +96,8 @@ def model_page(title: str, model: SiteModel) -> str:
         variants=_variants(pairs),
         rows=len(pairs),
         most_compared=MOST_COMPARED,
-        data=_script(_compared(model, pairs[-MOST_COMPARED:])),
+        keys=keys,
+        data=_script(_compared(model, pairs[-MOST_COMPARED:]) | {"keys": keys}),
     )
 
 

@@ -52,7 +52,7 @@
   };
 
   const setUpComparison = section => {
-    const {rows, conditions} = JSON.parse(section.querySelector("[data-rows]").textContent);
+    const {rows, conditions, keys: shown} = JSON.parse(section.querySelector("[data-rows]").textContent);
     const sides = [...section.querySelectorAll("select")], result = section.querySelector("[data-result]");
     const found = rows.map(figures);
     for (const [place, side] of sides.entries()) {
@@ -77,7 +77,7 @@
         const line = body.insertRow();
         const keys = [...new Set([mine, theirs].filter(Boolean).map(each => each.key.slice(0, SHORT)))];
         const heading = element("th", `${(mine ?? theirs).heading} `, {scope: "row"});
-        heading.append(...keys.flatMap(key => [element("code", key, {title: "Comparability key"}), " "]));
+        if (shown) heading.append(...keys.flatMap(key => [element("code", key, {title: "Comparability key"}), " "]));
         line.append(heading, cell(mine), cell(theirs));
         const alike = mine && theirs && mine.key === theirs.key;
         const [change, words] = !mine || !theirs ? ["", "measured in one of them only"]
