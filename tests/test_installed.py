@@ -38,7 +38,7 @@ def test_a_built_in_recipe_runs_and_is_reported(installed: tuple[Path, Command])
     listed = run("recipes")
     assert "quickstart" in listed.stdout, listed.stderr
     (folder / "work" / "mine.yaml").write_text(
-        "name: mine\nextends: example\nmethods: [none, int8]\nrepetitions: 1\n"
+        "name: mine\nextends: example\nmethods: [none, {rtn: {bits: 8}}]\nrepetitions: 1\n"
         "measure: {perplexity: {windows: 2}, throughput: null}\n"
     )
     ran = run("run", "mine.yaml")
@@ -47,9 +47,9 @@ def test_a_built_in_recipe_runs_and_is_reported(installed: tuple[Path, Command])
     assert reported.returncode == 0, reported.stderr
     pages = [folder / "work" / line for line in reported.stdout.split()]
     assert [page.name for page in pages] == ["report.html", "report.md", "report.csv"]
-    assert "int8" in pages[1].read_text(encoding="utf-8")
+    assert "rtn bits=8" in pages[1].read_text(encoding="utf-8")
     frame = load_results(folder / "work" / "results" / "mine")
-    assert set(frame.method) == {"none", "int8"}
+    assert set(frame.method) == {"none", "rtn bits=8"}
     assert set(frame.status) == {"ok"}
 
 

@@ -9,14 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from hub_server import HubServer, hub_server, repository
+from hub_server import HubServer, Repository, hub_server, repository
 
 from harness import load_results
 from harness.errors import ExitCode
+from harness.libraries import llamacpp
+from harness.models.gguf.convert import convert
 from harness.recipe import load_recipe
+from harness.stacks import Stacks
 
 pytestmark = pytest.mark.heavy
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "pick"]
@@ -100,7 +104,7 @@ def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServe
     resumed = start(published, place, *arguments)
     output = resumed.communicate()[0]
     assert resumed.returncode == ExitCode.OK, output
-    assert re.search(r"removed what interrupted sweeps left: \d+ process(es)?, 1 unfinished file or folder", output)
+    assert re.search(r"removed what interrupted sweeps left: .*, \d+ unfinished files? or folders?", output)
     assert on_disk(place) == {"user's": ["who/tiny-w8"], "own": []}
     assert [path.name for path in others.parent.iterdir()] == ["config.json"]
     frame = load_results(place / "results" / "pick-tiny")
@@ -145,3 +149,39 @@ def test_a_bad_id_does_not_end_the_pick_and_its_exit_code_says_so(published: Hub
     assert "# Left out: who/none: " in text
     assert "id: who/tiny, " in text
     assert "measured before" in output or "checkpoint tiny-w8" in output
+
+
+@pytest.mark.stack
+def test_each_gguf_file_of_a_repository_is_measured_and_deleted(
+    llamacpp_stacks: Stacks, llama_cpp: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.gguf"
+    convert(tiny, plain, "float32")
+    files = {}
+    for kind in ("Q8_0", "Q4_0"):
+        llamacpp.quantize(plain, tmp_path / f"m.{kind}.gguf", kind, 1, None, (), None)
+        files[f"m.{kind}.gguf"] = (tmp_path / f"m.{kind}.gguf").read_bytes()
+    (tmp_path / "tiny").symlink_to(tiny)
+    python = f"llamacpp={llamacpp_stacks.find('llamacpp').python}"
+    with hub_server({"who/tiny-GGUF": Repository(files)}) as hub:
+        command = start(
+            hub,
+            tmp_path,
+            "who/tiny-GGUF",
+            "--of",
+            "tiny",
+            "--engine",
+            "llamacpp",
+            "--python",
+            python,
+            "--budget",
+            "1GiB",
+        )
+        output = command.communicate()[0]
+        assert command.returncode == ExitCode.OK, output
+        assert sorted(set(hub.downloaded("who/tiny-GGUF"))) == ["m.Q4_0.gguf", "m.Q8_0.gguf"]
+    assert on_disk(tmp_path) == {"user's": [], "own": []}
+    frame = load_results(tmp_path / "results" / "pick-tiny")
+    assert set(frame.status) == {"ok"}
+    assert {"checkpoint m.Q4_0", "checkpoint m.Q8_0"} < set(frame.method.dropna())
+    assert re.search(r"serve it: llama-server --hf-repo who/tiny-GGUF --hf-file m\.Q\d_0\.gguf", output)
