@@ -8,7 +8,8 @@ from harness.recipe.fields import Commit, Located
 
 
 class CheckpointParams(MethodParams):
-    """``id`` is a folder (a relative path starts at the file it is written in) or a hub id.
+    """``id`` is a folder (a relative path starts at the file it is written in) or a hub id:
+    ``OWNER/NAME``, or ``OWNER/NAME/FILE.gguf`` for a GGUF file of a repository.
 
     A hub id needs ``revision``, a commit.
 
