@@ -116,12 +116,12 @@ def write_site(
     pages = builder.redacted(left, used) if redact else builder.named(left, used, processes)
     try:
         with closing(pages):
-            for location, found in zip(left, pages, strict=True):
-                if found.fault is not None:
-                    on_skipped(location, found.fault)
-                entries |= {entry.name: (states[location], entry) for entry in found.entries}
-                writer.written += found.written
-                built += len(found.entries)
+            for location, made in zip(left, pages, strict=True):
+                if made.fault is not None:
+                    on_skipped(location, made.fault)
+                entries |= {entry.name: (states[location], entry) for entry in made.entries}
+                writer.written += made.written
+                built += len(made.entries)
     except BaseException:
         _keep(folder, {**kept, **entries})  # a build that was interrupted goes on from there
         raise

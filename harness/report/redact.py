@@ -89,7 +89,8 @@ class Redaction:
         if isinstance(value, Measurement):
             hidden = (HIDDEN,) * len(value.values) if value.metric in (TEXT, PROMPT, TARGET) else value.item_ids
             text = value.protocol.get("text")
-            protocol = {**value.protocol, **({} if text is None else {"text": self._numbers.get(("text", text), text)})}
+            named = {"text": self._numbers.get(("text", text), text)} if isinstance(text, str) else {}
+            protocol = {**value.protocol, **named}
             return replace(value, item_ids=hidden, protocol=protocol)  # its values, which may be many, hide nothing
         if isinstance(value, Label | Fact):
             return replace(value, arguments={name: self._argument(value, name) for name in value.arguments})
