@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from clock_server import MODEL, Answer, Served, clock_server
 
 from harness.core.capability import Endpoint
+from harness.core.job import MeasureServing
 from harness.execution.load import load_generator_of
 from harness.host.machine import cache_folder
-from harness.libraries.load_generator import STACK
 from harness.stacks import Stacks
 from harness.stats.estimate import quantile
 from harness.stats.serving import Answered, in_bursts, lags_s
@@ -29,7 +29,7 @@ REQUESTS, TOKENS, RATE_PER_S, AT_ONCE = 200, 24, 20.0, 8
 
 
 def main() -> None:
-    python = Stacks(cache_folder() / "stacks").find(STACK).python
+    python = Stacks(cache_folder() / "stacks").find(MeasureServing.stacks[0]).python
     for burst in (1, 4):
         with clock_server(lambda number, active, burst=burst: _answer(number, burst)) as server:  # type: ignore[misc]
             endpoint = Endpoint(server.url, MODEL)

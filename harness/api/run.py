@@ -104,8 +104,8 @@ def run_part(
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
         planned = _fetched_plan(chosen, opened, allow_leak)
-        if create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
-            planned = _fetched_plan(chosen, opened, allow_leak)
+        while create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
+            planned = _fetched_plan(chosen, opened, allow_leak)  # which may name another that a run needs
         planned = tuple(part(planned))
         if not planned:
             return ()
@@ -146,15 +146,17 @@ def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple
 
 
 def _create_missing(planned: Sequence[PlannedRun], stacks: Stacks, report: Callable[[str], None]) -> bool:
-    """Creates the missing stacks that alone prevent runs. Returns whether there were any."""
+    """Creates the missing stacks that runs are unsupported for. Returns whether it created one."""
     from harness.stacks.build import create
 
-    wanted = {run.spec.stack for run in planned} - {MAIN}
-    missing = {stacks.find(name).find_obstacle(): name for name in sorted(wanted)}
-    names = [missing[why] for why in dict.fromkeys(run.unsupported for run in planned) if why and why in missing]
-    for name in names:
+    wanted = {stack for run in planned for stack in (run.spec.stack, *run.spec.job.stacks)} - {MAIN}
+    missing = {name: why for name in sorted(wanted) if (why := stacks.find(name).find_obstacle()) is not None}
+    reasons = {run.unsupported for run in planned if run.unsupported}
+    created = False
+    for name in (name for name, why in missing.items() if any(reason.endswith(why) for reason in reasons)):
         try:
             create(stacks.find(name), report)
+            created = True
         except HarnessError as error:  # its runs are recorded as unsupported; the others execute
             report(str(error))
-    return bool(names)
+    return created

@@ -92,6 +92,8 @@ class BaseJob:
     """Kinds of runs whose artifacts it reads if the plan has them; the first one that failed is the one reported."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Parts of the harness, other than metrics, whose versions affect the result."""
+    stacks: ClassVar[tuple[str, ...]] = ()
+    """Stacks, beside that which it runs in, whose programs it starts."""
     turn: ClassVar[int] = 0
     """Its position in the sweep; each repetition adds one."""
     cached: ClassVar[bool] = True
@@ -668,6 +670,7 @@ class MeasureServing(VariantJob):
 
     needs = ("prepare", "quantize", "convert")
     parts = ("load",)
+    stacks = ("vllm",)  # whose benchmark of servers sends the requests
     turn = 2
     cached = False
     repeated = True

@@ -373,20 +373,15 @@ class _Worker:
         if self._requests is not None:
             os.write(self._requests, b"\n")
             return None
-        python = self._python
-        if not os.access(python, os.X_OK):
-            stack = self._spec.stack
-            creation = self._site.stacks.find(stack).creation
-            message = f"stack {stack!r}: its interpreter {python} is gone; {creation}"
-            return Outcome("unsupported", Failure("start", "NoInterpreter", message))
-        obstacle = None if self._spec.serving is None else self._site.obstacle(load_generator.STACK)
-        if obstacle is not None:
-            message = f"requests are sent by a program of vLLM's: {obstacle}"
-            return Outcome("unsupported", Failure("start", "NoLoadGenerator", message))
+        for stack in (self._spec.stack, *self._spec.job.stacks):
+            if not os.access(python := self._python(stack), os.X_OK):
+                creation = self._site.stacks.find(stack).creation
+                message = f"stack {stack!r}: its interpreter {python} is gone; {creation}"
+                return Outcome("unsupported", Failure("start", "NoInterpreter", message))
         paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
         from harness.execution.preload import steps  # a finished recipe need not wait for it
 
-        launch = Launch(python, WORKER, tuple(map(str, paths)), self._folder, self._variables)
+        launch = Launch(self._python(self._spec.stack), WORKER, tuple(map(str, paths)), self._folder, self._variables)
         server = self._starter.prepare(launch, Preloads(steps(self._spec), paths[0], paths[-1]))
         with uninterrupted(), self._starting:
             if self._stopped:
@@ -398,17 +393,16 @@ class _Worker:
     def _outcome(self) -> Path:
         return self._folder / "outcome.json"
 
-    @property
-    def _python(self) -> str:
-        """The Python that runs the spec."""
-        return sys.executable if self._spec.stack == MAIN else str(self._site.stacks.find(self._spec.stack).python)
+    def _python(self, stack: str) -> str:
+        """A stack's Python."""
+        return sys.executable if stack == MAIN else str(self._site.stacks.find(stack).python)
 
     def _variables(self, folder: Path) -> dict[str, str]:
         """The environment that it starts in, with ``folder`` for its own files."""
         inherited = for_workers() if self._spec.stack == MAIN else environment(folder)
         if self.cores:
             inherited = {name: value for name, value in inherited.items() if name not in BINDING}
-        own = {MARKER: folder.name, "PATH": worker_path(self._python, inherited.get("PATH"))}
+        own = {MARKER: folder.name, "PATH": worker_path(self._python(self._spec.stack), inherited.get("PATH"))}
         own |= _temporary_files(folder)
         threads = _thread_variables(self._spec.job.conditions.threads)
         visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
@@ -423,9 +417,8 @@ class _Worker:
         }
 
     def _load_generator(self) -> dict[str, str]:
-        if self._spec.serving is None:
-            return {}
-        return {load_generator.INTERPRETER: str(self._site.stacks.find(load_generator.STACK).python)}
+        stacks = self._spec.job.stacks
+        return {load_generator.INTERPRETER: self._python(stacks[0])} if stacks else {}
 
     def _start(self, launch: Launch, server: Server | None) -> None:
         """Threads read the pipes and, of a process that makes several runs, wait for its end."""

@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 READY = "ready"
-STACK = "vllm"
 INTERPRETER = "QHARNESS_LOAD_GENERATOR"
 """The variable by which a run learns which interpreter has vLLM."""
 

@@ -64,6 +64,9 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
         named = " or ".join(job.uses_one_of)
         streamed = " of a streamed model" if job.conditions.residency == "streamed" else ""
         return f"answers that are written need the capability {named}{streamed}, which {runtime.name} lacks"
+    for stack in job.stacks:
+        if (reason := site.obstacle(stack)) is not None:
+            return f"a {job.kind} run uses a program of another stack than its engine's: {reason}"
     kv_cache, mode = job.variant.kv_cache, job.decode_mode
     if kv_cache not in runtime.caches:
         return f"{runtime.name} keeps no {kv_cache} key-value cache, but {', '.join(runtime.caches)}"

@@ -6,16 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from harness.stats.estimate import CONFIDENCE, Floats
-from harness.stats.repeats import over_processes
-
-RESAMPLES = 1000
-SEED = 2015
-
-Effects = Sequence[Sequence[float]]
-"""For each level of load, rising: the logarithms of a variant's time over the baseline's, one per pair of requests."""
+from harness.stats.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -37,55 +28,36 @@ class Crossover:
         return self.low > 0 and math.isfinite(self.high)
 
 
-def crossover(levels: Sequence[float], processes: Sequence[Effects]) -> Crossover | None:
-    """The last change of sign of the effect, the median over processes of their medians; None if there is none.
+def crossover(levels: Sequence[float], ratios: Sequence[Estimate]) -> Crossover | None:
+    """Where ``ratios``, how many times as fast the variant is at each level of load, pass 1 for the last time.
 
-    Between two levels the effect is taken to be linear in the logarithm of the load. The interval is the bootstrap's:
-    processes are resampled, and the pairs of requests within each (Davison and Hinkley, 1997, section 3.8).
-    Raises ValueError without a process, or if a level is not positive.
+    Between two levels the logarithm of the ratio is taken to be linear in the logarithm of the load, and so are the
+    ends of its interval: the crossover's interval holds the loads at which the ratio's holds 1, the inversion of a test
+    (Fieller, Journal of the Royal Statistical Society B 16, 1954). Its coverage: benchmarks/crossover.py. None if the
+    ratios are on one side throughout. Raises ValueError if a level is not positive.
     """
-    if not processes or not all(level > 0 for level in levels):
-        raise ValueError("a crossover needs processes, and levels above zero")
-    paired = [[np.asarray(own, dtype=np.float64) for own in each] for each in processes]
-    effects = _effects(paired)
-    slower = effects[-1] > 0
-    level = _crossing(levels, effects, slower)
+    if not levels or not all(level > 0 for level in levels):
+        raise ValueError("a crossover needs levels above zero")
+    slower = ratios[-1].value < 1
+    level = _crossing(levels, [each.value for each in ratios], slower)
     if not 0 < level < math.inf:
         return None
-    found = sorted(_crossing(levels, each, slower) for each in _redrawn(paired).tolist())
-    tail = (1 - CONFIDENCE) / 2
-    low, high = found[math.floor(tail * (RESAMPLES - 1))], found[math.ceil((1 - tail) * (RESAMPLES - 1))]
-    return Crossover(level, min(low, level), max(high, level), slower)
+    ends = [(each.low, each.high) for each in ratios if each.low is not None and each.high is not None]
+    if len(ends) < len(ratios):
+        return Crossover(level, 0.0, math.inf, slower)
+    low, high = sorted(_crossing(levels, side, slower) for side in zip(*ends, strict=True))
+    return Crossover(level, low, high, slower)
 
 
-def _effects(processes: Sequence[Sequence[Floats]]) -> list[float]:
-    """The effect at each level."""
-    return [over_processes([float(np.median(own)) for own in at_level]) for at_level in zip(*processes, strict=True)]
-
-
-def _crossing(levels: Sequence[float], effects: Sequence[float], slower: bool) -> float:
-    """From where on the effect keeps its sign at the highest level; 0 if it has it everywhere, infinity if nowhere."""
-    signed = [each if slower else -each for each in effects]
-    if signed[-1] <= 0:
+def _crossing(levels: Sequence[float], ratios: Sequence[float], slower: bool) -> float:
+    """From where on the ratios are below 1 if ``slower``, or else above; 0 if everywhere, infinity if nowhere."""
+    beyond = [-math.log(each) if slower else math.log(each) for each in ratios]
+    if beyond[-1] <= 0:
         return math.inf
-    below = [place for place, each in enumerate(signed) if each <= 0]
-    if not below:
+    before = [place for place, each in enumerate(beyond) if each <= 0]
+    if not before:
         return 0.0
-    place = below[-1]
-    part = signed[place] / (signed[place] - signed[place + 1])
+    place = before[-1]
+    part = beyond[place] / (beyond[place] - beyond[place + 1])
     low, high = math.log(levels[place]), math.log(levels[place + 1])
     return math.exp(low + part * (high - low))
-
-
-def _redrawn(processes: Sequence[Sequence[Floats]]) -> Floats:
-    """The effect in each resample (rows) at each level."""
-    random = np.random.default_rng(SEED)
-    chosen = random.integers(len(processes), size=(RESAMPLES, len(processes)))
-    medians = np.empty((*chosen.shape, len(processes[0])))
-    for process, at_level in enumerate(processes):
-        resamples, places = np.nonzero(chosen == process)
-        for level, own in enumerate(at_level):
-            drawn = own[random.integers(len(own), size=(len(resamples), len(own)))]
-            medians[resamples, places, level] = np.median(drawn, axis=1)
-    effects: Floats = np.median(medians, axis=1)
-    return effects

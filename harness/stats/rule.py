@@ -90,15 +90,21 @@ def compare_speeds(
     anything with five processes. If the two disagree so far that the effect lies outside the test's interval, the
     interval is widened to include it, and no effect beyond the margin is called equivalent.
     ``margin`` is the logarithm of the largest ratio that does not matter.
-    Raises ValueError if a side has no process, a value is not positive, or margin or alpha are impossible.
+    A rate may be zero, and zero is the worst rate: a goodput at which no request met the SLO. It has no logarithm, so
+    where a process has it the test compares the ranks of the processes, and shows no equivalence; the effect is
+    infinite if one of the two figures is zero. A time or an energy of zero is no measurement.
+    Raises ValueError if a side has no process, a value is neither positive nor a rate of zero, or margin or alpha are
+    impossible.
     """
-    ours, theirs = (np.log(_positive(side)) for side in (variant, baseline))
+    ours, theirs = (_usable(side, zero=better == "higher") for side in (variant, baseline))
+    ranked = not (ours.all() and theirs.all())
     count = min(len(ours), len(theirs))
-    effect = math.log(over(variant)) - math.log(over(baseline))
+    effect = _log_ratio(over(variant), over(baseline))
     timing = Measurement("speed", 1, "nat", better, "samples", tuple(variant))
     blank = _blank(timing, margin, better, alpha, effect, count, "processes", "two samples")
     if count < FEWEST_PROCESSES:
         return replace(blank, notes=(too_few(count),))
+    ours, theirs = _ranks(ours, theirs) if ranked else (np.log(ours), np.log(theirs))
     welch = welch_t(ours, theirs)
     ways = math.comb(len(ours) + len(theirs), count)
     if ways <= FEW_REARRANGEMENTS:
@@ -106,7 +112,24 @@ def compare_speeds(
         evidence = _Evidence("exact permutation test", two_sided(exact), exact, welch)
     else:
         evidence = _Evidence("Welch's t-test", two_sided(welch), welch, welch)
+    if ranked:
+        return _by_rank(blank, evidence, 2 / ways <= alpha)
     return _holding_effect(_untested(blank, evidence) if 2 / ways > alpha else _filled(blank, evidence))
+
+
+def _by_rank(blank: Comparison, evidence: _Evidence, testable: bool) -> Comparison:
+    """With the p-value of a test of ranks, which gives no interval; if the two point in different directions, any."""
+    blank = replace(blank, notes=("zero in a process, so that processes are compared by rank",))
+    if evidence.normal.mean * blank.effect.value <= 0:
+        blank = replace(blank, effect=replace(blank.effect, low=-math.inf, high=math.inf))
+    return replace(blank, test=evidence.test, p=evidence.p, adjusted_p=evidence.p) if testable else blank
+
+
+def _ranks(ours: Floats, theirs: Floats) -> tuple[Floats, Floats]:
+    """The ranks of both sides among all values; equal ones share the mean of theirs (Wilcoxon, 1945)."""
+    _, places, counts = np.unique(np.concatenate([ours, theirs]), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks[: len(ours)], ranks[len(ours) :]
 
 
 def _holding_effect(found: Comparison) -> Comparison:
@@ -283,8 +306,15 @@ def _scatter(blank: Comparison, normal: StudentT) -> float:
     return normal.error * math.sqrt(blank.effect.n / (1 if blank.design == "paired" else 2))
 
 
-def _positive(speeds: Sequence[float]) -> Floats:
-    found = np.asarray(speeds, dtype=np.float64)
-    if not len(found) or not (np.isfinite(found).all() and (found > 0).all()):
+def _log_ratio(variant: float, baseline: float) -> float:
+    """Infinite if one of them is zero, and 0 if both are."""
+    if variant and baseline:
+        return math.log(variant) - math.log(baseline)
+    return 0.0 if variant == baseline else math.copysign(math.inf, variant - baseline)
+
+
+def _usable(figures: Sequence[float], zero: bool) -> Floats:
+    found = np.asarray(figures, dtype=np.float64)
+    if not len(found) or not (np.isfinite(found).all() and ((found >= 0) if zero else (found > 0)).all()):
         raise ValueError("a comparison of processes needs positive ones, at least one of each side")
     return found

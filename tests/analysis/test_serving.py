@@ -197,6 +197,24 @@ def test_a_goodput_of_zero_on_both_sides_is_unchanged() -> None:
     assert found.exit_code == 0
 
 
+@pytest.mark.parametrize(("holds", "verdict", "code"), [("BASE", "regressed", 1), ("HEAD", "improved", 0)])
+def test_a_server_that_no_longer_holds_the_slo_at_all_has_regressed(holds: str, verdict: str, code: int) -> None:
+    """No request meets it on one side, so that goodput and largest load are zero there: they have no logarithm."""
+    sides = {
+        name: [baseline(each, lambda *_, name=name: (0.1 if name == holds else 1.0, 0.01)) for each in range(5)]
+        for name in ("BASE", "HEAD")
+    }
+    head = [replace(each, session="two") for each in sides["HEAD"]]
+    found = track(sides["BASE"], head, {"goodput": 0.05, "largest_load": 0.05})
+    assert {each.metric for each in found.gated} == {"goodput", "largest_load"}
+    assert {each.verdict for each in found.gated} == {verdict}
+    assert found.exit_code == code
+    for each in found.gated:
+        assert (each.base == 0.0, each.head == 0.0) == (holds == "HEAD", holds == "BASE")
+        assert each.change is not None
+        assert each.change.value == (-1.0 if holds == "BASE" else math.inf)
+
+
 def test_a_load_without_the_baselines_stands_alone() -> None:
     records = slower_beyond(24.0)
     (table,) = tradeoff([replace(records[0], session="earlier"), records[1]])

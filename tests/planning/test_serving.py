@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clock_server import MODEL, Answer, clock_server
 
 from harness.api.plan import plan
+from harness.api.run import _create_missing
 from harness.core.site import Machine
 from harness.core.workload import Slo
 from harness.errors import RecipeError
 from harness.planning.plan import PlannedRun
 from harness.recipe import Recipe, load_recipe
+from harness.stacks import Stacks
 
 pytestmark = pytest.mark.heavy
 
@@ -57,9 +61,37 @@ def test_an_engine_without_a_server_is_unsupported(tiny: Path) -> None:
     assert reason.startswith("a serve run needs the capability serves; transformers has only")
 
 
-def test_requests_beyond_the_context_are_unsupported(tiny: Path) -> None:
-    runs = planned(tiny, {**USUAL, "prompts": {"tokens": 100_000}})
-    assert any("prompt and new tokens, 100008, exceed" in (each.unsupported or "") for each in runs)
+def on_a_server(tiny: Path, stacks: Stacks, serving: dict[str, Any]) -> list[PlannedRun]:
+    """The loads on a server of the user's, which needs no stack of its own."""
+    with clock_server(lambda number, active: Answer()) as server:
+        served = {"served": {"url": server.url, "model": MODEL}}
+        data = {"name": "s", "models": [str(tiny)], "methods": [served], "baseline": served, "engines": ["endpoint"]}
+        recipe = Recipe.model_validate_json(json.dumps({**data, "measure": {"serving": serving}}))
+        return [each for each in plan(recipe, HERE, stacks) if each.spec.kind == "serve"]
+
+
+def test_a_load_needs_the_stack_that_sends_it_whatever_engine_serves(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = Stacks(tmp_path)
+    runs = on_a_server(tiny, missing, USUAL)
+    why = missing.find("vllm").find_obstacle()
+    assert why is not None
+    assert {each.unsupported for each in runs} == {
+        f"a serve run uses a program of another stack than its engine's: {why}"
+    }
+    made: list[str] = []
+    monkeypatch.setattr("harness.stacks.build.create", lambda stack, report: made.append(stack.name))
+    assert _create_missing(runs, missing, print)
+    assert made == ["vllm"]
+
+
+def test_requests_beyond_the_context_are_unsupported(tiny: Path, tmp_path: Path) -> None:
+    runs = on_a_server(
+        tiny, Stacks(tmp_path, {"vllm": Path(sys.executable)}), {**USUAL, "prompts": {"tokens": 100_000}}
+    )
+    assert runs
+    assert all("prompt and new tokens, 100008, exceed" in (each.unsupported or "") for each in runs)
 
 
 @pytest.mark.parametrize(

@@ -333,10 +333,39 @@ class TestSpeeds:
         assert (found.test, found.p) == ("Welch's t-test", pytest.approx(expected.pvalue))
         assert found.verdict == "equivalent"
 
-    @pytest.mark.parametrize("speeds", [[], [0.0], [-1.0, 2.0], [math.nan]])
+    @pytest.mark.parametrize("speeds", [[], [-1.0, 2.0], [math.nan]])
     def test_what_is_no_speed_is_refused(self, speeds: list[float]) -> None:
         with pytest.raises(ValueError, match="needs positive ones"):
             compare_speeds(speeds, [1.0], 0.02)
+
+    def test_a_time_of_zero_is_no_measurement(self) -> None:
+        with pytest.raises(ValueError, match="needs positive ones"):
+            compare_speeds([0.0] * 4, [1.0] * 4, 0.02, better="lower")
+
+    def test_a_rate_of_zero_is_the_worst(self) -> None:
+        """Of the 70 ways to divide eight processes, two are as extreme as zero in all of one side."""
+        none, some = [0.0] * 4, [3.0, 2.0, 5.0, 4.0]
+        lost, won = compare_speeds(none, some, 0.05), compare_speeds(some, none, 0.05)
+        assert (lost.verdict, won.verdict) == ("worse", "better")
+        assert (lost.p, lost.effect.value, won.effect.value) == (pytest.approx(2 / 70), -math.inf, math.inf)
+        few = compare_speeds(none[:3], some[:3], 0.05)
+        assert (few.verdict, few.p) == ("inconclusive", None)
+
+    @pytest.mark.parametrize("count", [5, 12])
+    def test_a_zero_among_others_is_tested_by_rank(self, count: int) -> None:
+        ours, theirs = [0.0, *RNG.uniform(1, 2, count - 1)], RNG.uniform(3, 4, count)
+        found = compare_speeds(ours, theirs.tolist(), 0.05)
+        exact = scipy_stats.mannwhitneyu(ours, theirs, method="exact")
+        assert found.verdict == "worse"
+        assert found.effect.value == pytest.approx(math.log(np.median(ours) / np.median(theirs)))
+        if count == 5:
+            assert found.p == pytest.approx(exact.pvalue)
+
+    def test_a_figure_and_ranks_that_disagree_decide_nothing(self) -> None:
+        """The median of both sides is zero, though one of them has the higher rates."""
+        ours, theirs = [0.0] * 12, [0.0] * 7 + [5.0] * 5
+        found = compare_speeds(ours, theirs, 0.05)
+        assert (found.different, found.verdict, found.effect.value) == (True, "inconclusive", 0.0)
 
 
 class TestFlips:

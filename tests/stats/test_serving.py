@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness.core.workload import Slo
 from harness.stats.capacity import capacity, largest_level, next_level
 from harness.stats.crossover import crossover
+from harness.stats.estimate import Estimate
 from harness.stats.serving import Answered, in_bursts, lags_s, misses, undriven, window_s
 
 SECONDS = st.floats(0.001, 10)
@@ -148,37 +149,45 @@ def test_the_interval_of_the_largest_load_covers_the_truth() -> None:
     assert covered >= 57
 
 
-@given(st.floats(1.2, 55), st.booleans(), st.integers(1, 3))
-def test_a_planted_crossover_is_recovered(level: float, slower: bool, processes: int) -> None:
-    """The effect is linear in the logarithm of the load, so that any ladder gives it exactly."""
+def times_as_fast(level: float, slope: float, scatter: float = 0.0, crossing: float = 24.0) -> Estimate:
+    """A ratio that is linear in the logarithm of the load, with an interval of ``scatter`` on each side."""
+    value = slope * math.log(level / crossing)
+    low, high = math.exp(value - scatter), math.exp(value + scatter)
+    return Estimate(math.exp(value), low, high, 3, "planted", "processes")
+
+
+@given(st.floats(1.2, 55), st.booleans())
+def test_a_planted_crossover_is_recovered(level: float, slower: bool) -> None:
     levels = (1.0, 4.0, 16.0, 64.0)
-    side = 1 if slower else -1
-    effects = [[side * 0.1 * math.log(each / level)] * 5 for each in levels]
-    found = crossover(levels, [effects] * processes)
+    slope = -0.1 if slower else 0.1
+    found = crossover(levels, [times_as_fast(each, slope, crossing=level) for each in levels])
     assert found is not None
     assert found.slower is slower
-    assert found.level == found.low == found.high == pytest.approx(level)
+    assert found.level == pytest.approx(level)
+    assert (found.low, found.high) == pytest.approx((level, level))
     assert found.certain
 
 
+@pytest.mark.parametrize("slope", [-0.1, 0.1])
+def test_the_interval_of_a_crossover_holds_the_loads_at_which_either_may_be_faster(slope: float) -> None:
+    """The ratio's interval holds 1 where its logarithm is within its half width: from 24 / e to 24 × e."""
+    levels = (2.0, 8.0, 32.0, 128.0)
+    found = crossover(levels, [times_as_fast(each, slope, 0.1) for each in levels])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((24 / math.e, 24 * math.e))
+    wide = crossover(levels, [times_as_fast(each, slope, 1.0) for each in levels])
+    assert wide is not None
+    assert (wide.low, wide.high, wide.certain) == (0.0, math.inf, False)
+
+
 def test_without_a_change_of_sign_there_is_no_crossover() -> None:
-    assert crossover((1, 2), [[[-0.1] * 3, [-0.2] * 3]]) is None
-    assert crossover((1, 2), [[[0.1] * 3, [0.2] * 3]]) is None
+    for ratio in (0.8, 1.25):
+        assert crossover((1, 2), [Estimate(ratio, None, None, 1, "none")] * 2) is None
     with pytest.raises(ValueError, match="above zero"):
-        crossover((0, 2), [[[0.1], [0.2]]])
+        crossover((0, 2), [times_as_fast(1, 0.1), times_as_fast(2, 0.1)])
 
 
-def test_noise_widens_the_interval_of_a_crossover_until_it_is_open() -> None:
-    random = np.random.default_rng(0)
-
-    def processes(noise: float) -> list[list[list[float]]]:
-        return [
-            [list(0.1 * math.log(each / 24) + noise * random.standard_normal(50)) for each in (8, 16, 32, 64)]
-            for _ in range(3)
-        ]
-
-    little, much = (crossover((8, 16, 32, 64), processes(noise)) for noise in (0.05, 2.0))
-    assert little is not None
-    assert little.low < 24 < little.high
-    assert little.certain
-    assert much is None or not much.certain
+def test_a_ratio_without_an_interval_leaves_the_crossover_without_one() -> None:
+    found = crossover((8, 64), [Estimate(value, None, None, 2, "too few") for value in (2.0, 0.5)])
+    assert found is not None
+    assert (found.level, found.certain) == (pytest.approx(math.sqrt(8 * 64)), False)

@@ -173,7 +173,7 @@ def _one(
     try:
         found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, statistic.over)
     except (ValueError, ZeroDivisionError):
-        return replace(blank, reasons=("a figure is zero or negative: no ratio can be made of it",))
+        return replace(blank, reasons=("a figure is not positive: no ratio can be made of it",))
     return Pending(replace(blank, reasons=left_out), found, True)
 
 

@@ -71,13 +71,12 @@ def _capacity(records: Sequence[RunRecord], load: Load, levels: Sequence[float],
 
 
 def _crossover(pairs: Sequence[tuple[int, At, At]], load: Load, levels: Sequence[float]) -> Crossover | None:
-    effects = {
-        level: [_logs(ours, theirs, replace(load, level=level)) for _, ours, theirs in pairs] for level in levels
-    }
-    common = [level for level, found in effects.items() if found and all(found)]
-    if len(common) < 2:
-        return None
-    return crossover(common, [[effects[level][index] for level in common] for index in range(len(pairs))])
+    """By the levels that all processes measured."""
+    common = [
+        level for level in levels if all(_logs(ours, theirs, replace(load, level=level)) for _, ours, theirs in pairs)
+    ]
+    ratios = [found for level in common if (found := _ratio(pairs, replace(load, level=level))) is not None]
+    return crossover(common, ratios) if len(ratios) > 1 else None
 
 
 def _ratio(pairs: Sequence[tuple[int, At, At]], load: Load) -> Estimate | None:
