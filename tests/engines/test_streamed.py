@@ -151,6 +151,35 @@ def test_states_are_bit_by_bit_those_of_the_model_loaded_whole(name: str, dtype:
     assert cut.products(1) == whole.products(1)
 
 
+VISION = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"image_size": 28, "patch_size": 14},
+}
+MULTIMODAL = {
+    "gemma3": {"text_config": {**WIDE, **HEADS, **WINDOW}, "vision_config": VISION, "mm_tokens_per_image": 4},
+    "llava": {
+        "text_config": {**WIDE, "model_type": "llama"},
+        "vision_config": {**VISION, "model_type": "clip_vision_model"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_the_text_model_of_a_multimodal_checkpoint_is_the_same_streamed(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name, **MULTIMODAL[name])
+    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    request = LoadRequest(tmp_path, "float32", "cpu")
+    whole, cut = load(request), streamed(request)
+    for each in (whole, cut):
+        each.probe_head()
+    with torch.inference_mode():
+        assert sha256(states_each(cut, batches())) == sha256(states_each(whole, batches()))
+        assert sha256(cut.logits_each(batches())) == sha256(map(whole.logits, batches()))
+    assert list(cut.weight_ledger()) == list(whole.weight_ledger())
+
+
 def test_one_pass_reads_each_part_once_however_many_windows_there_are(tmp_path: Path) -> None:
     request = saved(tmp_path, CONFIGS["qwen3_moe"]())
     model = streamed(request)
@@ -254,6 +283,12 @@ def test_a_disk_too_slow_for_the_time_limit_is_told_with_the_estimate(tmp_path: 
     reader.read_s = 10  # as if its first few hundred bytes had taken so long
     with pytest.raises(UnsupportedError, match=r"too slow for the time limit.*limits\.time is 60 s; raise the limit"):
         model.probe_head()
+
+
+def test_an_architecture_whose_layers_have_no_known_names_is_refused(tmp_path: Path) -> None:
+    encoder = transformers.BertConfig(**WIDE, is_decoder=True)  # its layers are ``encoder.layer.0``
+    with pytest.raises(UnsupportedError, match="no decoder layers were recognized"):
+        streamed(saved(tmp_path, encoder))
 
 
 def test_a_model_that_reads_weights_of_modules_it_does_not_call_is_refused(tmp_path: Path) -> None:
@@ -472,6 +507,19 @@ def test_what_was_quantized_while_loading_and_saved_is_the_same_part_by_part(nam
     load_transformers(quantized_on_load(name, source)).save_pretrained(tmp_path / "out", max_shard_size="60KB")
     stored = same_streamed(replace(source, path=tmp_path / "out"))
     assert sum(entry.quantized for entry in stored) == 4 * 7
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4", "bnb-int8", "int8"])
+def test_a_mixture_whose_single_experts_were_published_quantized_is_the_same_part_by_part(
+    name: str, tmp_path: Path
+) -> None:
+    wide = EXPERTS | {"moe_intermediate_size": 128, "num_experts": 4}
+    source = saved(tmp_path / "source", transformers.Qwen3MoeConfig(**WIDE, **HEADS, **wide), "bfloat16")
+    model = load_transformers(quantized_on_load(name, source))
+    model._weight_conversions = None  # expert by expert, as transformers 4 stored them
+    model.save_pretrained(tmp_path / "out", max_shard_size="60KB")
+    stored = same_streamed(replace(source, path=tmp_path / "out"))
+    assert sum(entry.quantized for entry in stored) == 4 * (4 + 4 * 3)
 
 
 def available(name: str) -> Any:

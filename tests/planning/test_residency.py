@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from harness.api.plan import PlanState
+from harness.cli.render.plan import show_plan
 from harness.models.published import READERS, STREAMED, unstreamed
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import LIBRARIES_BYTES
@@ -81,6 +83,19 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
     layer = (64 * 64 * 2 + 32 * 64 * 2 + 3 * 192 * 64) * 4  # query and output, key and value, feed-forward
     assert whole.peak_bytes == LIBRARIES_BYTES + 919_808
     assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer, rel=1e-6)
+
+
+def test_a_printed_plan_has_each_peak_beside_the_memory_that_there_is(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    runs = make(limits={"memory": "3GiB"}, measure=QUALITY, methods=["none"])
+    show_plan(PlanState(runs), as_json=False)
+    header, *lines = capsys.readouterr().out.splitlines()
+    end = header.index("peak ≈") + len("peak ≈")
+    peak = str(round((LIBRARIES_BYTES + 919_808) / 1000))
+    assert [line[:end].split()[-2:] for line in lines[: len(runs)]] == [[peak, "kB"]] * len(runs)
+    assert "memory of a run: 3.0 GiB" in lines
 
 
 def test_preparing_needs_two_layers_whatever_the_residency(make: Make, tiny: Path) -> None:
