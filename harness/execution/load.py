@@ -14,7 +14,7 @@ from typing import IO, Any
 from harness.core.capability import Endpoint
 from harness.errors import RunError
 from harness.libraries import load_generator
-from harness.libraries.openai_api import key_of
+from harness.libraries.openai_api import key_of, without_key
 from harness.stats.serving import Answered
 from harness.text.load import PlannedRequest
 
@@ -53,11 +53,11 @@ class LoadGenerator:
             line = ""
         if not line:
             raise RunError("the load generator ended before its requests were answered; see the log")
-        return _answered(requests, json.loads(line))
+        return _answered(requests, json.loads(line), key_of(endpoint))
 
 
-def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> list[Answered]:
-    """What the client saw. Its clock begins with the request that it sent first."""
+def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any], key: str | None) -> list[Answered]:
+    """What the client saw, without the server's ``key``. Its clock begins with the request that it sent first."""
     began = min(found["start_times"])
     tokens = _tokens(requests, found["output_lens"], found["itls"])
     return [
@@ -70,7 +70,7 @@ def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any]) -> l
             prompt_tokens=found["input_lens"][index],
             output_tokens=tokens[index],
             gaps_s=tuple(found["itls"][index][: max(tokens[index] - 1, 0)]),
-            error="" if found["output_lens"][index] else _reason(found["errors"][index]),
+            error="" if found["output_lens"][index] else _reason(without_key(found["errors"][index], key)),
         )
         for index, request in enumerate(requests)
     ]

@@ -148,7 +148,7 @@ class OpenAIClient:
             return f"nothing listens there{tries}; start the server, or correct the url"
         if isinstance(reason, exceptions.ConnectTimeoutError):
             return f"no connection{tries}; is the server running, and is its host the right one?"
-        return self._without_key(f"no answer{tries}: {type(reason).__name__}: {reason}")[:MAX_SAID]
+        return without_key(f"no answer{tries}: {type(reason).__name__}: {reason}", self._key)[:MAX_SAID]
 
     def _url(self, path: str) -> str:
         return self.endpoint.url + path
@@ -156,10 +156,7 @@ class OpenAIClient:
     def _said(self, answer: bytes | dict[str, Any]) -> str:
         """What a server said, in quotes and without the key."""
         text = answer.decode("utf-8", errors="replace") if isinstance(answer, bytes) else json.dumps(answer)
-        return quoted(self._without_key(text), MAX_SAID)
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, HIDDEN) if self._key else text
+        return quoted(without_key(text, self._key), MAX_SAID)
 
 
 def canonical(url: str) -> str:
@@ -175,6 +172,11 @@ def key_of(endpoint: Endpoint, variables: Mapping[str, str] = os.environ) -> str
     if not key:
         raise RunError(f"the environment variable {endpoint.api_key_env}, which holds the server's key, is not set")
     return key
+
+
+def without_key(text: str, key: str | None) -> str:
+    """A text that is to be shown, before it is shortened: a part of the key would not be recognized as such."""
+    return text.replace(key, HIDDEN) if key else text
 
 
 def numbers(values: Sequence[Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.execution.load import _answered
+from harness.execution.load import MAX_REASON, _answered
 from harness.text.load import PlannedRequest
 
 LIMIT = 4
@@ -49,8 +49,17 @@ def test_tokens_are_those_of_the_server(
     answers: list[tuple[list[float], int | None]], tokens: list[int], gaps: list[int]
 ) -> None:
     planned = [PlannedRequest(f"r{index}", "", LIMIT, None) for index in range(len(answers))]
-    found = _answered(planned, seen(*answers))
+    found = _answered(planned, seen(*answers), None)
     assert [each.output_tokens for each in found] == tokens
     assert [len(each.gaps_s) for each in found] == gaps
     assert [each.sent_s for each in found] == pytest.approx(range(len(answers)))
     assert [bool(each.error) for each in found] == [not events for events, _ in answers]
+
+
+def test_a_reason_has_no_part_of_the_servers_key() -> None:
+    """A server may repeat it, also where its reason is cut off."""
+    key = "sk-0123456789"
+    told = {**seen(([], None)), "errors": [f"Traceback\nrefused: {'x' * (MAX_REASON - 15)} {key}"]}
+    (found,) = _answered([PlannedRequest("r0", "", LIMIT, None)], told, key)
+    assert found.error.startswith("refused: xxx")
+    assert "sk-" not in found.error

@@ -15,6 +15,7 @@ from clock_server import MODEL, Answer, clock_server
 from run_specs import NONE, run_spec
 
 from harness.core.capability import Endpoint
+from harness.core.job import MeasureServing
 from harness.core.model import ModelRef
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo
@@ -84,7 +85,9 @@ def planted_server(folder: Path) -> Iterator[Endpoint]:
     (folder / LOG).write_text("the server's last words")
 
 
-def measured(workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPatch, planted: Planted) -> Context:
+def measured(
+    workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPatch, planted: Planted, energy: bool = False
+) -> Context:
     source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
     method = replace(NONE, params={"dtype": "model"})
     context = Context(
@@ -94,7 +97,8 @@ def measured(workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("harness.execution.context.engine", lambda name: serving)
     monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda python, endpoint: nullcontext(planted))
     monkeypatch.setenv(INTERPRETER, "python")
-    run(context.spec.job, context, Path())  # type: ignore[arg-type]
+    assert isinstance(context.spec.job, MeasureServing)
+    run(replace(context.spec.job, energy=energy), context, Path())
     return context
 
 
@@ -175,6 +179,29 @@ def test_what_the_server_printed_is_in_the_log(
 ) -> None:
     measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted())
     assert "the server's last words" in capfd.readouterr().err
+
+
+def test_joules_of_a_level_are_divided_by_the_tokens_of_all_its_answers(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter is read before and after each level, and rises by 44 J in one and 88 J in the other."""
+
+    class Counter:
+        source = "planted"
+        counts = iter((1000.0, 1044.0, 1044.0, 1132.0))
+
+        def read(self) -> float:
+            return next(self.counts)
+
+    monkeypatch.setattr("harness.execution.jobs.serve.meters", lambda device, note: nullcontext((Counter(),)))
+    levels = replace(WORKLOAD, levels=(1.0, 4.0))
+    context = measured(levels, tiny, monkeypatch, Planted(failing=11), energy=True)
+    tokens = 11 * 8  # 22 requests, of which half are answered; those that warm up take energy too
+    spent = [found(context, "serving_j_per_tok", level=level, source="planted").values for level in levels.levels]
+    assert spent == [(44 / tokens,), (88 / tokens,)]
+    assert not any(
+        each.metric == "serving_j_per_tok" for each in measured(levels, tiny, monkeypatch, Planted()).measurements
+    )
 
 
 def test_a_duration_has_requests_that_count_at_every_rate() -> None:

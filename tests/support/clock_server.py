@@ -152,6 +152,10 @@ def clock_server(plan: Plan, metrics: Callable[[], str] | None = None) -> Iterat
         ready.set()
         await stop.wait()
         listening.close()
+        kept = asyncio.all_tasks() - {asyncio.current_task()}  # connections that their clients did not end
+        for each in kept:
+            each.cancel()
+        await asyncio.gather(*kept, return_exceptions=True)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
