@@ -13,6 +13,7 @@ from harness.execution.local import local_site
 from harness.execution.starter import forks
 from harness.execution.sweep import done, left
 from harness.host.speeds import machine_speeds
+from harness.planning.expand import AskedServers
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, NOTHING, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price
 from harness.planning.plan import plan as plan_at
@@ -57,11 +58,13 @@ def plan_with_state(
     allow_leak: bool = False,
     on_damage: Callable[[Damaged], None] = lambda damaged: None,
     on_unused_gpu: Callable[[str], None] = lambda problem: None,
+    offline: bool = False,
 ) -> PlanState:
     """The runs of a recipe file, which of them are done, and how long the others will take.
 
     ``on_damage`` receives each damaged attempt of earlier runs, ``on_unused_gpu`` why torch cannot use this machine's
-    GPU, if the runs are planned for the CPU because of that.
+    GPU, if the runs are planned for the CPU because of that. If ``offline``, no server that the recipe names is
+    asked whether it is there.
     """
     chosen = load_recipe(recipe)
     here = local_site(cache, pythons, chosen.device)
@@ -73,7 +76,7 @@ def plan_with_state(
         on_unused_gpu(anonymizer.message(machine.gpu_problem))
     planned = tuple(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
-        for run in plan_at(chosen, here, allow_leak)
+        for run in plan_at(chosen, here, allow_leak, servers=AskedServers(offline))
     )
     store, name = open_results(results, here.artifacts.root), planned[0].spec.recipe
     spilled = [each.record for each in Saver(store, here.spill_roots).spilled(name)]  # 'qharness run' takes them in

@@ -22,6 +22,7 @@ from harness.execution.schedule import width
 from harness.execution.starter import forks
 from harness.execution.sweep import sweep
 from harness.host.speeds import machine_speeds
+from harness.planning.expand import AskedServers
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
 from harness.recipe import Recipe, load_recipe
@@ -103,9 +104,10 @@ def run_part(
     with closing(open_executor(executor, site, report)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
-        planned = _fetched_plan(chosen, opened, allow_leak)
+        servers = AskedServers()
+        planned = _fetched_plan(chosen, opened, allow_leak, servers)
         while create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
-            planned = _fetched_plan(chosen, opened, allow_leak)  # which may name another that a run needs
+            planned = _fetched_plan(chosen, opened, allow_leak, servers)  # which may name another that a run needs
         planned = tuple(part(planned))
         if not planned:
             return ()
@@ -133,14 +135,16 @@ def _forecast(
     return forecast(left, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
 
 
-def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:
+def _fetched_plan(
+    recipe: Recipe, executor: Executor, allow_leak: bool, servers: AskedServers
+) -> tuple[PlannedRun, ...]:
     """The plan, made after fetching what it names on a hub, because a model's shapes and dtype are known only then.
 
     Raises SourceError if something cannot be fetched.
     """
-    planned = plan(recipe, executor.site, allow_leak)
+    planned = plan(recipe, executor.site, allow_leak, servers=servers)
     if executor.fetch([run.spec for run in planned]):
-        planned = plan(recipe, executor.site, allow_leak)
+        planned = plan(recipe, executor.site, allow_leak, servers=servers)
         executor.fetch([run.spec for run in planned])  # what else a model needs is known once it is here
     return planned
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from fake_openai import KEY, FakeOpenAI
 
-from harness.api.plan import plan
+from harness.api.plan import plan, plan_with_state
 from harness.core.job import AnswerTask
 from harness.errors import RecipeError
 from harness.figures.derived.scores import scores
+from harness.planning.expand import AskedServers
+from harness.planning.plan import plan as plan_at
 from harness.planning.recipe_of import recipe_of
 from harness.recipe import load_recipe
 from harness.report.redact import Redaction
@@ -173,6 +175,27 @@ def test_what_is_wrong_with_a_server_is_told_while_planning(
     assert "recipe.yaml:" in str(caught.value)
     for secret in ("word", "sk-0123"):
         assert secret not in str(caught.value).replace("password", "")
+
+
+def test_a_command_asks_each_server_once_or_if_offline_not_at_all(
+    sweeps, tiny: Path, servers: tuple[FakeOpenAI, FakeOpenAI]
+) -> None:
+    """The baseline's is named among the methods too, and a command plans several times."""
+    recipe = content(tiny, servers, tasks=["arc_easy"])
+    recipe["methods"] = [*recipe["methods"], recipe["baseline"]]  # type: ignore[misc]
+    path = sweeps.recipe(recipe)
+    asked: list[str] = []
+    for server in servers:
+        server.fault = lambda path, before, server=server: asked.append(server.model)
+    command = AskedServers()
+    planned = [plan_at(load_recipe(path), sweeps.executor().site, servers=command) for _ in range(2)]
+    assert sorted(asked) == ["fake", "other"]
+    for server in servers:
+        server.fault = lambda path, before: (500, b"gone")
+    state = plan_with_state(path, sweeps.folder / "results", sweeps.folder / "cache", offline=True)
+    assert [run.spec.case_id for run in state.planned] == [run.spec.case_id for run in planned[0]]
+    with pytest.raises(RecipeError, match=r"HTTP 500, 1 times"):
+        plan_with_state(path, sweeps.folder / "results", sweeps.folder / "cache")
 
 
 def test_what_needs_a_model_here_is_unsupported_on_a_server(

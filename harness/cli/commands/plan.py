@@ -27,6 +27,9 @@ def plan(
     costs: Annotated[
         bool, typer.Option("--costs", help="Also show what each run leaves on disk and, if there is a price, costs.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not ask the servers that the recipe names whether they are there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a recipe in order (done, to do, unsupported), and what is left: time, disk and money."""
@@ -45,6 +48,7 @@ def plan(
         allow_leak,
         damaged.append,
         lambda problem: say(f"the GPU is not used: {problem}", error=True),
+        offline,
     )
     if damaged:
         say_damaged(damaged, below(results, state.planned[0].spec.recipe))
