@@ -22,7 +22,7 @@ from harness.models.gguf.convert import convert
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=1)
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "pick"]
 WEIGHTS = "model.safetensors"
 

@@ -20,7 +20,7 @@ from harness.cli.app import app
 from harness.errors import ExitCode, ResultsError
 from harness.storage.bundle import MANIFEST, write_bundle
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.heavy
 
 @dataclass(frozen=True)
 class Polite:
-    """Runs the same worker at the lowest priority, in a working folder of its own, as a batch queue might."""
+    """Runs the same worker at a lower priority, in a working folder of its own, as a batch queue might."""
 
     site: LocalSite
     desk: Path
@@ -51,7 +51,7 @@ class Polite:
         files, cache = ("spec.json", "inputs.json", "outcome.json"), str(self.site.artifacts.root.absolute())
         read, write = os.pipe()
         ended = subprocess.run(
-            ["nice", "-n", "19", sys.executable, "-m", "harness.execution.worker", *files, cache, str(write)],
+            ["nice", "-n", "1", sys.executable, "-m", "harness.execution.worker", *files, cache, str(write)],
             cwd=folder,
             pass_fds=[write],
             stdout=subprocess.PIPE,

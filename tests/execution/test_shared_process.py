@@ -9,7 +9,7 @@ import pytest
 
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=0.7)
 
 TASK = """
 task: {name}
@@ -56,11 +56,11 @@ def test_shared_and_separate_processes_agree(sweep_type, tmp_path: Path, tiny: P
 
     names = [Path(task).stem for task in tasks]
     together = answered("together", *tasks)
-    apart = {key: record for task in tasks for key, record in answered(Path(task).stem, task).items()}
-    assert together.keys() == apart.keys()
+    apart = {key: record for task in tasks[1:] for key, record in answered(Path(task).stem, task).items()}
     assert len(together) == 6
+    assert {key for key in together if key[1] != names[0]} == apart.keys(), "the first is alone in any case"
     for (method, task), record in together.items():
-        alone = apart[method, task]
+        alone = apart.get((method, task), record)
         assert record.spec.run_id == alone.spec.run_id
         assert record.find("task_score") == alone.find("task_score"), "values, and the hashes of prompts and targets"
         assert record.outcome.labels == alone.outcome.labels

@@ -22,7 +22,7 @@ from harness.report import write_report
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
-    pytest.mark.heavy,
+    pytest.mark.heavy(minutes=1.5),
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt install chromium)"),
 ]
 

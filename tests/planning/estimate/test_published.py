@@ -6,6 +6,7 @@ The cache is that of a forward pass on the meta device: tensors of the true shap
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +26,7 @@ from harness.models.shapes import ModelShapes, read
 from harness.models.shapes import shapes as sorted_shapes
 from harness.planning.estimate import chosen, fits
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=2)
 
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 PARAMETERS = {
@@ -91,6 +92,12 @@ def published(name: str) -> dict[str, Any]:
     return content
 
 
+def lengths(name: str, longest: int) -> set[int]:
+    """Of LENGTHS, those that the model reads; where no window is named, a cache grows alike beyond the first two."""
+    windows = re.search(r'"\w*(window|chunk)\w*": [1-9]', (CONFIGS / f"{name}.json").read_text())
+    return {min(length, longest) for length in (LENGTHS if windows else LENGTHS[:2])}
+
+
 def on_meta(name: str, folder: Path) -> Any:
     """The model that the configuration itself names, in bfloat16 without memory and without its quantization."""
     content = published(name)
@@ -128,7 +135,7 @@ def test_the_cache_is_the_one_that_transformers_fills(
 ) -> None:
     """One token after a prompt: a layer with a window has then dropped what is beyond it."""
     found, model = shapes(name), on_meta(name, tmp_path)
-    for length in {min(length, found.context_length or length) for length in LENGTHS}:
+    for length in lengths(name, found.context_length or LENGTHS[-1]):
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
             for tokens in (length - 1, 1):
@@ -146,7 +153,7 @@ def test_the_cache_is_the_one_that_transformers_allocates(
     found = shapes(name)
     config = on_meta(name, tmp_path).config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    for length in {min(length, found.context_length or length) for length in LENGTHS}:
+    for length in lengths(name, found.context_length or LENGTHS[-1]):
         cache = StaticCache(config, max_cache_len=length)
         cache.early_initialization(1, config.num_key_value_heads, width, torch.bfloat16, torch.device("meta"))
         held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
