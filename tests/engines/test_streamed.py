@@ -40,7 +40,7 @@ from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
 from harness.recipe import Model
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=2.5)
 
 STATES_BYTES = 30_000
 """Less than what the windows' states take, so that some of them wait on disk."""
@@ -586,39 +586,74 @@ CHECKPOINTS = {
 """Formats whose library changes the layers after it has loaded them: repacked for a kernel, or made dense."""
 
 
+SOURCES: dict[str, Callable[[], Any]] = {
+    "dense": lambda: transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS),
+    "shallow": lambda: transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128, "num_hidden_layers": 2}), **HEADS),
+    "experts": lambda: transformers.Qwen3MoeConfig(
+        **WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4
+    ),
+}
+OF_EXPERTS = ("gptq", "llmc-rtn", "hqq")
+WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    *((name, "dense", params) for name, params in CHECKPOINTS.items()),
+    ("gptq", "shallow", CHECKPOINTS["gptq"] | {"bits": 8}),
+    *((name, "experts", CHECKPOINTS[name]) for name in OF_EXPERTS),
+)
+"""Methods, what they quantize, and how."""
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], LoadRequest]:
+    """The request for a checkpoint that a method writes of one of SOURCES; skips where its library is missing.
+
+    A library writes all of its checkpoints in one process of its own.
+    """
+    folder = tmp_path_factory.mktemp("quantized")
+    sources = {kind: saved(folder / kind, config(), "bfloat16") for kind, config in SOURCES.items()}
+    made: set[str] = set()
+
+    def find(name: str, kind: str) -> LoadRequest:
+        method, library = available(name), library_of(name)
+        if library not in made:
+            alone(write_all, [each for each in WRITTEN if library_of(each[0]) == library], folder)
+            made.add(library)
+        untouched = modules(read_directory(sources[kind].path).shapes).untouched
+        return replace(sources[kind], path=folder / f"{name} {kind}", read=method.read, untouched=untouched)
+
+    return find
+
+
+def library_of(name: str) -> str:
+    return "gptqmodel" if name in ("gptq", "awq") else name.partition("-")[0]
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_what_its_library_changes_after_loading_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
-    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)
-    request = quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out")
+def test_what_its_library_changes_after_loading_is_the_same_part_by_part(name: str, quantized: Any) -> None:
+    request = quantized(name, "dense")
     stored = same_streamed(request)
     assert registry.method(name).loaded == "dense" or any(entry.quantized for entry in stored)
     if name in ("gptq", "awq"):
         same_streamed(replace(request, read=None))  # as a published checkpoint is loaded
 
 
-def test_gptq_in_eight_bits_is_the_same_part_by_part(tmp_path: Path) -> None:
+def test_gptq_in_eight_bits_is_the_same_part_by_part(quantized: Any) -> None:
     """gptqmodel has another layer for them, ``TorchLinear``, which unpacks codes in every product."""
-    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128, "num_hidden_layers": 2}), **HEADS)
-    source = saved(tmp_path / "source", config, "bfloat16")
-    assert any(entry.quantized for entry in same_streamed(quantized("gptq", source, tmp_path / "out", bits=8)))
+    assert any(entry.quantized for entry in same_streamed(quantized("gptq", "shallow")))
 
 
-@pytest.mark.parametrize("name", ["gptq", "llmc-rtn", "hqq"])
-def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_part(name: str, tmp_path: Path) -> None:
-    config = transformers.Qwen3MoeConfig(**WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4)
-    stored = same_streamed(quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out"))
+@pytest.mark.parametrize("name", OF_EXPERTS)
+def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_part(name: str, quantized: Any) -> None:
+    stored = same_streamed(quantized(name, "experts"))
     assert any(".experts.3.down_proj." in entry.name for entry in stored)
 
 
-def quantized(name: str, source: LoadRequest, out: Path, **changes: Any) -> LoadRequest:
-    """The request for a checkpoint that a method writes; skips where its library is missing."""
-    method = available(name)
-    alone(write, name, {**CHECKPOINTS[name], **changes}, source.path, out)
-    return replace(source, path=out, read=method.read, untouched=modules(read_directory(source.path).shapes).untouched)
+def write_all(written: Sequence[tuple[str, str, Mapping[str, Any]]], folder: Path) -> None:
+    """Has methods write their checkpoints."""
+    for name, kind, params in written:
+        write(name, params, folder / kind, folder / f"{name} {kind}")
 
 
 def write(name: str, params: Mapping[str, Any], source: Path, out: Path) -> None:
-    """Has a method write its checkpoint."""
     method = registry.method(name)
     if method.enable is not None:
         method.enable()

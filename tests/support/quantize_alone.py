@@ -50,9 +50,15 @@ def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype
     save_file({"logits": saved.contiguous()}, out / "logits")
 
 
+IMPORTED = ["torch", "transformers.modeling_utils", "safetensors.torch", "harness.plugins", "harness.models.scope"]
+"""What every such process needs; no library that replaces anything."""
+
+
 def alone(function: Callable[..., None], *args: Any) -> None:
-    """Calls a module's function in a fresh process; fails if it does."""
-    child = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    """Calls a module's function in a process of its own, forked from one that imported IMPORTED; fails if it does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    child = context.Process(target=function, args=args)
     child.start()
     child.join()
     assert child.exitcode == 0, f"{function.__name__} failed; see what was printed"
