@@ -27,6 +27,7 @@ from pathlib import Path
 
 from harness.core.record import Measurement
 from harness.core.run import RunSpec
+from harness.errors import ExitCode
 from harness.storage.cache import Cache
 from harness.storage.json_codec import decode, encode
 
@@ -82,13 +83,15 @@ def differ(one: Figures, other: Figures) -> list[str]:
 
 
 def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
-    """The seconds of ``qharness run``; raises CalledProcessError unless all runs succeed or some are unsupported."""
+    """The seconds of ``qharness run``, those of runs that fail included; raises CalledProcessError if it makes none."""
     from harness.execution.starter import SPAWN, VARIABLE
 
     began = time.perf_counter()
     command = [*COMMAND, "run", str(recipe), "--results", str(folder / "results"), "--cache", str(folder / "cache")]
     variables = {**os.environ, VARIABLE: SPAWN if spawn else ""}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
+    ended = subprocess.run(command, stdout=subprocess.DEVNULL, env=variables, check=False)
+    if ended.returncode not in (ExitCode.OK, ExitCode.RUNS_FAILED):
+        ended.check_returncode()
     return time.perf_counter() - began
 
 
@@ -130,7 +133,11 @@ def compare(recipe: Path, spawn: bool) -> float:
         here = Path(folder)
         whole = sweep_s(recipe, here, spawn)
         (name,) = (each.name for each in (here / "results").iterdir() if each.is_dir())
-        made = {each.spec.run_id: each for each in Store(here / "results").read(name).records if each.status == "ok"}
+        found = Store(here / "results").read(name).records
+        for each in found:
+            if each.outcome.failure is not None and each.status != "unsupported":
+                print(f"{each.spec.title}: {each.status}, and not compared: {each.outcome.failure.message}", flush=True)
+        made = {each.spec.run_id: each for each in found if each.status == "ok"}
         chosen = load_recipe(recipe)
         planned = plan(chosen, local_site(here / "cache", device=chosen.device))
         specs = [run.spec for run in planned if run.spec.run_id in made]  # those of records name no paths
