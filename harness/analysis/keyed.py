@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from harness.analysis.comparability import Comparability
 from harness.analysis.history.values import CaseValue, comparability, values_of
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression.cases import Case, cases
+from harness.analysis.summaries import Summaries
 from harness.core.record import RunRecord
 from harness.figures.figure import Figure, Place
+from harness.figures.summary import as_text, builder
 from harness.figures.table import Table, VariantRow
-from harness.plugins import gates
+from harness.plugins import gates, plugin_figures
 from harness.stats.estimate import Estimate
 
 OF_THE_VARIANT = frozenset(
@@ -59,6 +62,49 @@ def keyed_figures(
     values = _values(records, kept)
     return {id(row): tuple(_of_row(table, row, values)) for table in tables for row in table.rows}
 
+
+@dataclass(frozen=True)
+class AlikeFigures:
+    """The rows, by number, whose figures at a place are comparable; ``place`` is the number of the figure's place."""
+
+    figure: str
+    place: int
+    conditions: Mapping[str, str]
+    rows: tuple[int, ...]
+
+
+def alike_figures(table: Table, most: int, summaries: Summaries | None = None) -> tuple[AlikeFigures, ...]:
+    """The figures of the first ``most`` rows of a table by their conditions, from the runs of these rows alone.
+
+    They are taken from the ``summaries`` if they were derived from the same rows before.
+    """
+    kept = summaries or Summaries({}, {})
+    rows = table.rows[:most]
+    records = {id(run): run for row in rows for run in row.runs_that_ended_well}
+    return kept.take(
+        None if plugin_figures() else kept.rows_key(f"alike {most}", table.rows),
+        lambda: alike_on(table, rows, keyed_figures([table], list(records.values()))),
+        as_text,
+        lambda text: _read_alike(json.loads(text)),
+    )
+
+
+def alike_on(
+    table: Table, rows: Sequence[VariantRow], keyed: Mapping[int, Sequence[KeyedFigure]]
+) -> tuple[AlikeFigures, ...]:
+    """The same from figures that are known, by ``id`` of the row."""
+    found: dict[tuple[str, int, str], tuple[Comparability, list[int]]] = {}
+    for number, row in enumerate(rows):
+        for each in keyed.get(id(row), ()):
+            key = each.figure.name, each.figure.taken_at(table).index(each.place), each.conditions.key
+            found.setdefault(key, (each.conditions, []))[1].append(number)
+    return tuple(
+        AlikeFigures(figure, place, conditions.conditions, tuple(members))
+        for (figure, place, _), (conditions, members) in found.items()
+    )
+
+
+_read_alike: Callable[[Any], tuple[AlikeFigures, ...]] = builder(tuple[AlikeFigures, ...])
 
 _Values = Mapping[tuple[str, str, str], Sequence[tuple[Case, CaseValue]]]
 """By variant, decode mode and figure."""

@@ -33,10 +33,10 @@ def significant(value: float, digits: int = 3) -> str:
         return "∞" if value > 0 else "−∞" if value < 0 else "NaN"
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits - 1}e}")
-    exponent = math.floor(math.log10(abs(rounded)))
+    rounded = f"{value:.{digits - 1}e}"
+    exponent = int(rounded.partition("e")[2])
     if not -5 <= exponent < 7:
-        return f"{value:.{digits - 1}e}".replace("-", "−")
+        return rounded.replace("-", "−")
     return f"{value:.{max(digits - 1 - exponent, 0)}f}".replace("-", "−")
 
 

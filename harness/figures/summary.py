@@ -24,6 +24,9 @@ CODE = ("analysis", "core", "figures", "stats", "storage", "tasks")
 """The rooms whose code reads records, and derives rows and findings from them."""
 LIBRARIES = ("numpy", "scipy")
 
+_decode = json.JSONDecoder().raw_decode
+"""Without the search for spaces around a value, which takes longer than decoding a short one."""
+
 Derived = tuple[VariantRow, tuple[str, ...]]
 """A row, and notes on what could not be compared."""
 
@@ -66,7 +69,7 @@ class _KeptField:
         self._place, self._name, self._build = place, name, build
 
     def __get__(self, row: _KeptRow, kind: type[_KeptRow]) -> Any:
-        made = self._build(json.loads(row.kept_texts[self._place]))
+        made = self._build(_decode(row.kept_texts[self._place])[0])
         vars(row)[self._name] = made
         return made
 

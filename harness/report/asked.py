@@ -17,8 +17,9 @@ MOST_NAMED = 60
 def asked(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
     """Each setting with every value that occurs, in the order of the runs."""
     found: dict[str, dict[str, None]] = {}
-    for record in records:
-        for name, value in _of(record.spec):
+    alike = {(each.spec.recipe, id(each.spec.job), each.spec.limits): each.spec for each in records}  # shared by many
+    for spec in alike.values():
+        for name, value in _of(spec):
             values = found.setdefault(name, {})
             if value:
                 values[value] = None

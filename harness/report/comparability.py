@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from harness.analysis.comparability import Comparability
-from harness.analysis.keyed import KeyedFigure, keyed_figures
-from harness.core.record import RunRecord
-from harness.figures.table import Table, VariantRow
+from harness.analysis.keyed import AlikeFigures, KeyedFigure, alike_figures, alike_on
+from harness.analysis.summaries import Summaries
+from harness.figures.table import Table
 from harness.report.column import Column
 
 SHORT = 8
@@ -63,28 +62,29 @@ def measurements(keys: Sequence[ColumnKey]) -> tuple[tuple[ColumnKey, ...], ...]
 
 
 def column_keys(
-    table: Table, columns: Sequence[Column], keyed: Mapping[int, Sequence[KeyedFigure]] | None = None
+    table: Table,
+    columns: Sequence[Column],
+    keyed: Mapping[int, Sequence[KeyedFigure]] | None = None,
+    summaries: Summaries | None = None,
 ) -> tuple[ColumnKey, ...]:
     """The keys of these columns of a table, in their order; none of columns by which nothing is compared.
 
-    ``keyed`` are the figures of its rows by ``id``, if they are known.
+    ``keyed`` are the figures of its rows by ``id``, if they are known. Otherwise they are taken from the ``summaries``
+    if they were derived from the same rows before.
     """
-    rows = tuple(islice(table.rows, MOST_ROWS))
-    if keyed is None:
-        keyed = keyed_figures([table], list(_records(rows)))
-    found: dict[tuple[str, object], dict[str, tuple[Comparability, list[str]]]] = {}
-    for row in rows:
-        for each in keyed.get(id(row), ()):
-            of_column = found.setdefault((each.figure.name, each.place), {})
-            of_column.setdefault(each.conditions.key, (each.conditions, []))[1].append(row.label)
+    rows = table.rows[:MOST_ROWS]
+    found = alike_on(table, rows, keyed) if keyed is not None else alike_figures(table, MOST_ROWS, summaries)
+    of_columns: dict[tuple[str, int], list[AlikeFigures]] = {}
+    for each in found:
+        of_columns.setdefault((each.figure, each.place), []).append(each)
     return tuple(
-        ColumnKey(column, conditions, tuple(labels) if len(of_column) > 1 else ())
+        ColumnKey(
+            column,
+            Comparability(each.conditions),
+            tuple(rows[number].label for number in each.rows) if len(of_column) > 1 else (),
+        )
         for column in columns
-        for of_column in [found.get((column.figure.name, column.place), {})]
-        for conditions, labels in of_column.values()
+        if column.figure.gate is not None
+        for of_column in [of_columns.get((column.figure.name, column.figure.taken_at(table).index(column.place)), [])]
+        for each in of_column
     )
-
-
-def _records(rows: Sequence[VariantRow]) -> Iterator[RunRecord]:
-    """The runs that ended well, each once."""
-    yield from {id(run): run for row in rows for run in row.runs_that_ended_well}.values()

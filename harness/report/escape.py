@@ -184,9 +184,16 @@ def terminal_lines(text: str) -> str:
 
 def disobeyed(line: str) -> str:
     """A line that is no command to GitHub's runner."""
+    if not may_command(line):
+        return line
     if line.lstrip().startswith("::"):
         line = line.replace("::", ": :", 1)
     return line.replace("##[", "## [")
+
+
+def may_command(text: str) -> bool:
+    """Whether any of its lines may be a command to GitHub's runner; of most texts, none is."""
+    return "::" in text or "##[" in text
 
 
 _NOT_IN_MLFLOW = re.compile(r"[^\w\-./: ]")

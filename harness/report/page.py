@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.analysis.selection import current
 from harness.analysis.summaries import Summaries
@@ -40,7 +40,8 @@ class Page:
     """A report before rendering; ``answers`` has the answer of each table, or None.
 
     ``damaged`` are attempts that are not as they were written; figures of those left out are missing.
-    ``redacted`` says what was left out of the records; None if nothing was.
+    ``redacted`` says what was left out of the records; None if nothing was. ``summaries`` are what was derived before
+    from the evidence of the tables' rows.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Page:
     measured: str
     damaged: tuple[Damaged, ...] = ()
     redacted: str | None = None
+    summaries: Summaries | None = field(default=None, repr=False, compare=False)
 
     @property
     def variants(self) -> int:
@@ -113,6 +115,7 @@ def page(
         measured=_period(counted),
         damaged=tuple(damaged),
         redacted=left_out,
+        summaries=summaries,
     )
 
 

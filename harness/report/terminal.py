@@ -185,8 +185,11 @@ def written(parts: Iterable[Text | Table | Rows | str], width: int | None = None
             file.write(part.text(console))
         else:
             console.print(line(part) if isinstance(part, str) else part)
-    # The console may have broken a cell where a command of GitHub's runner begins.
-    return "\n".join(escape.disobeyed(each.rstrip()) for each in file.getvalue().split("\n")[:-1]) + "\n"
+    text = file.getvalue()
+    lines = map(str.rstrip, text.split("\n")[:-1])
+    if escape.may_command(text):  # the console may have broken a cell where a command of GitHub's runner begins
+        lines = map(escape.disobeyed, lines)
+    return "\n".join(lines) + "\n"
 
 
 def show(render: Callable[[int | None, bool], str]) -> None:

@@ -62,7 +62,7 @@ class Index:
     """The index of a recipe's folder while the attempts in it are read."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._name = folder, str(folder)
         self._entries: dict[str, IndexEntry] = {}
         self._runs: dict[str, tuple[Sequence[int], Sequence[str], int]] = {}
         self._segments = 0
@@ -83,7 +83,7 @@ class Index:
         """The attempts of a run by name, if its folder and theirs are as they were when they were listed."""
         stamp, names, began_ns = self._runs.get(run, (None, (), 0))
         try:
-            if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self.folder}/{run}") != stamp:
+            if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self._name}/{run}") != stamp:
                 return None
         except OSError:  # it is gone
             return None
@@ -174,13 +174,13 @@ class Index:
 
     def _stamps(self, key: str, names: Iterable[str]) -> Stamps | None:
         """The stamps of an attempt's folder and of files in it; None if one is not there."""
-        folder = f"{self.folder}/{key}"
+        folder = f"{self._name}/{key}"
         try:
             own = _stamp(os.lstat, folder)
         except OSError:
             return _packed_stamps(Path(folder), names)
         try:
-            return [own, *(_stamp(os.stat, f"{folder}/{name}") for name in names)]
+            return [own, *[_stamp(os.stat, f"{folder}/{name}") for name in names]]
         except OSError:
             return None
 
@@ -278,7 +278,8 @@ def _stamp(look: Callable[[str], os.stat_result], path: str) -> list[int]:
 
 def _is_recent(stamps: Sequence[Sequence[int]], began_ns: int) -> bool:
     """Whether one of them is so new that a change after ``began_ns`` might have left it the same."""
-    return max([max(stamp[2:]) for stamp in stamps]) + SLACK_NS >= began_ns
+    latest_ns = began_ns - SLACK_NS
+    return any(stamp[-1] >= latest_ns or stamp[-2] >= latest_ns for stamp in stamps)
 
 
 def _has_many(folder: Path) -> bool:

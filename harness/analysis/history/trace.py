@@ -95,17 +95,22 @@ def _asked(
     found: Sequence[Case], metrics: Sequence[str], kept: KeptEntries
 ) -> Iterator[tuple[Case, Figure[Any], Sequence[CaseValue]]]:
     """Each case with each figure that is taken from it, and its values: a session gives a variant's sizes only once."""
-    asked = [figure for figure in gates().values() if not metrics or figure.name in metrics]
-    values = [(case, values_of(case, asked, kept)) for case in found if case.well]
-    first: dict[tuple[str, ...], Case] = {}
-    for case, own in sorted(values, key=lambda each: each[0].rank):
-        for figure in asked:
-            if of_the_variant(figure) and figure.name in own:
-                first.setdefault((*_of_variant(case), figure.name), case)
-    for case, own in values:
-        for figure in asked:
-            if figure.name in own and (not of_the_variant(figure) or first[(*_of_variant(case), figure.name)] is case):
-                yield case, figure, own[figure.name]
+    asked = {name: figure for name, figure in gates().items() if not metrics or name in metrics}
+    once = {name for name, figure in asked.items() if of_the_variant(figure)}
+    first: dict[tuple[str, ...], dict[str, Case]] = {}
+    values = [
+        (case, values_of(case, list(asked.values()), kept), first.setdefault(_of_variant(case), {}))
+        for case in found
+        if case.well
+    ]
+    for case, own, sizes in sorted(values, key=lambda each: each[0].rank):
+        for name in own:
+            if name in once:
+                sizes.setdefault(name, case)
+    for case, own, sizes in values:
+        for name, of_figure in own.items():  # in the order of the gates
+            if name not in once or sizes[name] is case:
+                yield case, asked[name], of_figure
 
 
 def _of_variant(case: Case) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from typing import get_args
 from markupsafe import Markup
 
 from harness.analysis.keyed import KeyedFigure
+from harness.analysis.summaries import Summaries
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report import escape
 from harness.report.answer import Answer
@@ -161,7 +162,7 @@ def html(whole: Page, place: SitePlace | None = None, keyed: Mapping[int, Sequen
     """
     drawn_of = plots_of if place is None else _no_plots
     sections = [
-        _section(table, answer, drawn_of(table), {} if whole.redacted else keyed)
+        _section(table, answer, drawn_of(table), {} if whole.redacted else keyed, whole.summaries)
         for table, answer in zip(whole.tables, whole.answers, strict=True)
     ]
     drawn = any(section.plots for section in sections)
@@ -189,6 +190,7 @@ def _section(
     answer: Answer | None,
     plots: tuple[Plot, ...],
     keyed: Mapping[int, Sequence[KeyedFigure]] | None,
+    summaries: Summaries | None,
 ) -> _Section:
     shown = page_table(table)
     grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
@@ -201,7 +203,7 @@ def _section(
         plots,
         grid if len(grid) > 1 else (),
         breakdowns(table),
-        column_keys(table, shown.columns, keyed),
+        column_keys(table, shown.columns, keyed, summaries),
         answer_pairs(table),
     )
 
