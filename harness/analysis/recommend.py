@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from harness.figures.table import GridPoint, Table, VariantRow
 from harness.plugins import plugin_figures
 from harness.stats.draws import Sampler, draws_for
 from harness.stats.estimate import Floats
+
+T = TypeVar("T")
 
 
 def recommend(
@@ -56,12 +58,7 @@ def pick(
     """
     use = use_of(table, query)
     judged, order = _judged_rows(table, query, use)
-    found = (summaries or Summaries({}, {})).take(
-        None if summaries is None or plugin_figures() else summaries.rows_key(_asked(query, use), table.rows),
-        lambda: _ranking(judged, order, query),
-        as_text,
-        lambda text: _read_ranking(json.loads(text)),
-    )
+    found = _take(summaries, _asked(query, use), table, lambda: _ranking(judged, order, query), _read_ranking)
     whole = [replace(each, pick_probability=found.picked.get(index)) for index, each in enumerate(judged)]
     in_order = [whole[index] for index in found.in_order]
     return Recommendation(
@@ -108,12 +105,35 @@ def _ranking(judged: Sequence[Candidate], order: Order, query: Query) -> _Rankin
     return _draw(judged, in_order, admissible, order.objective, query)
 
 
-def certain_pick(table: Table, query: Query) -> Candidate | None:
+def certain_pick(table: Table, query: Query, summaries: Summaries | None = None) -> Candidate | None:
     """As ``pick(table, query).certain_pick``, without its probability and without judging how certain the pick is."""
     if doubts(table, query):
         return None
-    judged, order = _judged_rows(table, query, use_of(table, query))
-    return next((judged[index] for index in order.ranked(_admissible(judged)) if judged[index].certain), None)
+    use = use_of(table, query)
+    place: int | None = _take(
+        summaries,
+        f"certain {_asked(query, use)}",
+        table,
+        lambda: _first_certain(table, query, use),
+        lambda found: found,
+    )
+    return None if place is None else _judged(table.rows[place], query, use)
+
+
+def _first_certain(table: Table, query: Query, use: Use) -> int | None:
+    """The place of the row that is ranked first of those that certainly meet all limits."""
+    judged, order = _judged_rows(table, query, use)
+    return next((index for index in order.ranked(_admissible(judged)) if judged[index].certain), None)
+
+
+def _take(summaries: Summaries | None, about: str, table: Table, make: Callable[[], T], read: Callable[[Any], T]) -> T:
+    """What ``make`` derives from the rows of a table and ``about``, or the same as it was kept.
+
+    Nothing is kept beside figures of plugins: whether their code is still the same is not known.
+    """
+    kept = summaries or Summaries({}, {})
+    key = None if plugin_figures() else kept.rows_key(about, table.rows)
+    return kept.take(key, make, as_text, lambda text: read(json.loads(text)))
 
 
 def _judged_rows(table: Table, query: Query, use: Use) -> tuple[list[Candidate], Order]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.api.locations import name_of, read_location
 from harness.api.results import read_folder
 from harness.core.record import Damaged, RunRecord
-from harness.report.renderers.mlflow_export import Exported, export
 from harness.report.write import write_report as write
 from harness.storage.reading import all_records
+
+if TYPE_CHECKING:
+    from harness.report.renderers.mlflow_export import Exported
 
 DEFAULT_FORMATS = ("html", "md", "csv")
 
@@ -64,4 +67,6 @@ def export_to_mlflow(results: str | Path, tracking_uri: str, experiment: str) ->
 
     Raises ResultsError for a damaged record: its session would be logged without it, and never again.
     """
+    from harness.report.renderers.mlflow_export import export
+
     return list(export(all_records(read_location(results)), tracking_uri, experiment))

@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from harness.core.assembly import assembler
 from harness.figures.evidence import Evidence
 from harness.figures.table import VariantRow
 
@@ -137,12 +138,14 @@ def builder(kind: Any) -> Callable[[Any], Any]:
 
 def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
     """What makes a dataclass from the list of its fields, which it may change: most are plain values."""
+    names = [name for name, _ in _builders(kind)]
     nested = [(place, build) for place, (_, build) in enumerate(_builders(kind)) if build is not _same]
+    assemble = assembler(kind)
 
     def construct(values: list[Any]) -> Any:
         for place, build in nested:
             values[place] = build(values[place])
-        return kind(*values)
+        return assemble(zip(names, values, strict=True))
 
     return construct
 

@@ -18,6 +18,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from harness.core.assembly import assembler
 from harness.core.column import LazyColumn
 from harness.core.job import JOBS, VariantJob
 from harness.core.record import Measurement, Outcome, RunRecord
@@ -109,7 +110,7 @@ class Segment:
     def made(self, kind: type[T], number: int) -> T:
         """The dataclass that a part is of, built once: variants, models and methods have many runs."""
         if number not in self._made:
-            self._made[number] = kind(**self._read_fields(kind, number))
+            self._made[number] = assembler(kind)(self._read_fields(kind, number))
         found: T = self._made[number]
         return found
 
@@ -331,15 +332,15 @@ class IndexEntry:
     @cached_property
     def record(self) -> RunRecord:
         """The record. Its measurements are built when they are used."""
-        segment, names = self.segment, self.names
-        spec, outcome, rest = self.row[5:8]
+        segment, names, (spec, outcome, rest) = self.segment, self.row[4], self.row[5:8]
+        places = segment.name_places
         made = segment.made(RunSpec, spec)
         # computing them takes longer than all else
-        vars(made).update(run_id=names["run_id"], case_id=names["case_id"])
+        vars(made).update(run_id=names[places["run_id"]], case_id=names[places["case_id"]])
         if isinstance(made.job, VariantJob):
-            vars(made.job.variant)["key"] = names["variant"]
-        named: dict[str, Any] = {name: names[name] for name in NAMED}
-        ended = Outcome(**segment.fields(Outcome, outcome), measurements=Measured(self))
+            vars(made.job.variant)["key"] = names[places["variant"]]
+        named: dict[str, Any] = {name: names[places[name]] for name in NAMED}
+        ended = assembler(Outcome)({**segment.fields(Outcome, outcome), "measurements": Measured(self)})
         return RunRecord(made, ended, **named, **segment.fields(RunRecord, rest))
 
     @property

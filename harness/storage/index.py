@@ -37,11 +37,9 @@ SLACK_NS = 2_000_000_000
 MAX_SEGMENTS = 32
 """With more, or if a tenth of the attempts are new, a reader writes the index anew."""
 READERS = (
-    *(f"core/{name}.py" for name in ("capability", "collector", "column", "effort", "foreign", "identity", "job")),
-    *(
-        f"core/{name}.py"
-        for name in ("json_values", "label", "model", "owner", "protocols", "record", "run", "variant", "workload")
-    ),
+    *(f"core/{name}.py" for name in ("assembly", "capability", "collector", "column", "effort", "foreign", "identity")),
+    *(f"core/{name}.py" for name in ("job", "json_values", "label", "model", "owner", "protocols", "record", "run")),
+    *(f"core/{name}.py" for name in ("variant", "workload")),
     *(f"core/upgrade/{name}.py" for name in ("__init__", "labels", "specs")),
     "errors.py",
     *(f"storage/{name}.py" for name in ("disk", "entry", "evidence", "index", "json_codec", "pack", "parquet_bounds")),

@@ -199,7 +199,7 @@ def _section(
         answer,
         shown,
         column_groups(shown.columns),
-        highlights(table),
+        highlights(table, summaries),
         plots,
         grid if len(grid) > 1 else (),
         breakdowns(table),
