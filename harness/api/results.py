@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from harness.api.baselines import Baselines
 from harness.api.locations import read_location
@@ -25,6 +25,8 @@ from harness.storage.reading import Contents
 from harness.storage.summaries import SUMMARIES, SummaryFile
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
     from harness.analysis.kept import KeptEntries
@@ -197,10 +199,10 @@ def _frame(found: Contents) -> pd.DataFrame:
     import pandas as pd
 
     if found.entries is not None:
-        measured = [(each.kinds, each.counts, each.means, each.arrays()) for each in found.entries]
+        measured = ((each.kinds, each.counts, each.means, each.arrays()) for each in found.entries)
         every = [each.names for each in found.entries]
     else:
-        measured = [_measured(record.outcome.measurements) for record in found.records]
+        measured = (_measured(record.outcome.measurements) for record in found.records)
         every = [names_of(record) for record in found.records]
     names = {name: [each[name] for each in every] for name in every[0]}
     places: dict[str | None, int] = {}
@@ -218,18 +220,41 @@ def _frame(found: Contents) -> pd.DataFrame:
             place.append(places.setdefault(None, len(places)))
             for column in (counts, means, values, items):
                 column.append(math.nan)
-    described = pd.DataFrame([_description(kind) for kind in places])
     columns = [
-        pd.DataFrame(names).take(np.repeat(np.arange(len(rows)), rows)).reset_index(drop=True),
-        described.take(place).reset_index(drop=True),
+        _repeated(pd.DataFrame(names), np.repeat(np.arange(len(rows)), rows)),
+        _repeated(pd.DataFrame([_description(kind) for kind in places]), place),
     ]
     if places.keys() - {None}:
         columns.append(pd.DataFrame({"value": means, "n": counts}))
-        protocols = [None if kind is None else protocol_of(kind) for kind in places]
-        copies = (math.nan if (protocol := protocols[each]) is None else dict(protocol) for each in place)
-        objects: dict[str, Iterable[Any]] = {"values": values, "item_ids": items, "protocol": copies}
+        protocols = [math.nan if kind is None else _Protocol(protocol_of(kind)) for kind in places]
+        objects: dict[str, Iterable[Any]] = {
+            "values": values,
+            "item_ids": items,
+            "protocol": (protocols[each] for each in place),
+        }
         columns += [pd.DataFrame({name: np.fromiter(own, object, len(place))}) for name, own in objects.items()]
     return pd.concat(columns, axis=1)
+
+
+def _repeated(frame: pd.DataFrame, places: npt.NDArray[np.intp] | Sequence[int]) -> pd.DataFrame:
+    """Its rows at these places. A text that many rows have is one object: as Arrow's, each would have a copy."""
+    import pandas as pd
+
+    texts = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)]
+    shared = frame.astype(dict.fromkeys(texts, pd.StringDtype("python", na_value=math.nan)))
+    return shared.take(places).reset_index(drop=True)
+
+
+class _Protocol(dict[str, Any]):
+    """A protocol that many rows share: it cannot be changed, but ``dict(protocol)`` makes one that can."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("many rows share this protocol: make one of your own with dict(protocol)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 def _measured(measurements: Sequence[Measurement]) -> tuple[list[str], list[int], list[float], Arrays]:

@@ -139,7 +139,7 @@ class RunSpec:
         """The method that all variants are compared with. Raises TypeError for a run without a variant."""
         return self._of_variant.baseline
 
-    @property
+    @cached_property
     def is_baseline(self) -> bool:
         """Whether this run belongs to the variant that all others are compared with."""
         job = self.job

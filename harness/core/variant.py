@@ -63,7 +63,7 @@ class Variant:
         how = [self.scope, sorted(set(self.skip)), self.ordered_overrides, drawn, self.seed]
         return digest([self.model.label, self.method.label, how, *self._engine_identity, self.kv_cache])
 
-    @property
+    @cached_property
     def engine_label(self) -> str:
         """The engine with its own parameters, for display: ``llamacpp threads=8``."""
         own = (f"{name}={_word(value)}" for name, value in sorted(self.engine_params.items()))

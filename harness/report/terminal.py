@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from itertools import pairwise
+from operator import getitem
 from typing import TYPE_CHECKING, Literal
 
 from harness.report import escape
@@ -71,11 +72,11 @@ class Rows:
         lines = ["".join(line) for line in zip(*above, strict=True)]
         places, blanks = [column.lines for column in columns], [" " * width for width in widths]
         for row in self._rows:
-            cells = [own[cell] for own, cell in zip(places, row, strict=True)]
-            for number in range(max(1, *map(len, cells))):
-                lines.append(
-                    "".join([cell[number] if number < len(cell) else blanks[at] for at, cell in enumerate(cells)])
-                )
+            cells = list(map(getitem, places, row))
+            tallest = max(map(len, cells))
+            if tallest > 1:
+                cells = [cell + [blank] * (tallest - len(cell)) for cell, blank in zip(cells, blanks, strict=True)]
+            lines.extend(map("".join, zip(*cells, strict=True)))
         return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -175,6 +176,17 @@ def test_load_results_is_the_same_from_an_index(tmp_path: Path) -> None:
     assert (whole.dtypes == apart.dtypes).all()
     for name in whole.columns:
         assert list(whole[name]) == list(apart[name]), name
+
+
+def test_rows_share_a_protocol_that_cannot_be_changed(tmp_path: Path) -> None:
+    whole = load_results(filled(tmp_path / "results"))
+    protocol = next(each for each in whole["protocol"] if isinstance(each, dict) and each)
+    for change in (lambda: protocol.update(context=1), lambda: protocol.pop("context"), protocol.clear):
+        with pytest.raises(TypeError, match=r"dict\(protocol\)"):
+            change()
+    mine = pickle.loads(pickle.dumps(protocol))
+    assert mine == protocol
+    mine["context"] = 1
 
 
 def test_a_recipe_in_a_folder_of_another_name_is_damaged_although_it_is_indexed(tmp_path: Path) -> None:

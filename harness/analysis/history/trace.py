@@ -60,12 +60,13 @@ def trace(
     once = {each.key: each for each in records}
     found = _sessions(once.values())
     series: dict[Name, dict[tuple[str, str], list[_Seen]]] = {}
-    for case, figure, values in _asked(found, metrics, kept):
+    for case, figures in _asked(found, metrics, kept):
         spec = case.spec
-        of_case = spec.model.label, spec.method_label, spec.engine_label, figure.name
-        for value in values:
-            alike = series.setdefault((*of_case, value.where), {})
-            alike.setdefault((value.own, value.asked), []).append(_Seen(case, figure, value))
+        of_case = spec.model.label, spec.method_label, spec.engine_label
+        for figure, values in figures:
+            for value in values:
+                alike = series.setdefault((*of_case, figure.name, value.where), {})
+                alike.setdefault((value.own, value.asked), []).append(_Seen(case, figure, value))
     if not series:
         wanted = f" of {', '.join(metrics)}" if metrics else ""
         raise ResultsError(f"nothing to show: none of these records holds a figure{wanted}")
@@ -92,8 +93,11 @@ def _sessions(records: Iterable[RunRecord]) -> list[Case]:
 
 def _asked(
     found: Sequence[Case], metrics: Sequence[str], kept: KeptEntries
-) -> Iterator[tuple[Case, Figure[Any], Sequence[CaseValue]]]:
-    """Each case with each figure that is taken from it, and its values: a session gives a variant's sizes only once."""
+) -> Iterator[tuple[Case, list[tuple[Figure[Any], Sequence[CaseValue]]]]]:
+    """Each case with the figures that are taken from it, and their values.
+
+    A session gives a variant's sizes only once.
+    """
     asked = {name: figure for name, figure in gates().items() if not metrics or name in metrics}
     once = {name for name, figure in asked.items() if of_the_variant(figure)}
     first: dict[tuple[str, ...], dict[str, Case]] = {}
@@ -103,13 +107,10 @@ def _asked(
         if case.well
     ]
     for case, own, sizes in sorted(values, key=lambda each: each[0].rank):
-        for name in own:
-            if name in once:
-                sizes.setdefault(name, case)
-    for case, own, sizes in values:
-        for name, of_figure in own.items():  # in the order of the gates
-            if name not in once or sizes[name] is case:
-                yield case, asked[name], of_figure
+        for name in own.keys() & once:
+            sizes.setdefault(name, case)
+    for case, own, sizes in values:  # a case has its values in the order of the gates
+        yield case, [(asked[name], own[name]) for name in own if name not in once or sizes[name] is case]
 
 
 def _of_variant(case: Case) -> tuple[str, str, str]:
