@@ -133,7 +133,8 @@ def _take(summaries: Summaries | None, about: str, table: Table, make: Callable[
     """
     kept = summaries or Summaries({}, {})
     key = None if plugin_figures() else kept.rows_key(about, table.rows)
-    return kept.take(key, make, as_text, lambda text: read(json.loads(text)))
+    found: T = kept.take(key, make, as_text, lambda text: read(json.loads(text)))
+    return found
 
 
 def _judged_rows(table: Table, query: Query, use: Use) -> tuple[list[Candidate], Order]:

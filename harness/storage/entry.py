@@ -110,7 +110,7 @@ class Segment:
     def made(self, kind: type[T], number: int) -> T:
         """The dataclass that a part is of, built once: variants, models and methods have many runs."""
         if number not in self._made:
-            self._made[number] = assembler(kind)(self._read_fields(kind, number))
+            self._made[number] = assembler(kind)(self._read_fields(kind, number))  # type: ignore[arg-type]
         found: T = self._made[number]
         return found
 

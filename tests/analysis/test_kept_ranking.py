@@ -108,8 +108,8 @@ class Watched(Table):
         return made
 
     def __getattribute__(self, name: str) -> Any:
-        if name != "read":
-            self.read.add(name)
+        if name != "__dict__":
+            vars(self)["read"].add(name)
         return object.__getattribute__(self, name)
 
 
