@@ -1,18 +1,20 @@
-"""A real vLLM server as an endpoint: its log-likelihoods and answers are those of transformers in this process."""
+"""A real vLLM server as an endpoint: its answers are those of transformers in this process, and it takes a load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from serve_until import served
 
+from harness.api.plan import plan
 from harness.core.capability import Endpoint
 from harness.core.engine import LoadRequest
 from harness.engines.endpoint.engine import ENDPOINT, EndpointModel, EndpointParams
-from harness.stacks import Stack
+from harness.recipe import load_recipe
+from harness.stacks import Stack, Stacks
 from harness.stacks.build import environment
 
 pytestmark = pytest.mark.stack
@@ -60,3 +62,40 @@ def test_answers_are_those_of_transformers_token_by_token(model: EndpointModel, 
         with torch.inference_mode():
             whole = here.generate(torch.tensor([tokens]), max_new_tokens=NEW, do_sample=False)  # type: ignore[operator]
         assert written == whole[0, len(tokens) :].tolist()
+
+
+def test_it_is_put_under_load(sweeps, server: Endpoint, tiny_llama: Path, stacks_with: Callable[[str], Stacks]) -> None:
+    """As a user's recipe asks for it: each request is answered whole, and the server's own counts are read."""
+    served = {"served": {"url": server.url, "model": server.model}}
+    recipe = {
+        "models": [{"id": str(tiny_llama), "dtype": "float32", "label": "tiny"}],
+        "engines": ["endpoint"],
+        "baseline": served,
+        "methods": [served],
+        "measure": {
+            "serving": {
+                "concurrency": [1, 2],
+                "prompts": {"tokens": 16},
+                "new_tokens": 4,
+                "warmup": 1,
+                "requests": 4,
+                "slo": {"e2e": "10m"},
+            }
+        },
+        "device": "cpu",
+        "threads": 1,
+    }
+    stacks = stacks_with("vllm")
+    records = sweeps.make(plan(load_recipe(sweeps.recipe(recipe)), stacks=stacks), stacks=stacks)
+    (outcome,) = (each.outcome for each in records if each.spec.kind == "serve")
+    assert outcome.status == "ok", outcome.failure
+    assert "remote" in {each.code for each in outcome.labels}
+    values = {
+        name: [each.values for each in outcome.measured(f"serving_{name}")]
+        for name in ("failures", "output_tokens", "met", "preemptions", "running", "largest_load")
+    }
+    assert values["failures"] == values["preemptions"] == [(0.0,), (0.0,)]
+    assert values["output_tokens"] == [(4.0,) * 4] * 2
+    assert values["met"] == [(1.0,) * 4] * 2
+    assert values["largest_load"] == [(2.0,)]
+    assert all(running <= level for (running,), level in zip(values["running"], (1, 2), strict=True))
