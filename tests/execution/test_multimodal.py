@@ -19,7 +19,7 @@ from harness.models.shapes import read
 from harness.models.skeleton import tensors
 from harness.recipe import load_recipe
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=1.5)
 
 TEXT = {
     "hidden_size": 64,
@@ -88,23 +88,16 @@ def checkpoint(kind: str, folder: Path, tiny: Path) -> Any:
 def measured(
     request: pytest.FixtureRequest, sweep_type: Any, tmp_path_factory: pytest.TempPathFactory, tiny: Path
 ) -> tuple[Any, Path, dict[tuple[str, str], RunRecord]]:
-    """The model, its folder and the records of a sweep over it, by kind of run and method."""
+    """The model, its folder and the records of a sweep over it, by kind of run and method; of two methods the speed."""
     folder = tmp_path_factory.mktemp("multimodal") / request.param
     model = checkpoint(request.param, folder, tiny)
-    records = sweep_type(tmp_path_factory.mktemp("sweep")).run(
-        {
-            "models": [{"id": str(folder), "dtype": "float32", "label": "both"}],
-            "methods": ["none", *METHODS],
-            "calibration": {"samples": 4, "length": 64},
-            "measure": {
-                "perplexity": {"context": 64, "windows": 2},
-                "divergence": {},
-                "memory": {},
-                "throughput": {"prompt_tokens": [8], "new_tokens": 2, "iterations": 1},
-            },
-            "threads": 1,
-        }
-    )
+    sweeps = sweep_type(tmp_path_factory.mktemp("sweep"))
+    common = {"models": [{"id": str(folder), "dtype": "float32", "label": "both"}], "threads": 1}
+    quality = {"perplexity": {"context": 64, "windows": 2}, "divergence": {}, "memory": {}}
+    calibration = {"samples": 4, "length": 64}
+    records = sweeps.run({**common, "methods": ["none", *METHODS], "calibration": calibration, "measure": quality})
+    speed = {"throughput": {"prompt_tokens": [8], "new_tokens": 2, "iterations": 1}}
+    records += sweeps.run({**common, "methods": ["none", "bnb-nf4"], "measure": speed})
     of_variants = [record for record in records if record.spec.kind in ("quantize", "quality", "performance")]
     return model, folder, {(record.spec.kind, record.spec.method.name): record for record in of_variants}
 
