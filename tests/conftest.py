@@ -6,6 +6,7 @@ import ast
 import gc
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -214,6 +216,9 @@ def shared() -> Callable[[str], Path]:
 class Sweeps:
     """Writes recipes and runs them, with one results folder and one cache."""
 
+    machines: ClassVar[Path]
+    """Where the speed of this machine is kept, which one sweep measures for all others of this process."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = Store(folder / "results")
@@ -242,8 +247,26 @@ class Sweeps:
         paranoid: bool = False,
     ) -> tuple[RunRecord, ...]:
         """The records of planned runs, made here."""
+        specs = [run.spec for run in planned if run.spec.kind == "machine" and run.spec.device == "cpu"]
+        folders = [(self.machines / each.run_id, self.cache.folder("machine", each.run_id)) for each in specs]
+        for kept, own in folders:
+            _copy(kept, own)
         with closing(self.executor(stacks)) as executor:
-            return sweep(planned, self.store, executor, on_event, paranoid)
+            records = sweep(planned, self.store, executor, on_event, paranoid)
+        for kept, own in folders:
+            _copy(own, kept)
+        return records
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copies a folder that is there to where none is."""
+    if folder.exists() and not to.exists():
+        shutil.copytree(folder, to)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machines(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Sweeps.machines = tmp_path_factory.mktemp("machines")
 
 
 @pytest.fixture(scope="session")
