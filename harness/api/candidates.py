@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ CHECKPOINT = "checkpoint"
 MOST_FOUND = 8
 """So many of those that the hub knows are compared: the most downloaded. All GGUF files of a repository are."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-_UNQUANTIZED = re.compile(r"[-._](bf16|f16|f32)\.gguf$", re.IGNORECASE)
-"""The name of a file in which, as its writers name files, nothing is quantized."""
+_NOT_COMPARED = re.compile(r"mmproj|(^|/)imatrix|[-._](bf16|f16|f32)\.gguf$", re.IGNORECASE)
+"""The name of a file in which, as its writers name files, nothing is quantized or no language model is stored."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Seeker:
         twice = [label for label, count in Counter(map(label_of, checkpoints)).items() if count > 1]
         if twice:
             raise UsageError(f"two checkpoints are named {twice[0]!r}: a table could not tell them apart")
-        return self._looked_up(checkpoints, len(checkpoints))
+        return self._looked_up(checkpoints)
 
     def found(self, model: str) -> PickCandidates:
         """The most downloaded that the hub knows of a model. Raises SourceError if it cannot be asked."""
@@ -87,7 +88,7 @@ class Seeker:
         gguf = GGUF_FORMAT in registry.engine(self.engine).reads
         return self._looked_up(hub.quantizations_of(model, gguf), MOST_FOUND)
 
-    def _looked_up(self, names: Sequence[str] | Iterator[str], most: int) -> PickCandidates:
+    def _looked_up(self, names: Iterable[str], most: float = math.inf) -> PickCandidates:
         kept: list[PickCandidate] = []
         left_out: list[LeftOut] = []
         for name in names:
@@ -126,7 +127,7 @@ class Seeker:
         runtime = registry.engine(self.engine)
         if GGUF_FORMAT in runtime.reads:
             whole = {name: size for name, size in found.gguf_bytes.items() if not _PART.search(name)}
-            chosen = [name for name in whole if (name == file if file else not _UNQUANTIZED.search(name))]
+            chosen = [name for name in whole if (name == file if file else not _NOT_COMPARED.search(name))]
             if not chosen:
                 of_that_name = " of that name" if file else ""
                 raise SourceError(f"{runtime.name} reads GGUF files of one part, and it holds none{of_that_name}")

@@ -106,7 +106,10 @@ def run_part(
             on_event(GpuUnused(anonymizer.message(problem)))
         servers = AskedServers()
         planned = _fetched_plan(chosen, opened, allow_leak, servers)
-        while create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
+        tried: set[str] = set()
+        while create_stacks is not None and (missing := _missing_stacks(planned, opened.stacks) - tried):
+            _create(missing, opened.stacks, create_stacks)
+            tried |= missing
             planned = _fetched_plan(chosen, opened, allow_leak, servers)  # which may name another that a run needs
         planned = tuple(part(planned))
         if not planned:
@@ -149,18 +152,20 @@ def _fetched_plan(
     return planned
 
 
-def _create_missing(planned: Sequence[PlannedRun], stacks: Stacks, report: Callable[[str], None]) -> bool:
-    """Creates the missing stacks that runs are unsupported for. Returns whether it created one."""
+def _missing_stacks(planned: Sequence[PlannedRun], stacks: Stacks) -> set[str]:
+    """The stacks for whose absence runs are unsupported."""
+    wanted = {stack for run in planned for stack in (run.spec.stack, *run.spec.job.stacks)} - {MAIN}
+    obstacles = {name: why for name in wanted if (why := stacks.find(name).find_obstacle()) is not None}
+    reasons = {run.unsupported for run in planned if run.unsupported}
+    return {name for name, why in obstacles.items() if any(reason.endswith(why) for reason in reasons)}
+
+
+def _create(names: set[str], stacks: Stacks, report: Callable[[str], None]) -> None:
+    """Creates stacks. The runs of one that cannot be created are recorded as unsupported; the others execute."""
     from harness.stacks.build import create
 
-    wanted = {stack for run in planned for stack in (run.spec.stack, *run.spec.job.stacks)} - {MAIN}
-    missing = {name: why for name in sorted(wanted) if (why := stacks.find(name).find_obstacle()) is not None}
-    reasons = {run.unsupported for run in planned if run.unsupported}
-    created = False
-    for name in (name for name, why in missing.items() if any(reason.endswith(why) for reason in reasons)):
+    for name in sorted(names):
         try:
             create(stacks.find(name), report)
-            created = True
-        except HarnessError as error:  # its runs are recorded as unsupported; the others execute
+        except HarnessError as error:
             report(str(error))
-    return created

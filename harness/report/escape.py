@@ -214,7 +214,7 @@ def mlflow_value(text: str) -> str:
 
 def file_name(words: str, used: set[str]) -> str:
     """A name of letters, digits, dots and dashes, with a number if it is among the ``used``, which it joins."""
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:LONGEST_FILE_NAME] or "unnamed"
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:LONGEST_FILE_NAME].rstrip("-.") or "unnamed"
     name, number = plain, 1
     while name in used:
         number += 1

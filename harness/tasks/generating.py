@@ -46,11 +46,11 @@ SHARED_TOKENS = 32
 class Completion:
     """What was written after a prompt.
 
-    ``text`` is what lm-eval scores: without special tokens, and cut at the first stop sequence. ``whole`` has the
-    special tokens, and ``thinking`` is the thinking in it. ``tokens`` are all that were written, without the end token;
-    ``truncated`` if the limit of tokens ended them and nothing else did. ``seconds`` is this text's share of the time
-    in which the model wrote: a step of a batch counts in equal parts for its texts, and if the model schedules texts
-    itself, its time is shared by their tokens.
+    ``text`` is what lm-eval scores: without special tokens, after the token that ends the thinking if there is one, and
+    cut at the first stop sequence. ``whole`` has the special tokens, and ``thinking`` is the thinking in it. ``tokens``
+    are all that were written, without the end token; ``truncated`` if the limit of tokens ended them and nothing else
+    did. ``seconds`` is this text's share of the time in which the model wrote: a step of a batch counts in equal parts
+    for its texts, and if the model schedules texts itself, its time is shared by their tokens.
     """
 
     text: str

@@ -265,7 +265,15 @@ def test_one_that_cannot_be_fetched_does_not_stop_the_others(published: Hub, tin
 
 
 def test_each_whole_gguf_file_of_a_repository_is_a_checkpoint(published: Hub, tiny: Path) -> None:
-    names = ("m.Q8_0.gguf", "m.Q4_K_M.gguf", "m.F16.gguf", "big/m-00001-of-00002.gguf", "big/m-00002-of-00002.gguf")
+    parts = ("mmproj-m.Q8_0.gguf", "imatrix.gguf")  # no language model
+    names = (
+        *parts,
+        "m.Q8_0.gguf",
+        "m.Q4_K_M.gguf",
+        "m.F16.gguf",
+        "big/m-00001-of-00002.gguf",
+        "big/m-00002-of-00002.gguf",
+    )
     published.changed = {"who/gguf": Published(COMMIT, 1, loadable=False, gguf_bytes=dict.fromkeys(names, 10**6))}
     of = {"model": str(tiny), "engine": "llamacpp"}
     written = write_recipe(PickRequest(checkpoints=("who/gguf",), **of))
@@ -280,6 +288,8 @@ def test_each_whole_gguf_file_of_a_repository_is_a_checkpoint(published: Hub, ti
     assert [each.reason for each in one.left_out] == [
         "llamacpp reads GGUF files of one part, and it holds none of that name"
     ]
+    several = write_recipe(PickRequest(checkpoints=("who/gguf", "who/gguf/m.F16.gguf"), **of), Path("several.yaml"))
+    assert several.checkpoints == (*written.checkpoints, "who/gguf/m.F16.gguf")
     with pytest.raises(UsageError, match="transformers does not read GGUF files; give --engine llamacpp"):
         write_recipe(PickRequest(str(tiny), ("who/gguf/m.Q8_0.gguf",)), Path("two.yaml"))
 

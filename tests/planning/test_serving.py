@@ -11,13 +11,13 @@ import pytest
 from clock_server import MODEL, Answer, clock_server
 
 from harness.api.plan import plan
-from harness.api.run import _create_missing
+from harness.api.run import _missing_stacks, run_part
 from harness.core.site import Machine
 from harness.core.workload import Slo
-from harness.errors import RecipeError
+from harness.errors import RecipeError, UsageError
 from harness.planning.plan import PlannedRun
 from harness.recipe import Recipe, load_recipe
-from harness.stacks import Stacks
+from harness.stacks import Stack, Stacks
 
 pytestmark = pytest.mark.heavy
 
@@ -80,10 +80,28 @@ def test_a_load_needs_the_stack_that_sends_it_whatever_engine_serves(
     assert {each.unsupported for each in runs} == {
         f"a serve run uses a program of another stack than its engine's: {why}"
     }
-    made: list[str] = []
-    monkeypatch.setattr("harness.stacks.build.create", lambda stack, report: made.append(stack.name))
-    assert _create_missing(runs, missing, print)
-    assert made == ["vllm"]
+    assert _missing_stacks(runs, missing) == {"vllm"}
+
+
+def test_each_missing_stack_is_created_once_also_if_that_fails(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    said: list[str] = []
+
+    def create(stack: Stack, report: object) -> None:
+        assert stack.name not in tried
+        tried.append(stack.name)
+        if stack.name == "llamacpp":
+            raise UsageError("there is no compiler")
+
+    monkeypatch.setattr("harness.stacks.build.create", create)
+    data = {"name": "s", "models": [str(tiny)], "methods": ["none"], "engines": ["llamacpp", "vllm"], "device": "cpu"}
+    recipe = Recipe.model_validate_json(json.dumps({**data, "measure": {"serving": USUAL}}))
+    where = (tmp_path / "results", tmp_path / "cache")
+    assert run_part(recipe, *where, part=lambda planned: (), create_stacks=said.append) == ()
+    assert tried == ["llamacpp", "vllm"]
+    assert said == ["there is no compiler"]
 
 
 def test_requests_beyond_the_context_are_unsupported(tiny: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from run_specs import changed
 from harness.core.record import Failure, RunRecord
 from harness.errors import UsageError
 from harness.report import write_report
+from harness.report.escape import LONGEST_FILE_NAME, file_name
 from harness.report.page import page
 from harness.report.plots.images import images, on_paper
 from harness.report.summary import LIMIT_BYTES, job_summary
@@ -170,6 +171,13 @@ def test_two_labels_of_one_file_name_have_two_cards(tmp_path: Path, bench: Any, 
     records = [bench.quality(none), *(bench.quality(twin, 4.5, 0.1) for twin in twins)]
     paths = write_report(records, tmp_path, ("model-card",))
     assert {path.parent.name for path in paths} == {"SmolLM2-135M-the-same-2", "SmolLM2-135M-the-same"}
+
+
+def test_the_name_of_a_file_never_ends_in_a_dash_and_has_no_two_beside_each_other() -> None:
+    """A site tells the names of places and recipes apart by two."""
+    used: set[str] = set()
+    words = "a" * (LONGEST_FILE_NAME - 1) + " and more"
+    assert [file_name(words, used) for _ in range(2)] == [words[:-9], f"{words[:-9]}-2"]
 
 
 def test_a_job_summary_is_appended_and_fits(tmp_path: Path, bench: Any, records: list[RunRecord]) -> None:

@@ -59,7 +59,7 @@ def pick(
 ) -> None:
     """Compare published quantizations of a model: download, measure, delete one at a time; say how to serve the pick.
 
-    The hub's own cache is only read. The same command resumes. A checkpoint that cannot be measured does not
+    Nothing is deleted from the hub's own cache. The same command resumes. A checkpoint that cannot be measured does not
     stop the others; of those that you named, exit code 3 says so.
     """
     from harness.api.pick import PickRequest, measure_each, serve_command, write_recipe
