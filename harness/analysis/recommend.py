@@ -129,10 +129,12 @@ def _first_certain(table: Table, query: Query, use: Use) -> int | None:
 def _take(summaries: Summaries | None, about: str, table: Table, make: Callable[[], T], read: Callable[[Any], T]) -> T:
     """What ``make`` derives from the rows of a table and ``about``, or the same as it was kept.
 
+    Rows that nothing else distinguishes are in the order of their labels, which depend on all variants of a report.
     Nothing is kept beside figures of plugins: whether their code is still the same is not known.
     """
     kept = summaries or Summaries({}, {})
-    key = None if plugin_figures() else kept.rows_key(about, table.rows)
+    labels = as_text([row.label for row in table.rows])
+    key = None if plugin_figures() else kept.rows_key(f"{about} {labels}", table.rows)
     found: T = kept.take(key, make, as_text, lambda text: read(json.loads(text)))
     return found
 

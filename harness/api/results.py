@@ -241,7 +241,7 @@ def _repeated(frame: pd.DataFrame, places: npt.NDArray[np.intp] | Sequence[int])
     import pandas as pd
 
     texts = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)]
-    shared = frame.astype(dict.fromkeys(texts, pd.StringDtype("python", na_value=math.nan)))
+    shared = frame.astype({name: pd.StringDtype("python", na_value=math.nan) for name in texts})
     return shared.take(places).reset_index(drop=True)
 
 

@@ -264,7 +264,8 @@ FIGURES: tuple[Figure[Load], ...] = (
         GROUP,
         "Crossover",
         "Where the variant's requests cease to be answered faster, or slower, than the baseline's as the load grows: "
-        "{place}. Of the times to the last token, paired by request and process, with the bootstrap's 95% interval.",
+        "{place}. Of the times to the last token, paired by request and process, with the loads at which the interval "
+        "of 'vs baseline' holds 1.",
         _crossover,
         places=ladders,
         shown=lambda table, load: any(_crossover(row, load) for row in table.rows),

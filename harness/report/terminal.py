@@ -73,8 +73,9 @@ class Rows:
         places, blanks = [column.lines for column in columns], [" " * width for width in widths]
         for row in self._rows:
             cells = list(map(getitem, places, row))
-            tallest = max(map(len, cells))
-            if tallest > 1:
+            heights = set(map(len, cells))
+            tallest = max(1, *heights)
+            if heights != {tallest}:
                 cells = [cell + [blank] * (tallest - len(cell)) for cell, blank in zip(cells, blanks, strict=True)]
             lines.extend(map("".join, zip(*cells, strict=True)))
         return "\n".join(lines) + "\n"

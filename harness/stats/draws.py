@@ -54,7 +54,8 @@ class Sampler:
         numbers = np.empty((3, len(drawn)))  # the value, and the errors below and above it
         scaled: dict[str, list[int]] = {"log": [], "log1p": []}
         for place, (estimate, influence, scale) in enumerate(drawn):
-            if scale != "linear" and estimate.value > LEAST[scale] and (estimate.low or estimate.value) > LEAST[scale]:
+            least = estimate.value if estimate.low is None else min(estimate.low, estimate.value)
+            if scale != "linear" and least > LEAST[scale]:
                 estimate = transformed(estimate, math.log if scale == "log" else math.log1p)
                 scaled[scale].append(place)
             low, high = estimate.low, estimate.high

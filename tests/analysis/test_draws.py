@@ -72,6 +72,12 @@ def test_a_speed_of_two_processes_is_drawn_as_a_logarithm() -> None:
     assert np.mean((drawn >= 5) & (drawn <= 80)) == pytest.approx(0.95, abs=0.005)
 
 
+def test_a_goodput_that_was_zero_in_a_process_is_drawn_although_zero_has_no_logarithm() -> None:
+    drawn = Sampler(MANY).column(with_range(2.0, [0.0, 2.0, 3.0]), scale="log")
+    assert np.isfinite(drawn).all()
+    assert np.median(drawn) == pytest.approx(2, abs=0.03)
+
+
 def test_a_range_of_processes_is_read_as_one() -> None:
     """Nine in ten 90% intervals of the draws hold the true speed, by simulated processes."""
     processes = np.random.default_rng(2).normal(100, 1, (1500, 3))

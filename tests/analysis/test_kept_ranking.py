@@ -159,6 +159,12 @@ def test_what_is_read_of_a_table_is_in_the_key_or_follows_from_its_rows(
     assert len({key(sealed(), each, QUERY) for each in altered}) == len(altered)
 
 
+def test_labels_are_in_the_key_as_they_order_what_nothing_else_distinguishes(table: Table, sealed: Maker) -> None:
+    """They depend on the other variants of a report, also on those that are no candidates."""
+    renamed = replace(table, rows=tuple(row.altered(label=f"other {row.label}") for row in table.rows))
+    assert key(sealed(), table, QUERY) != key(sealed(), renamed, QUERY)
+
+
 def test_comparable_figures_are_not_looked_for_again(
     table: Table, records: Sequence[RunRecord], sealed: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

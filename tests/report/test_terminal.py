@@ -46,5 +46,13 @@ def test_rows_are_printed_as_rich_prints_the_table(
     assert written([quick], width, colour) == written([table], width, colour)
 
 
+def test_a_terminal_that_is_too_narrow_for_a_column_gets_a_line_for_each_row() -> None:
+    quick = Rows((("variant", "left"), ("sessions", "right"), ("change", "left")))
+    for name in "abc":
+        quick.add(name, "1", ("better", "green"))
+    for width in range(1, 12):
+        assert written([quick], width, colour=False).count("\n") >= 3
+
+
 def test_characters_that_rows_take_for_narrow_are() -> None:
     assert {cell_len(character) for character in _NARROW} == {1}

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -176,6 +177,23 @@ def test_load_results_is_the_same_from_an_index(tmp_path: Path) -> None:
     assert (whole.dtypes == apart.dtypes).all()
     for name in whole.columns:
         assert list(whole[name]) == list(apart[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:The .future.infer_string.")
+def test_texts_that_pandas_keeps_as_objects_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in pandas 2.2, whose type of texts cannot be made with a missing value of one's own."""
+    results = filled(tmp_path / "results")
+    whole = load_results(results)
+
+    class OlderStringDtype(pd.StringDtype):
+        def __init__(self, storage: str | None = None) -> None:
+            super().__init__(storage)
+
+    monkeypatch.setattr(pd, "StringDtype", OlderStringDtype)
+    with pd.option_context("future.infer_string", False):
+        older = load_results(results)
+    assert {str(older[name].dtype) for name in ("model", "metric")} == {"object"}
+    assert older.model.tolist() == whole.model.tolist()
 
 
 def test_rows_share_a_protocol_that_cannot_be_changed(tmp_path: Path) -> None:
