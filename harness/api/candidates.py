@@ -158,7 +158,8 @@ def base_of(checkpoints: Sequence[str]) -> str:
     Raises SourceError if none does.
     """
     reasons = []
-    for name in filter(is_on_hub, checkpoints):
+    absent = (name for name in checkpoints if not locate(name, Path(), SourceError).exists())
+    for name in filter(is_on_hub, dict.fromkeys(on_hub(name)[0] for name in absent)):
         try:
             bases = hub.newest(name).bases
         except SourceError as error:

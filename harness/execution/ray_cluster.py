@@ -389,7 +389,7 @@ def _start_agent(here: LocalSite, cache: Path, node: _RayNode) -> Any:
 
 def _paths(spec: RunSpec) -> Iterator[str]:
     """The user's files and folders that a run reads; what was fetched lies in the downloads of each machine."""
-    yield from (model.path for model in spec.job.models if model.kind in ("directory", "gguf"))
+    yield from (model.path for model in spec.job.models if model.kind in ("directory", "gguf") and not model.on_hub)
     yield from (text.path for text in spec.job.texts if text.path and not text.hub)
 
 

@@ -317,6 +317,7 @@ def test_the_model_is_the_one_that_the_cards_name(published: Hub) -> None:
     }
     published.absent = {"who/gone"}
     assert base_of(("./folder", "who/gone", "who/merged", "who/gptq")) == "who/base"
+    assert base_of(("who/gptq/m.Q8_0.gguf",)) == "who/base", "a file has the card of its repository"
     with pytest.raises(UsageError, match="--of MODEL: the card of 'who/merged' names who/one, who/two"):
         base_of(("who/merged",))
     with pytest.raises(UsageError, match="no hub id is among them"):
