@@ -201,7 +201,7 @@ def test_a_load_comes_from_the_interpreter_that_the_user_named(execute) -> None:
     outcome, log = execute(tell, kind="serve", pythons={"vllm": Path(sys.executable)})
     assert (outcome.status, log.decode().strip()) == ("ok", sys.executable)
     missing = failure(execute(tell, kind="serve")[0], "unsupported")
-    assert re.match(r"stack 'vllm': its interpreter \S+ is gone; qharness stack create vllm", missing.message), missing.message
+    assert re.match(r"stack 'vllm': its interpreter \S+ is gone; qharness stack create vllm", missing.message)
 
 
 def test_a_run_may_be_made_in_a_thread(execute) -> None:
