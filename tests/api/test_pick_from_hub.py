@@ -72,14 +72,16 @@ def start(hub: HubServer, place: Path, *arguments: str) -> subprocess.Popen[str]
 
 
 def on_disk(place: Path) -> dict[str, list[str]]:
-    """The repositories of which files are in the hub cache of the user, and in one of the harness."""
+    """The repositories of which files, or parts of some, are in the hub cache of the user, and in one of the harness."""
     folders = {
         "user's": (place / "hf" / "hub").glob("models--*"),
         "own": (place / "cache").glob("downloads/.*/models--*"),
     }
     return {
         name: [
-            each.name.removeprefix("models--").replace("--", "/") for each in found if any(each.glob("snapshots/*/*"))
+            each.name.removeprefix("models--").replace("--", "/")
+            for each in found
+            if any(each.glob("snapshots/*/*")) or any(each.glob("blobs/*"))
         ]
         for name, found in folders.items()
     }
@@ -95,7 +97,7 @@ def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServe
     command.send_signal(signal.SIGKILL)
     command.wait()
     published.held.clear()
-    assert on_disk(place) == {"user's": [], "own": ["who/tiny-w8"]}  # its configuration, and half of its weights
+    assert on_disk(place) == {"user's": [], "own": ["who/tiny-w8"]}  # half of its weights
     commit = published.repositories["who/tiny-w8"].commit
     others = place / "hf" / "hub" / "models--who--tiny-w8" / "snapshots" / commit / "config.json"
     others.parent.mkdir(parents=True)
