@@ -72,7 +72,7 @@ def start(hub: HubServer, place: Path, *arguments: str) -> subprocess.Popen[str]
 
 
 def on_disk(place: Path) -> dict[str, list[str]]:
-    """The repositories of which files, or parts of some, are in the hub cache of the user, and in one of the harness."""
+    """The repositories of which files, or parts of some, are in the user's hub cache, and in one of the harness."""
     folders = {
         "user's": (place / "hf" / "hub").glob("models--*"),
         "own": (place / "cache").glob("downloads/.*/models--*"),
