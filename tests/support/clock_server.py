@@ -50,26 +50,28 @@ Plan = Callable[[int, int], Answer]
 class ClockServer:
     """``url`` is without ``/v1``; ``served`` are the requests in the order of their arrival.
 
-    ``connections`` counts those that clients opened. One ends with its first answer if the client asks for that.
+    ``reused`` counts the requests on a connection that had carried one already. A connection ends with its first
+    answer if the client asks for that.
     """
 
     def __init__(self, plan: Plan, metrics: Callable[[], str] | None = None) -> None:
         self.url = ""
         self.served: list[Served] = []
-        self.connections = 0
+        self.reused = 0
         self._plan, self._metrics = plan, metrics
         self._active = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """All requests of one connection."""
-        self.connections += 1
-        last = False
+        last, asked = False, False
         try:
             while not last and (line := (await reader.readline()).decode()):
                 _, path, _ = line.split()
                 body, last = await self._body(reader)
                 fields = ("Connection: close",) if last else ()
                 if path.endswith("/completions"):
+                    self.reused += asked
+                    asked = True
                     await self._complete(json.loads(body), writer, fields)
                 else:
                     await self._page(path, writer, fields)
