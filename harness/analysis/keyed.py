@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from harness.analysis.regression.cases import Case, cases
 from harness.analysis.summaries import Summaries
 from harness.core.record import RunRecord
 from harness.figures.figure import Figure, Place
-from harness.figures.summary import as_text, builder
+from harness.figures.summary import builder
 from harness.figures.table import Table, VariantRow
-from harness.plugins import gates, plugin_figures
+from harness.plugins import gates
 from harness.stats.estimate import Estimate
 
 OF_THE_VARIANT = frozenset(
@@ -78,14 +77,13 @@ def alike_figures(table: Table, most: int, summaries: Summaries | None = None) -
 
     They are taken from the ``summaries`` if they were derived from the same rows before.
     """
-    kept = summaries or Summaries({}, {})
     rows = table.rows[:most]
     records = {id(run): run for row in rows for run in row.runs_that_ended_well}
-    return kept.take(
-        None if plugin_figures() else kept.rows_key(f"alike {most}", table.rows),
+    return (summaries or Summaries({}, {})).of_rows(
+        f"alike {most}",
+        table.rows,
         lambda: alike_on(table, rows, keyed_figures([table], list(records.values()))),
-        as_text,
-        lambda text: _read_alike(json.loads(text)),
+        _read_alike,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
 from harness.figures.summary import as_text, builder
 from harness.figures.table import GridPoint, Table, VariantRow
-from harness.plugins import plugin_figures
 from harness.stats.draws import Sampler, draws_for
 from harness.stats.estimate import Floats
 
@@ -130,13 +128,9 @@ def _take(summaries: Summaries | None, about: str, table: Table, make: Callable[
     """What ``make`` derives from the rows of a table and ``about``, or the same as it was kept.
 
     Rows that nothing else distinguishes are in the order of their labels, which depend on all variants of a report.
-    Nothing is kept beside figures of plugins: whether their code is still the same is not known.
     """
-    kept = summaries or Summaries({}, {})
     labels = as_text([row.label for row in table.rows])
-    key = None if plugin_figures() else kept.rows_key(f"{about} {labels}", table.rows)
-    found: T = kept.take(key, make, as_text, lambda text: read(json.loads(text)))
-    return found
+    return (summaries or Summaries({}, {})).of_rows(f"{about} {labels}", table.rows, make, read)
 
 
 def _judged_rows(table: Table, query: Query, use: Use) -> tuple[list[Candidate], Order]:

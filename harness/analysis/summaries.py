@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.analysis.front_probability import front_probabilities
 from harness.analysis.kept import KeptEntries
@@ -17,7 +17,10 @@ from harness.figures.derived.breakdown import Bin, by_position
 from harness.figures.evidence import Evidence
 from harness.figures.row import row
 from harness.figures.table import VariantRow
+from harness.plugins import plugin_figures
 from harness.stats.estimate import Estimate, clustered_mean
+
+T = TypeVar("T")
 
 
 class Summaries(KeptEntries):
@@ -46,6 +49,15 @@ class Summaries(KeptEntries):
         """Names what is derived from all rows of a table, in their order; None if one of them cannot be named."""
         keys = [self._evidence_key(each.evidence) if each.evidence else None for each in rows]
         return None if None in keys else full_digest([about, keys])
+
+    def of_rows(self, about: str, rows: Sequence[VariantRow], make: Callable[[], T], read: Callable[[Any], T]) -> T:
+        """What ``make`` derives from all rows of a table and ``about``, or the same as it was kept.
+
+        Nothing is kept beside figures of plugins: whether their code is still the same is not known.
+        """
+        key = None if plugin_figures() else self.rows_key(about, rows)
+        found: T = self.take(key, make, summary.as_text, lambda text: read(json.loads(text)))
+        return found
 
     def mean(self, floor: Measurement | None) -> Estimate | None:
         """The mean of a noise floor, if there is one."""

@@ -218,8 +218,7 @@ def test_nothing_is_kept_beside_figures_of_plugins(
     table: Table, sealed: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether their code is still the same is not known."""
-    monkeypatch.setattr(recommend, "plugin_figures", lambda: ["a figure"])
-    monkeypatch.setattr(keyed, "plugin_figures", lambda: ["a figure"])
+    monkeypatch.setattr("harness.analysis.summaries.plugin_figures", lambda: ["a figure"])
     summaries = sealed()
     pick(table, QUERY, (), summaries)
     alike_figures(table, 200, summaries)
