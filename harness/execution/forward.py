@@ -39,11 +39,11 @@ def observe(
             row = torch.tensor(list(windows.tokens[index]), device=model.device)
             kept = reference.window(index) if reference else None
             for start, stop in _stretches(windows.firsts[index], len(row), _rows(LOGITS_BYTES, model.vocabulary)):
-                logits = head(rows[start:stop])
                 base = reference.logits(kept[start:stop]) if reference and kept is not None else None
-                for chunk in _chunks(index, start + 1, row[start + 1 : stop + 1], logits, base):
+                for chunk in _chunks(index, start + 1, row[start + 1 : stop + 1], head(rows[start:stop]), base):
                     for observer in observers:
                         observer.observe(chunk)
+                del base  # before the next stretch, as the variant's logits go with the chunks
 
 
 def _batches(windows: Windows, batch: int) -> Iterator[Sequence[int]]:

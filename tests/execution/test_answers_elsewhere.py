@@ -1,4 +1,4 @@
-"""Drawn answers, tool calls and a generated text on the engine of another stack, beside transformers."""
+"""Drawn answers, tool calls and a generated text on the engines of other stacks, beside transformers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from harness.stacks import Stacks
 
 pytestmark = pytest.mark.heavy(minutes=2)
 
-ENGINES = ("llamacpp",)
+ENGINES = {"llamacpp": "llamacpp", "vllm": {"vllm": {"max_num_seqs": 8, "max_num_batched_tokens": 256}}}
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
-"""Heads of 64, for which engines have kernels."""
+"""Heads of 64, for which both engines have kernels."""
 QUESTIONS, SAMPLES, NEW, TOOL_QUESTIONS = 4, 3, 12, 2
 TASK = """
 task: sums
@@ -50,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=list(ENGINES))
 def both(
     request: pytest.FixtureRequest,
     stacks_with: Callable[[str], Stacks],
@@ -67,7 +67,7 @@ def both(
     task.write_text(TASK.format(data=sweeps.folder / "sums.jsonl"), encoding="utf-8")
     content: dict[str, Any] = {
         "models": [{"id": str(model), "dtype": "float32", "label": "random"}],
-        "engines": ["transformers", request.param],
+        "engines": ["transformers", ENGINES[request.param]],
         "methods": ["none"],
         "threads": 1,
         "measure": {

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness.core.engine import LoadRequest
 from harness.core.record import RunRecord
 from harness.core.workload import Generation, PerplexityWorkload, TextRef
+from harness.engines.transformers.engine import load
 from harness.errors import DamagedError, UnsupportedError
 from harness.execution.jobs.write import _answers
+from harness.figures.derived.breakdown import by_position
+from harness.methods.rtn.rtn import enable
 from harness.text import generated
 
 pytestmark = pytest.mark.heavy(minutes=1)
@@ -83,6 +88,27 @@ def test_all_score_the_same_tokens_and_of_the_answers_alone(sweep: SimpleNamespa
             assert list(kl.item_ids) == scored
             assert kl.protocol == windows.protocol
         assert max(kl.values) > 0.01  # of rtn in 3 bits, the last method
+
+
+def test_divergence_by_position_is_that_of_plain_log_probabilities(sweep: SimpleNamespace, tiny: Path) -> None:
+    """Bins by the number of tokens before, prompt included, from logits that transformers gives for whole windows."""
+    record, windows = of(sweep, "quality", 1, "rtn"), written(sweep, 1)
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    enable()
+    quantized = load(LoadRequest(sweep.cache.needed(record.spec, "quantize"), "float32", "cpu"))
+    expected: list[tuple[int, float]] = []
+    for tokens, first in zip(windows.tokens, windows.firsts, strict=True):
+        with torch.inference_mode():
+            row = torch.tensor([tokens])
+            p, q = (logits[0].double().log_softmax(-1) for logits in (base(row).logits, quantized.logits(row)))
+        values = (p.exp() * (p - q)).sum(-1).tolist()
+        expected += [(place, values[place - 1]) for place in range(first, len(tokens))]
+    bins = by_position(record.find("kl"))
+    assert [each.high for each in bins] == [4, 8, 16, 32, 64, 128][-len(bins) :]
+    for each in bins:
+        held = [value for place, value in expected if each.low <= place < each.high]
+        assert (each.tokens, each.mean.value) == (len(held), pytest.approx(fmean(held), rel=1e-4))
+    assert sum(each.tokens for each in bins) == len(expected)
 
 
 def test_drawn_answers_are_less_likely_than_the_likeliest(sweep: SimpleNamespace) -> None:

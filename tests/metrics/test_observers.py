@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -295,6 +297,28 @@ def test_memory_stays_bounded_whatever_the_vocabulary(monkeypatch: pytest.Monkey
     assert model.asked == [LOGITS_BYTES // row, 199 - LOGITS_BYTES // row]
     assert max(Notes.sizes) == BLOCK_BYTES["cpu"] // row * row
     assert sum(Notes.sizes) == 199 * row
+
+
+def test_one_stretch_of_logits_is_held_at_a_time_however_long_the_window() -> None:
+    """Of the variant's and of the baseline's each: one is computed when none of an earlier stretch is left."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        held.append(sum(each() is not None for each in made))
+        logits = hidden @ weight
+        made.append(weakref.ref(logits))
+        return logits
+
+    weight, windows = torch.randn(2, 512), plain([[index % 512 for index in range(10 * STRETCH)]] * 2)
+    model = Wide()
+    model.vocabulary, model.head = 512, head  # type: ignore[method-assign, misc]
+    kept = SimpleNamespace(window=lambda index: torch.randn(10 * STRETCH - 1, 2), logits=head)
+    divergence = DivergenceObserver(windows)
+    observe(model, windows, [Likelihood(windows), divergence], kept)  # type: ignore[arg-type]
+    assert len(made) == 2 * 2 * 10
+    assert held == [0, 1] * (2 * 10)
+    assert len(divergence.finish()[0].values) == 2 * (10 * STRETCH - 1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
