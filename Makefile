@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test test-stacks test-gpu cuda-lines faults docs fuzz setup setup-all clean
+.PHONY: demo check lint light test test-slow test-stacks test-gpu cuda-lines faults docs fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -30,6 +30,9 @@ light:
 
 test: setup-all check ## all that 'make check' does, then all other tests
 	$(PYTEST) -m "heavy and not slow and not stack and not gpu"
+
+test-slow: setup-all ## the tests that take minutes, or for which a few like them stand in 'make test'; one downloads packages
+	$(PYTEST) -m "slow and not stack and not gpu"
 
 test-stacks: setup-all ## makes the stacks vllm and llamacpp, then runs their tests; a stack it cannot make is skipped
 	.ci/stacks env $(PYTEST) -m "stack and not slow"

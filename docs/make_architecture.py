@@ -12,6 +12,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from drawing import layered
@@ -199,14 +200,21 @@ def named(module: ast.Module) -> set[str]:
     return {match[1] for match in map(NAMED_OBJECT.fullmatch, words) if match}
 
 
+@cache
+def links(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """The rooms that a file imports, and those that it names; each file is read once."""
+    module = tree(path)
+    return frozenset(imported(module)), frozenset(named(module))
+
+
 def edges(rooms: Sequence[str]) -> tuple[Counter[tuple[str, str]], set[tuple[str, str]]]:
     """Of each pair of rooms the files of the first that import the second; and the pairs that are only named."""
     counted: Counter[tuple[str, str]] = Counter()
     lazily: set[tuple[str, str]] = set()
     for room in rooms:
-        for module in map(tree, files(room)):
-            counted.update((room, other) for other in imported(module) if other in rooms and other != room)
-            lazily |= {(room, other) for other in named(module) if other in rooms and other != room}
+        for others, words in map(links, files(room)):
+            counted.update((room, other) for other in others if other in rooms and other != room)
+            lazily |= {(room, other) for other in words if other in rooms and other != room}
     return counted, lazily - counted.keys()
 
 

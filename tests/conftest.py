@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -37,6 +38,7 @@ from harness.execution.sweep import sweep
 from harness.host import preflight
 from harness.host.machine import cache_folder, choose
 from harness.libraries.llamacpp import lines
+from harness.models import resolve
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
@@ -50,12 +52,14 @@ os.environ |= {
     **os.environ,
 }  # for models that tests compile in this process, before torch sets it
 
-settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
+settings.register_profile("same every time", derandomize=True, database=None, deadline=None, max_examples=50)
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
 LIGHT = "not heavy and not slow and not stack and not gpu"
 """The selection of ``make check``. Under it modules that are marked heavy, stack or gpu are not even imported."""
+HEAVY = "heavy and not slow and not stack and not gpu"
+"""The selection that ``make test`` makes after it. Under it modules without a heavy test are not imported."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -72,9 +76,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves modules of heavy tests alone where none is wanted: to import them is to import torch."""
-    if config.option.markexpr == LIGHT and collection_path.name.startswith("test_"):
+    """Leaves modules of heavy tests alone where none is wanted, since to import them is to import torch, and others
+    where only heavy tests are."""
+    if not collection_path.name.startswith("test_"):
+        return None
+    if config.option.markexpr == LIGHT:
         return _is_marked(collection_path) or None
+    if config.option.markexpr == HEAVY:
+        return "pytest.mark.heavy" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 
@@ -147,7 +156,7 @@ def _no_worker(event: str, arguments: tuple[object, ...]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def workers(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Has sweeps in this process fork their workers, which then need not import torch anew."""
+    """Has sweeps fork their workers, and configurations resolved in this process: neither imports torch anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(starter.VARIABLE, starter.SPAWN)  # a server of each sweep's own would import again
         if pytestconfig.option.markexpr == LIGHT:
@@ -155,8 +164,15 @@ def workers(pytestconfig: pytest.Config) -> Iterator[None]:
             return
         started = Workers()
         patch.setattr(starter, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started.start}))
+        patch.setattr(resolve, "_asked", _answered_here)
         yield
     started.close()
+
+
+def _answered_here(configs: Sequence[resolve.Config]) -> list[dict[str, Any]]:
+    """What ``resolve`` asks a process of its own, which would import torch anew; this process has imported it."""
+    answered: list[dict[str, Any]] = json.loads(json.dumps([resolve._answer(config) for config in configs]))
+    return answered
 
 
 @pytest.fixture(autouse=True)
@@ -347,29 +363,3 @@ def llama_cpp(llamacpp_stacks: Stacks, tmp_path_factory: pytest.TempPathFactory)
     for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
         del sys.modules[name]
     lines.cache_clear()  # the library takes its messages to itself when it is imported anew
-
-
-@pytest.fixture(scope="session")
-def one_sweep(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Sweeps, tuple[RunRecord, ...]]:
-    """Every method once on the tiny model, run once for all tests that read its records."""
-    sweeps = Sweeps(tmp_path_factory.mktemp("sweep"))
-    records = sweeps.run(
-        {
-            "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
-            "methods": [
-                "none",
-                "int8",
-                {"rtn": {"bits": [8, 4, 3], "group_size": 32}},
-                {"bnb-nf4": {"double_quant": [False, True]}},
-                "bnb-fp4",
-                "bnb-int8",
-                {"fp8": {"format": ["e4m3", "e5m2"]}},
-            ],
-            "measure": {
-                "perplexity": {"text": "demo", "context": 128, "windows": 16},
-                "divergence": {},
-                "memory": {},
-            },
-        }
-    )
-    return sweeps, records

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -71,6 +72,7 @@ def examples() -> list[Any]:
     ]
 
 
+@cache
 def script(name: str) -> Any:
     """A script of docs as a module; docs is no package."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
@@ -98,11 +100,11 @@ def test_a_generated_page_is_what_the_code_says(page: str, name: str) -> None:
 
 def test_the_drawing_is_what_the_code_says() -> None:
     made = script("make_architecture")
-    assert place("architecture.md").with_suffix(".svg").read_text(encoding="utf-8") == made.drawing()
-    drawn = {room for layer in made.layers() for room in layer}
-    assert {
-        each.text for each in ElementTree.fromstring(made.drawing()).findall(".//{*}text") if not each.get("class")
-    } == drawn
+    drawing = made.drawing()
+    assert place("architecture.md").with_suffix(".svg").read_text(encoding="utf-8") == drawing
+    rooms = {room for layer in made.layers() for room in layer}
+    texts = ElementTree.fromstring(drawing).findall(".//{*}text")
+    assert {each.text for each in texts if not each.get("class")} == rooms
 
 
 def test_the_imports_that_are_drawn_are_those_that_import_linter_sees() -> None:
@@ -228,18 +230,37 @@ def test_the_gates_are_those_of_the_code() -> None:
         assert rows[name].endswith(f"| {shown(figure, gate.default)} | {'yes' if gate.usual else 'no'}")
 
 
+def assert_commands(lines: list[str]) -> None:
+    """Each line calls a command of qharness, with options that it has."""
+    for line in lines:
+        command, options = line.split()[1], re.findall(r"--[a-z-]+", line)
+        told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert told.exit_code == 0, line
+        assert all(option in told.stdout for option in options), line
+
+
 def test_what_the_workflow_runs_are_commands_with_these_options() -> None:
     workflow = yaml.safe_load((DOCS / "how-to" / "github-workflow.yml").read_text(encoding="utf-8"))
     steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     lines = [line for step in steps for line in step.splitlines() if line.strip().startswith("qharness ")]
     assert {line.split()[1] for line in lines} == {"run", "compare"}
-    for line in lines:
-        command, options = line.split()[1], re.findall(r"--[a-z-]+", line)
-        told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
-        assert told.exit_code == 0
-        assert all(option in told.stdout for option in options)
-        for recipe in re.findall(r"recipes/\S+", line):
-            assert (ROOT / recipe).is_file()
+    assert_commands(lines)
+    for recipe in re.findall(r"recipes/\S+", "\n".join(lines)):
+        assert (ROOT / recipe).is_file()
+
+
+def test_what_the_tutorial_types_are_commands_with_these_options(tmp_path: Path) -> None:
+    """``test_tutorial.py`` runs them, which takes minutes."""
+    text = place("first-comparison.md").read_text(encoding="utf-8")
+    typed = "".join(block for language, block in FENCE.findall(text) if language == "sh")
+    assert_commands([line for line in typed.splitlines() if line.startswith("qharness ")])
+    (recipe,) = re.findall(r"^cat > first.yaml <<'END'\n(.*?)^END$", typed, re.MULTILINE | re.DOTALL)
+    (later,) = re.findall(r"s/\^methods:\.\*/(.*)/' first.yaml$", typed, re.MULTILINE)
+    named = {}
+    for number, content in enumerate((recipe, re.sub("(?m)^methods:.*", later, recipe))):
+        (tmp_path / f"{number}.yaml").write_text(content, encoding="utf-8")
+        named[number] = [method.name for method in load_recipe(tmp_path / f"{number}.yaml").methods]
+    assert named[1] == [*named[0], "rtn"]
 
 
 @pytest.mark.parametrize("text", examples())

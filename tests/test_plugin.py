@@ -26,8 +26,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def qharness(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """The command in an environment in which pip installed the plugins."""
     folder = tmp_path_factory.mktemp("site")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    ended = subprocess.run([*install, *map(str, PACKAGES)], capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    ended = subprocess.run(
+        [*pip, "--target", str(folder), *map(str, PACKAGES)], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from wheel_environment import add_distribution, install_wheel, site_packages, va
 
 from harness import load_results
 
-pytestmark = pytest.mark.heavy(minutes=2)
+pytestmark = [pytest.mark.heavy(minutes=2), pytest.mark.slow]
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial" / "first-comparison.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

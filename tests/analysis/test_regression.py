@@ -450,7 +450,7 @@ class TestTheFigureOfSeveralProcesses:
         assert finding.base == pytest.approx((1 / 0.0101 + 1 / 0.0102) / 2)
         assert finding.base == pytest.approx(98.5, abs=0.05)
 
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(
         ours=st.lists(st.floats(1, 100), min_size=1, max_size=7),
         theirs=st.lists(st.floats(1, 100), min_size=1, max_size=7),

@@ -155,7 +155,7 @@ def made(planned: Sequence[PlannedRun], figures: dict[str, int], bench: Bench) -
 
 
 @given(st.lists(RECIPES.map(possible), min_size=1, max_size=2))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_planned_variant_has_one_row_per_decode_mode(folder: Folder, bench: Bench, recipes: Any) -> None:
     planned: dict[str, PlannedRun] = {}
     for recipe in recipes:  # as the store has it: a run that was made is not made again

@@ -30,6 +30,10 @@ from harness.storage.store import Store
 NUMBERS = count()
 LOG = b"a log\n"
 NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
+SOME_OR_ALL = pytest.mark.parametrize(
+    "step", [pytest.param(3, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+)
+"""Every third of the requests that write fails for good, or each of them."""
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +126,16 @@ class TestPack:
         assert contents(url).items() >= before.items()
         assert read(url, tmp_path) == by_key(*RECORDS, record("one", 2))
 
+    @SOME_OR_ALL
     @pytest.mark.parametrize("change", [pack, unpack])
     def test_whichever_request_fails_for_good_nothing_is_lost(
-        self, two: Store, url: str, tmp_path: Path, server: ObjectStore, change: Callable[[str], Iterator[object]]
+        self,
+        two: Store,
+        url: str,
+        tmp_path: Path,
+        server: ObjectStore,
+        change: Callable[[str], Iterator[object]],
+        step: int,
     ) -> None:
         objects = Objects(url)
         if change is unpack:
@@ -133,7 +144,7 @@ class TestPack:
             list(change(url))
         written = [number for number, (method, _) in enumerate(requests, 1) if method in ("PUT", "POST", "DELETE")]
         list((unpack if change is pack else pack)(url))
-        for failing in written:
+        for failing in written[::step]:
             with failing_from(server, failing), suppress(StorageError, ResultsError):
                 list(change(url))
             objects.delete([name for name in objects.list() if name.endswith(LEASE)])  # it could not be released
@@ -185,8 +196,9 @@ class TestRepair:
         assert {step.action for step in repair(url)} == {"set aside", "resealed"}
         assert {each.state for each in verify(url)} == {"ok", "set aside"}
 
+    @SOME_OR_ALL
     def test_whichever_request_fails_for_good_a_repair_can_be_repeated(
-        self, two: Store, url: str, tmp_path: Path, server: ObjectStore
+        self, two: Store, url: str, tmp_path: Path, server: ObjectStore, step: int
     ) -> None:
         copy = shutil.copytree(two.place.local(), tmp_path / "copy")
         objects = Objects(url)
@@ -194,7 +206,7 @@ class TestRepair:
         with server.failing(lambda method, path, number: None) as requests:
             list(repair(url, copy))
         written = [number for number, (method, _) in enumerate(requests, 1) if method in ("PUT", "POST", "DELETE")]
-        for failing in written:
+        for failing in written[::step]:
             self.damage(url, FOLDERS[0])
             with failing_from(server, failing), suppress(StorageError, ResultsError):
                 list(repair(url, copy))

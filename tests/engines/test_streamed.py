@@ -6,13 +6,14 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 import transformers
 from quantize_alone import alone
 from safetensors.torch import load_file, save_file
@@ -100,6 +101,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
+
+
+@pytest.fixture(autouse=True)
+def eager() -> Iterator[None]:
+    """gptqmodel has torch compile what unpacks a layer's codes, anew each time that the layer is loaded."""
+    with torch._dynamo.config.patch(disable=True):
+        yield
 
 
 def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB") -> LoadRequest:

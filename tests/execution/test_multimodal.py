@@ -84,7 +84,10 @@ def checkpoint(kind: str, folder: Path, tiny: Path) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("llava", "mistral3"))) for kind in KINDS],
+)
 def measured(
     request: pytest.FixtureRequest, sweep_type: Any, tmp_path_factory: pytest.TempPathFactory, tiny: Path
 ) -> tuple[Any, Path, dict[tuple[str, str], RunRecord]]:

@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness import plugins as registry
+from harness.cli.app import app
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
 from harness.errors import ResultsError, UsageError
@@ -21,6 +23,7 @@ from harness.storage.store import Store
 
 pytestmark = pytest.mark.heavy(minutes=3)
 
+COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 FAULTY = Path(__file__).with_name("faulty_plugin")
 ENDS = {
     "killed": "crashed",
@@ -54,17 +57,10 @@ def recipe(tiny: Path, methods: list[object], **changes: object) -> dict[str, ob
     }
 
 
-def command_line(sweeps, *options: str) -> list[str]:
+def words(sweeps, *options: str) -> list[str]:
+    """The arguments of ``qharness`` that run the sweep's recipe."""
     places = ["--results", str(sweeps.store.root), "--cache", str(sweeps.cache.root)]
-    return [
-        sys.executable,
-        "-c",
-        "from harness.cli import main; main()",
-        "run",
-        str(sweeps.folder / "recipe.yaml"),
-        *places,
-        *options,
-    ]
+    return ["run", str(sweeps.folder / "recipe.yaml"), *places, *options]
 
 
 def made(sweeps) -> list[str]:
@@ -166,12 +162,12 @@ def test_a_second_run_redoes_only_what_is_missing(sweeps, tiny: Path, tmp_path: 
     cure = tmp_path / "cure"
     content = recipe(tiny, ["none", {"faulty": {"how": "killed", "marker": str(cure)}}])
     sweeps.recipe(content)
-    first = subprocess.run(command_line(sweeps), capture_output=True, text=True, check=False)
-    assert first.returncode == 3, first.stderr
+    first = CliRunner().invoke(app, words(sweeps))
+    assert first.exit_code == 3, first.output
     assert "crashed" in first.stdout
     cure.touch()
-    second = subprocess.run(command_line(sweeps, "--json"), capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stderr
+    second = CliRunner().invoke(app, words(sweeps, "--json"))
+    assert second.exit_code == 0, second.output
     ended = [line for line in map(json.loads, second.stdout.splitlines()) if line["event"] == "ended"]
     assert [line["kind"] for line in ended if not line["reused"]] == ["quantize", "quality"]
     assert [line["status"] for line in ended] == ["ok"] * 3
@@ -180,6 +176,8 @@ def test_a_second_run_redoes_only_what_is_missing(sweeps, tiny: Path, tmp_path: 
     third = sweeps.run(content)
     assert made(sweeps) == []
     assert [record.status for record in third] == ["ok"] * 3
+    planned = CliRunner().invoke(app, ["plan", *words(sweeps, "--json")[1:]])
+    assert [json.loads(line)["state"] for line in planned.stdout.splitlines()] == ["done"] * 3
 
 
 def test_an_artifact_is_reused_by_another_recipe_and_made_again_when_evicted(sweeps, tiny: Path) -> None:
@@ -232,7 +230,7 @@ def test_an_interrupt_leaves_whole_records_and_no_worker(sweeps, tiny: Path) -> 
     """As users start it; tests/faults makes this and other endings of sweeps whose processes are forked."""
     sweeps.recipe(recipe(tiny, ["none", {"faulty": {"how": "hang"}}]))
     process = subprocess.Popen(
-        command_line(sweeps, "--json"),
+        [*COMMAND, *words(sweeps, "--json")],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -254,9 +252,8 @@ def test_a_plugin_that_fails_at_import_is_told(sweeps, tiny: Path) -> None:
     with pytest.raises(UsageError, match=r"methods\[0\]: the plugin 'faulty' fails at import: ModuleNotFoundError"):
         sweeps.run(recipe(tiny, ["broken"]))
     assert "broken" in registry.method_names()
-    command = [sys.executable, "-c", "from harness.cli import main; main()"]
     for arguments in (["list", "methods"], ["doctor"]):
-        ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
         assert ended.returncode == 0
         assert "broken: the plugin 'faulty' fails at import" in " ".join(ended.stdout.split())
 
@@ -267,8 +264,8 @@ def test_results_that_cannot_be_a_folder_are_told(sweeps, tiny: Path, tmp_path: 
         pass
 
 
-def test_records_say_what_machine_they_were_made_on(one_sweep) -> None:
-    for record in one_sweep[1]:
+def test_records_say_what_machine_they_were_made_on(sweeps, tiny: Path) -> None:
+    for record in sweeps.run(recipe(tiny, ["none"])):
         before, after = record.outcome.before, record.outcome.after
         assert before is not None
         assert after is not None

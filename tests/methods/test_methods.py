@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,32 @@ from harness.core.record import RunRecord
 from harness.methods.rtn.rtn import RTN, RtnParams
 
 pytestmark = pytest.mark.heavy(minutes=1)
+
+
+@pytest.fixture(scope="module")
+def one_sweep(tmp_path_factory: pytest.TempPathFactory, tiny: Path, sweep_type) -> tuple[Any, tuple[RunRecord, ...]]:
+    """Every method once on the tiny model."""
+    sweeps = sweep_type(tmp_path_factory.mktemp("sweep"))
+    records = sweeps.run(
+        {
+            "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+            "methods": [
+                "none",
+                "int8",
+                {"rtn": {"bits": [8, 4, 3], "group_size": 32}},
+                {"bnb-nf4": {"double_quant": [False, True]}},
+                "bnb-fp4",
+                "bnb-int8",
+                {"fp8": {"format": ["e4m3", "e5m2"]}},
+            ],
+            "measure": {
+                "perplexity": {"text": "demo", "context": 128, "windows": 16},
+                "divergence": {},
+                "memory": {},
+            },
+        }
+    )
+    return sweeps, records
 
 
 @pytest.fixture(scope="module")

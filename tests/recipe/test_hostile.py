@@ -33,7 +33,7 @@ measure: {perplexity: {context: 64}, throughput: {}}
 """
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(CORPUS), st.randoms(use_true_random=False), st.integers(1, 3))
 def test_a_mutated_recipe_is_planned_or_refused(content: bytes, random: Random, times: int) -> None:
     for _ in range(times):
@@ -41,7 +41,7 @@ def test_a_mutated_recipe_is_planned_or_refused(content: bytes, random: Random, 
     fuzzing.check(fuzz_recipe.read, content)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.text(st.characters(codec="utf-8"), max_size=40), st.integers(0, len(BASE)))
 def test_any_text_anywhere_is_planned_or_refused(text: str, place: int) -> None:
     fuzzing.check(fuzz_recipe.read, (BASE[:place] + text + BASE[place:]).encode())

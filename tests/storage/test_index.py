@@ -113,7 +113,7 @@ EDITS: tuple[Callable[[Path, Any], object], ...] = (
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_edit_of_a_file_makes_an_index_change_what_is_read(data: st.DataObject) -> None:
     whole = Path(WHOLE.name) / "results"

@@ -28,25 +28,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, NoReturn
 
-from warm_workers import MESSAGE_BYTES, PR_SET_PDEATHSIG, WORKER, import_shared, work
+from warm_workers import MESSAGE_BYTES, OF_TRANSFORMERS, PR_SET_PDEATHSIG, WORKER, import_shared, work
 
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
-ALSO_IMPORTED = (
-    "transformers.generation.utils",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.tokenization_auto",
-    "pyarrow.parquet",
-    "filelock",
+OF_COMMANDS = (
     "harness.api.run",
     "harness.cli.app",
     "harness.cli.render.events",
     "harness.cli.render.sweep",
-    "harness.engines.transformers.engine",
-    "harness.execution.jobs.quality",
-    "harness.execution.jobs.quantize",
-    "harness.execution.jobs.reference",
     "harness.execution.worker",
-    "harness.storage.store",
 )
 PR_SET_CHILD_SUBREAPER = 36
 START = "QHARNESS_START"
@@ -291,12 +281,7 @@ def _main(descriptor: int) -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    import_shared()
-    from harness.execution.import_guard import skip_unused_imports
-
-    skip_unused_imports(())
-    for name in ALSO_IMPORTED:
-        import_module(name)
+    import_shared((*OF_TRANSFORMERS, *OF_COMMANDS))
     starter = import_module("harness.execution.starter")
     starter.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _start_worker})  # type: ignore[attr-defined]
     gc.collect()

@@ -1,9 +1,9 @@
 """Workers that need not import torch anew: each is forked from a process that has imported it and done nothing else.
 
 A worker of the tiny model spends most of its seconds on imports. Here one server for each interpreter and environment
-imports what all workers import; each run is a fork of it: still a process and a group of its own, which starts with
-the environment, the folder, the files and the arguments that the harness gave. ``qharness run`` as a command, which
-many tests start, runs workers as users have them.
+imports what all workers import, and one what transformers' runs import as well; each run is a fork of one: still a
+process and a group of its own, which starts with the environment, the folder, the files and the arguments that the
+harness gave. ``qharness run`` as a command, which many tests start, runs workers as users have them.
 
 As a script this file is the server; it stands on the standard library alone, since other interpreters run it too.
 """
@@ -56,6 +56,19 @@ IMPORTED = (
 
 No part of transformers that asks which packages may be used: the harness answers that for each run.
 """
+OF_TRANSFORMERS = (
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.tokenization_auto",
+    "pyarrow.parquet",
+    "filelock",
+    "harness.engines.transformers.engine",
+    "harness.execution.jobs.quality",
+    "harness.execution.jobs.quantize",
+    "harness.execution.jobs.reference",
+    "harness.storage.store",
+)
+"""What runs of a transformers model import besides, which need none of the packages that it may use."""
 MESSAGE_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
 
@@ -64,7 +77,7 @@ class Workers:
     """Starts workers in place of ``subprocess.Popen``, which everything else that is to be started still gets."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], _Server] = {}
+        self._servers: dict[tuple[str, frozenset[tuple[str, str]], bool], _Server] = {}
         self._lock = threading.Lock()  # runs on several GPUs are started by several threads
         self._starter = ThreadPoolExecutor(1)  # a server ends with the thread that started it
 
@@ -92,10 +105,13 @@ class Workers:
         assert (parent, last) == (str(os.getpid()), list(map(str, pass_fds)))
         variables = {name: value for name, value in env.items() if name not in of_a_run}
         own = {name: env[name] for name in of_a_run if name in env}
-        key = (python, frozenset(variables.items()))
+        of_transformers = (
+            python == sys.executable and arguments[0] == WORKER and _is_of_transformers(Path(arguments[1]))
+        )
+        key = (python, frozenset(variables.items()), of_transformers)
         with self._lock:
             if key not in self._servers:
-                self._servers[key] = self._starter.submit(_Server, python, variables).result()
+                self._servers[key] = self._starter.submit(_Server, python, variables, of_transformers).result()
             return self._servers[key].fork(guard, arguments, own, [stdout, *pass_fds])
 
     @property
@@ -143,10 +159,10 @@ class Worker:
 
 
 class _Server:
-    def __init__(self, python: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, python: str, variables: Mapping[str, str], of_transformers: bool) -> None:
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [python, __file__, str(theirs.fileno())],
+            [python, __file__, str(theirs.fileno()), *(OF_TRANSFORMERS if of_transformers else ())],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -176,18 +192,34 @@ class _Server:
         self._process.wait()
 
 
-def import_shared() -> None:
-    """Imports what every worker imports; what is not installed is left out."""
+def _is_of_transformers(spec: Path) -> bool:
+    """Whether a run loads its model by transformers' engine, with none of the packages that this may use, or none."""
+    from harness.core.run import RunSpec
+    from harness.execution.preload import steps
+    from harness.storage.json_codec import decode
+
+    taken = steps(decode(RunSpec, json.loads(spec.read_text(encoding="utf-8")), spec.name))
+    return not taken or taken[0] == ("engine", ("transformers",))
+
+
+def import_shared(also: Sequence[str] = ()) -> None:
+    """Imports what every worker imports, where it is installed, and what runs of transformers import ``also``."""
     for name in IMPORTED:
         try:
             import_module(name)
         except ImportError:
             continue
+    if also:
+        from harness.execution.import_guard import skip_unused_imports
+
+        skip_unused_imports(())
+    for name in also:
+        import_module(name)
 
 
-def _serve(requests: socket.socket) -> None:
+def _serve(requests: socket.socket, also: Sequence[str]) -> None:
     """Forks a worker for each request, tells its process id and, when it has ended, its exit code."""
-    import_shared()
+    import_shared(also)
     gc.collect()
     gc.freeze()  # forks share these objects' pages
     while True:
@@ -247,4 +279,4 @@ def work(request: dict[str, object], log: int, *others: int) -> NoReturn:
 
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

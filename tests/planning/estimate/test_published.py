@@ -21,6 +21,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import SourceError
 from harness.models import headers
+from harness.models import resolve as resolving
 from harness.models.resolve import answers, described, resolve
 from harness.models.shapes import ModelShapes, read
 from harness.models.shapes import shapes as sorted_shapes
@@ -67,6 +68,15 @@ OTHERS = {
     "qwen3.5-35b-a3b": (35, 3),
 }
 """Billions of parameters, and of a mixture's that a token uses without the embedding, as their publishers name them."""
+LIKE_ANOTHER = {
+    *("gemma-2-9b", "gemma-3-1b-it", "gemma-3-27b-it", "glm-5", "gpt-oss-120b", "mistral-7b-v0.3", "nemotron-h-56b"),
+    *("qwen2.5-7b", "qwen3-vl-30b-a3b"),
+}
+"""Those whose class another has too: by default only their answers are read, by the tests of published figures."""
+BUILT = [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in (*PARAMETERS, *OTHERS)]
+"""The configurations whose model is made by transformers too: by default one of each class."""
+IN_A_PROCESS = resolving._asked
+"""As users have it; tests otherwise answer in their own process (conftest.py)."""
 LENGTHS = (100, 3000, 131_072)
 """Within most windows, between the shortest and the longest, and beyond them all (or as long as the model reads)."""
 
@@ -77,6 +87,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QHARNESS_CACHE", str(folder))
+        patch.setattr(resolving, "_asked", IN_A_PROCESS)
         assert not any("error" in answer for answer in answers([published(name) for name in (*PARAMETERS, *OTHERS)]))
     return folder
 
@@ -112,6 +123,12 @@ def on_meta(name: str, folder: Path) -> Any:
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """A configuration's name, and its model: made once for the tests that only read it."""
+    return request.param, on_meta(request.param, tmp_path_factory.mktemp("built"))
+
+
 def estimated(model: ModelShapes, context: int, method: str = "none") -> fits.MemoryEstimate:
     (found,) = fits.estimates(model, [chosen.parse(method)], fits.request(model, context, 1, None), "bfloat16")
     return found
@@ -129,12 +146,13 @@ def test_every_configuration_is_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.json")} == {*PARAMETERS, *OTHERS}
 
 
-@pytest.mark.parametrize("name", [*PARAMETERS, *OTHERS])
+@pytest.mark.parametrize("built", BUILT, indirect=True)
 def test_the_cache_is_the_one_that_transformers_fills(
-    shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path
+    shapes: Callable[[str], ModelShapes], built: tuple[str, Any]
 ) -> None:
     """One token after a prompt: a layer with a window has then dropped what is beyond it."""
-    found, model = shapes(name), on_meta(name, tmp_path)
+    name, model = built
+    found = shapes(name)
     for length in lengths(name, found.context_length or LENGTHS[-1]):
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
@@ -145,13 +163,13 @@ def test_the_cache_is_the_one_that_transformers_fills(
         assert estimated(found, length).kv_bytes == held
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("built", BUILT[: len(PARAMETERS)], indirect=True)
 def test_the_cache_is_the_one_that_transformers_allocates(
-    shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path
+    shapes: Callable[[str], ModelShapes], built: tuple[str, Any]
 ) -> None:
     """The static cache of a length, for compiled decoding."""
-    found = shapes(name)
-    config = on_meta(name, tmp_path).config.get_text_config()
+    name, model = built
+    found, config = shapes(name), model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for length in lengths(name, found.context_length or LENGTHS[-1]):
         cache = StaticCache(config, max_cache_len=length)
@@ -160,10 +178,11 @@ def test_the_cache_is_the_one_that_transformers_allocates(
         assert estimated(found, length).kv_bytes == sum(tensor.nbytes for tensor in held)
 
 
-@pytest.mark.parametrize("name", [*PARAMETERS, *OTHERS])
-def test_parameters_are_those_of_the_modules(shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("built", BUILT, indirect=True)
+def test_parameters_are_those_of_the_modules(shapes: Callable[[str], ModelShapes], built: tuple[str, Any]) -> None:
     """By what transformers itself calls the embedding, the head, the decoder, and a module's class."""
-    found, model = shapes(name), on_meta(name, tmp_path)
+    name, model = built
+    found = shapes(name)
     embedding, head, decoder = model.get_input_embeddings(), model.get_output_embeddings(), model.get_decoder()
     assert found.parameters + found.unloaded == model.num_parameters()
     assert found.head == (0 if head.weight is embedding.weight else head.weight.numel())
