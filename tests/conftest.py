@@ -42,7 +42,6 @@ from harness.models import resolve
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
-from harness.stacks.build import create
 from harness.stacks.variables import compiled_kernels
 from harness.storage.cache import Cache
 from harness.storage.store import Store
@@ -294,20 +293,6 @@ def sweep_type() -> type[Sweeps]:
 @pytest.fixture
 def sweeps(tmp_path: Path) -> Sweeps:
     return Sweeps(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
-    """Stacks, the real autoawq one among them (or QHARNESS_AUTOAWQ_PYTHON in its place); skips where it cannot be."""
-    root = tmp_path_factory.mktemp("stacks")
-    own = os.environ.get("QHARNESS_AUTOAWQ_PYTHON")
-    stacks = Stacks(root, {"autoawq": Path(own)} if own else {})
-    if not own:
-        try:
-            create(stacks.find("autoawq"), print)
-        except UsageError as error:
-            pytest.skip(f"the autoawq stack could not be made here: {error}")
-    return stacks
 
 
 @pytest.fixture(scope="session")

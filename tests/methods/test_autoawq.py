@@ -17,12 +17,16 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harness
+from harness.api.plan import plan
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet
 from harness.engines.transformers.engine import TRANSFORMERS
+from harness.errors import UsageError
 from harness.models import legacy
 from harness.plugins import method
+from harness.recipe import load_recipe
 from harness.stacks import Stacks
+from harness.stacks.build import check, create
 
 pytestmark = pytest.mark.heavy(minutes=0.5)
 
@@ -77,6 +81,20 @@ class Stack:
         request = LoadRequest(self.out / name, "float32", "cpu", **options)
         with torch.inference_mode():
             return TRANSFORMERS.load(request, TRANSFORMERS.params()).logits(PROBE)[0].float()
+
+
+@pytest.fixture(scope="module")
+def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
+    """Stacks, the real autoawq one among them (or QHARNESS_AUTOAWQ_PYTHON in its place); skips where it cannot be."""
+    root = tmp_path_factory.mktemp("stacks")
+    own = os.environ.get("QHARNESS_AUTOAWQ_PYTHON")
+    stacks = Stacks(root, {"autoawq": Path(own)} if own else {})
+    if not own:
+        try:
+            create(stacks.find("autoawq"), print)
+        except UsageError as error:
+            pytest.skip(f"the autoawq stack could not be made here: {error}")
+    return stacks
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +198,32 @@ def test_kernels_and_untouched_modules_of_a_reload(stack: Stack) -> None:
     quantized = {entry.name for entry in model.weight_ledger() if entry.quantized}
     assert len(quantized) == 27
     assert f"{KEPT}.weight" not in quantized
+
+
+def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stacks, sweeps, tiny: Path) -> None:
+    """The real AutoAWQ under transformers 4.51, its checkpoint read and measured by transformers 5."""
+    for package in ("gptqmodel", "optimum"):
+        pytest.importorskip(package)
+    assert check(autoawq_stacks.find("autoawq")) == []
+    content = {
+        "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+        "methods": ["none", {"autoawq": {"group_size": 32}}],
+        "calibration": {"samples": 16, "length": 64},
+        "measure": {"perplexity": {"context": 64, "windows": 8}, "divergence": {}, "memory": {}},
+        "threads": 1,
+    }
+    planned = plan(load_recipe(sweeps.recipe(content)), stacks=autoawq_stacks)
+    records = sweeps.make(planned, stacks=autoawq_stacks)
+    ended = {record.spec.title: record for record in records}
+    assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
+    quantize, quality = ended["quantize autoawq group_size=32"], ended["quality autoawq group_size=32"]
+    assert quantize.spec.stack == "autoawq"
+    assert quantize.outcome.before.software["transformers"].startswith("4.51")
+    assert quantize.outcome.before.software["autoawq"] == "0.2.9"
+    assert quantize.outcome.fact("calibration_consumed").value.startswith("16 of 16 samples")
+    assert quantize.outcome.fact("source_in_stack").arguments["stack"] == "autoawq"
+    assert quality.outcome.before.software["transformers"].startswith("5.")
+    assert "AwqTorchLinear" in quality.outcome.fact("layers").value
+    kl = quality.find("kl").values
+    assert 0 < sum(kl) / len(kl) < 0.2
+    assert quality.find("coverage").values == (1.0,)

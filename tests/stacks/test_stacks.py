@@ -18,7 +18,6 @@ from harness import stacks
 from harness.api.plan import plan
 from harness.core.site import Machine
 from harness.errors import UsageError
-from harness.host.machine import installed_version
 from harness.recipe import load_recipe
 from harness.stacks import (
     MANIFEST,
@@ -301,37 +300,6 @@ def test_a_wrong_interpreter_is_told(given: str, message: str) -> None:
 def test_what_is_no_interpreter_is_told() -> None:
     with pytest.raises(UsageError, match="not a working Python interpreter"):
         ask_versions(Path("/bin/true"))
-
-
-@pytest.mark.heavy
-def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stacks, sweeps, tiny: Path) -> None:
-    """The real AutoAWQ under transformers 4.51, its checkpoint read and measured by transformers 5."""
-    for package in ("gptqmodel", "optimum"):
-        if installed_version(package) is None:
-            pytest.skip(f"{package} is not installed")
-    assert check(autoawq_stacks.find("autoawq")) == []
-    content = {
-        "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
-        "methods": ["none", {"autoawq": {"group_size": 32}}],
-        "calibration": {"samples": 16, "length": 64},
-        "measure": {"perplexity": {"context": 64, "windows": 8}, "divergence": {}, "memory": {}},
-        "threads": 1,
-    }
-    planned = plan(load_recipe(sweeps.recipe(content)), stacks=autoawq_stacks)
-    records = sweeps.make(planned, stacks=autoawq_stacks)
-    ended = {record.spec.title: record for record in records}
-    assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
-    quantize, quality = ended["quantize autoawq group_size=32"], ended["quality autoawq group_size=32"]
-    assert quantize.spec.stack == "autoawq"
-    assert quantize.outcome.before.software["transformers"].startswith("4.51")
-    assert quantize.outcome.before.software["autoawq"] == "0.2.9"
-    assert quantize.outcome.fact("calibration_consumed").value.startswith("16 of 16 samples")
-    assert quantize.outcome.fact("source_in_stack").arguments["stack"] == "autoawq"
-    assert quality.outcome.before.software["transformers"].startswith("5.")
-    assert "AwqTorchLinear" in quality.outcome.fact("layers").value
-    kl = quality.find("kl").values
-    assert 0 < sum(kl) / len(kl) < 0.2
-    assert quality.find("coverage").values == (1.0,)
 
 
 def test_a_damaged_manifest_and_a_dead_interpreter_are_told(small: Stack) -> None:
