@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("llmc-int8", {}),
     ("llmc-nvfp4", {}),
 ]
+OF_A_LIBRARY = ("rtn", "int8", "bnb-nf4", "torchao-int4", "quanto", "hqq", "inc-rtn", "quark", "llmc-rtn")
 CALIBRATION = {"samples": 4, "length": 64}
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
 """A method that leaves experts as they are."""
@@ -136,7 +137,7 @@ def fuses_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", None)
 
 
-@pytest.fixture(scope="module", params=sorted(OTHERS))
+@pytest.fixture(scope="module")
 def each_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[str, Path]:
     return request.param, made(request.param, tmp_path_factory.mktemp(request.param), tiny)
 
@@ -147,13 +148,16 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return made("qwen3_moe", tmp_path_factory.mktemp("mixture"), tiny)
 
 
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [
-        *(pytest.param(name, given, id=name) for name, given in QUICK),
-        *(pytest.param(name, given, id=name, marks=pytest.mark.slow) for name, given in CALIBRATED),
-    ],
-)
+def cases() -> Iterator[Any]:
+    """Every method with every mixture: by default all quick ones with two, and one of each library with all four."""
+    for kind in sorted(OTHERS):
+        for name, given in (*QUICK, *CALIBRATED):
+            by_default = (name, given) in QUICK and (kind in ("gpt_oss", "qwen3_moe") or name in OF_A_LIBRARY)
+            marks = [] if by_default else [pytest.mark.slow]
+            yield pytest.param(kind, name, given, id=f"{kind}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("each_kind", "name", "given"), cases(), indirect=["each_kind"])
 def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
     each_kind: tuple[str, Path], tmp_path: Path, name: str, given: dict[str, Any]
 ) -> None:
