@@ -18,6 +18,7 @@ from harness.cli.render.estimate import size
 from harness.errors import SourceError, UsageError
 from harness.models import hub, memory
 from harness.models.headers import header_of
+from harness.models.resolve import answers
 from harness.models.shapes import ModelShapes, read
 from harness.planning.estimate import chosen, fits, gpus
 
@@ -34,6 +35,18 @@ LLAMA_8B = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+WINDOWED = {"model_type": "mistral", "sliding_window": 4096}
+MIXED = {
+    **{"model_type": "qwen3", "head_dim": 128, "sliding_window": 100, "use_sliding_window": True},
+    "layer_types": ["full_attention", "sliding_attention"] * 16,
+}
+ODD = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def answered() -> None:
+    """One process answers for all of them, where the cache has no answers yet."""
+    answers([{**LLAMA_8B, **changes} for changes in ({}, WINDOWED, MIXED, ODD)])
 
 
 def model(folder: Path, **changes: Any) -> ModelShapes:
@@ -88,13 +101,10 @@ def test_the_cache_of_llama_8b(llama: ModelShapes) -> None:
 
 
 def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
-    windowed = model(tmp_path, model_type="mistral", sliding_window=4096)
+    windowed = model(tmp_path, **WINDOWED)
     assert one(windowed, "none", context=4096).kv_bytes == 4096 * 131_072
     assert one(windowed, "none", context=10_000).kv_bytes == 4096 * 131_072
-    kinds = ["full_attention", "sliding_attention"] * 16
-    mixed = model(
-        tmp_path, model_type="qwen3", head_dim=128, sliding_window=100, layer_types=kinds, use_sliding_window=True
-    )
+    mixed = model(tmp_path, **MIXED)
     assert one(mixed, "none", context=1000).kv_bytes == (1000 + 100) * 131_072 // 2
 
 
@@ -150,7 +160,7 @@ def test_the_longest_context_and_the_largest_batch_are_the_last_that_fit(
 
 
 def test_a_method_that_cannot_be_had_says_why(tmp_path: Path) -> None:
-    odd = model(tmp_path, hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2)
+    odd = model(tmp_path, **ODD)
     assert one(odd, "rtn bits=4 group_size=64").unsupported == (
         "group_size 64 does not divide the input widths 96, 160 of this model"
     )
