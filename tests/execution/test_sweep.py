@@ -21,7 +21,7 @@ from harness.errors import ResultsError, UsageError
 from harness.execution.events import Ended
 from harness.storage.store import Store
 
-pytestmark = pytest.mark.heavy(minutes=3)
+pytestmark = pytest.mark.heavy(minutes=0.5)
 
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 FAULTY = Path(__file__).with_name("faulty_plugin")
@@ -226,8 +226,9 @@ def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(
     assert Store(sweeps.store.root).read().records[-1] == again
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_whole_records_and_no_worker(sweeps, tiny: Path) -> None:
-    """As users start it; tests/faults makes this and other endings of sweeps whose processes are forked."""
+    """As users start it; by default tests/faults makes this and other endings of sweeps whose processes are forked."""
     sweeps.recipe(recipe(tiny, ["none", {"faulty": {"how": "hang"}}]))
     process = subprocess.Popen(
         [*COMMAND, *words(sweeps, "--json")],
