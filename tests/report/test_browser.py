@@ -18,6 +18,7 @@ from hostile import CORPUS, spoiled
 from harness.core.label import Fact, Label
 from harness.core.record import RunRecord
 from harness.report import write_report
+from harness.report.renderers import html
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 CHROMIUM = shutil.which("chromium")
@@ -104,13 +105,31 @@ def few(bench: Any, looks: Any) -> list[RunRecord]:
     return found
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[RunRecord]], Path]:
+    """The page of some records, made once for equal ones and for each change of what decides its shape."""
+    pages: list[tuple[object, Path]] = []
+
+    def find(records: Sequence[RunRecord]) -> Path:
+        limits = {name: value for name, value in vars(html).items() if name.isupper()}
+        wanted = (list(records), limits)
+        for known, path in pages:
+            if known == wanted:
+                return path
+        (path,) = write_report(records, tmp_path_factory.mktemp("page"), ("html",))
+        pages.append((wanted, path))
+        return path
+
+    return find
+
+
 @pytest.fixture
-def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+def open_page(browser: Any, written: Callable[[Sequence[RunRecord]], Path]) -> Iterator[Open]:
     """Opens the report of some records; no request leaves the page's own file."""
     contexts = []
 
     def opened(records: Sequence[RunRecord], **options: Any) -> Opened:
-        (path,) = write_report(records, tmp_path, ("html",))
+        path = written(records)
         context = browser.new_context(**options)
         context.set_default_timeout(1000 * PATIENCE_S)
         contexts.append(context)
