@@ -224,11 +224,18 @@ def serve_command(recommendation: Recommendation) -> str | None:
 
 
 def serving(ref: ModelRef) -> str | None:
-    """``llama-server`` for a GGUF file, ``vllm serve`` for a quant_method that vLLM reads; None for any other."""
+    """``llama-server`` for a GGUF file, ``vllm serve`` for a quant_method that vLLM reads; None for any other.
+
+    What is served is what was measured, also when its repository has a newer commit. llama-server itself would load the
+    newest file of a repository, so that one is downloaded first.
+    """
     if ref.kind == "gguf":
         repository, file = on_hub(ref.id)
-        named = ["--hf-repo", repository, "--hf-file", file] if ref.on_hub and file else ["--model", ref.path]
-        return shlex.join(["llama-server", *named])
+        if not (ref.on_hub and file):
+            return shlex.join(["llama-server", "--model", ref.path])
+        folder = repository.split("/")[-1]
+        download = ["hf", "download", repository, file, "--revision", str(ref.revision), "--local-dir", folder]
+        return f"{shlex.join(download)} && {shlex.join(['llama-server', '--model', f'{folder}/{file}'])}"
     if ref.native_quantization is not None and ref.native_quantization not in READ:
         return None
     if ref.kind == "hub":

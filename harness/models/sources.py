@@ -24,8 +24,9 @@ from harness.recipe import Model
 from harness.storage.checksums import hash_file, list_folder, stat_file
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
-HUB_FILE = re.compile(rf"({HUB_ID.pattern})/((?!.*\.\.)[\w./+-]+\.gguf)")
-"""A GGUF file of a repository."""
+_FILE_NAME = r"(?!\.{1,2}/)[^/\\\x00-\x1f\x7f]+"
+HUB_FILE = re.compile(rf"({HUB_ID.pattern})/((?:{_FILE_NAME}/)*{_FILE_NAME}\.gguf)")
+"""A GGUF file of a repository. Its name may hold spaces and brackets, and leads nowhere else."""
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 """The files, besides the weights, that determine what a checkpoint computes."""
 _DECIDING = (*_CHECKPOINT_FILES, "*.safetensors")
@@ -89,19 +90,23 @@ def fetch(ref: ModelRef) -> None:
     Raises SourceError if the hub does not give it.
     """
     from httpx import HTTPError
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     repository, file = on_hub(ref.id)
     endings = (*hub.SIZED, *([".py"] if ref.trust_remote_code else []))
-    patterns = [f"*{ending}" for ending in endings] if file is None else [file]
     try:
-        folder = snapshot_download(repository, revision=ref.revision, allow_patterns=patterns)
+        if file is not None:
+            hf_hub_download(repository, file, revision=ref.revision)
+            return
+        folder = snapshot_download(
+            repository, revision=ref.revision, allow_patterns=[f"*{ending}" for ending in endings]
+        )
+    except RemoteEntryNotFoundError:
+        raise SourceError(f"{ref.id!r}: its repository has no such file at this commit") from None
     except (HTTPError, OSError, ValueError) as error:
         raise hub.unreachable(ref.id, "its files", error) from None
-    if file is None:
-        headers.weight_files(Path(folder))
-    elif not Path(folder, file).exists():
-        raise SourceError(f"{ref.id!r}: its repository has no such file at this commit")
+    headers.weight_files(Path(folder))
 
 
 def on_hub(model: str) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import write_q8_0
 
 from harness.api import pick, propose
 from harness.api.candidates import base_of
@@ -294,6 +295,21 @@ def test_each_whole_gguf_file_of_a_repository_is_a_checkpoint(published: Hub, ti
         write_recipe(PickRequest(str(tiny), ("who/gguf/m.Q8_0.gguf",)), Path("two.yaml"))
 
 
+def test_a_gguf_file_may_have_any_name_that_leads_nowhere_else(published: Hub, tiny: Path) -> None:
+    odd = "more/it's [v2] {a}, #1: x.Q4_0.gguf"
+    here = published.folder / "my [models]" / "m: {b}.Q8_0.gguf"
+    here.parent.mkdir()
+    write_q8_0(here)
+    published.changed = {"who/gguf": Published(COMMIT, 1, loadable=False, gguf_bytes={odd: 1})}
+    asked = ("who/gguf", str(here.relative_to(published.folder)))
+    path = write_recipe(PickRequest(str(tiny), asked, "llamacpp")).path
+    assert [each.params["id"] for each in load_recipe(path).methods[1:]] == [f"who/gguf/{odd}", asked[1]]
+    measure_each(path, runner=lambda recipe, *where, on_event: ())
+    assert published.fetched == [f"who/gguf/{odd}"]
+    for name in ("../x.gguf", "a/../../x.gguf", "/etc/x.gguf", "a//x.gguf", "a\\x.gguf", "a\nx.gguf"):
+        assert on_hub(f"who/gguf/{name}") == (f"who/gguf/{name}", None), name
+
+
 def test_what_the_hub_knows_of_a_model_is_compared(published: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most downloaded that can be read, each name once."""
     monkeypatch.setattr(pick, "find_model", lambda model, *given: find_model(str(tiny), *given))
@@ -341,8 +357,11 @@ def test_the_disk_must_hold_the_model_what_is_kept_of_it_and_a_checkpoint(
 def test_the_pick_is_served_by_what_reads_its_format() -> None:
     gguf = ModelRef("m.gguf", "m", "0", "gguf", "/models/a b/m.gguf")
     assert serving(gguf) == "llama-server --model '/models/a b/m.gguf'"
-    deleted = replace(gguf, id="who/gguf/more/m.gguf", revision=COMMIT)
-    assert serving(deleted) == "llama-server --hf-repo who/gguf --hf-file more/m.gguf"
+    deleted = replace(gguf, id="who/gguf/more/m [v2].gguf", revision=COMMIT)
+    assert serving(deleted) == (
+        f"hf download who/gguf 'more/m [v2].gguf' --revision {COMMIT} --local-dir gguf"
+        " && llama-server --model 'gguf/more/m [v2].gguf'"
+    )
     repository = ModelRef("who/gptq", "gptq", "0", "hub", "/cache/x", revision=COMMIT)
     assert serving(repository) == f"vllm serve who/gptq --revision {COMMIT}"
     local = ModelRef("./m", "m", "0", "directory", "/models/m", native_quantization="compressed-tensors")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +17,18 @@ import pytest
 from hub_server import HubServer, Repository, hub_server, repository
 
 from harness import load_results
-from harness.errors import ExitCode
+from harness.api.pick import serving
+from harness.core.model import ModelRef
+from harness.errors import ExitCode, SourceError
+from harness.execution.fetch import fetch_into
 from harness.libraries import llamacpp
 from harness.models.gguf.convert import convert
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
 pytestmark = pytest.mark.heavy(minutes=1)
+ODD_NAME = "it's [v2] {a}, #1.Q4_0.gguf"
+"""A file's name that means something else to a shell, to YAML and to a pattern."""
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "pick"]
 WEIGHTS = "model.safetensors"
 
@@ -69,6 +75,18 @@ def start(hub: HubServer, place: Path, *arguments: str) -> subprocess.Popen[str]
     return subprocess.Popen(
         [*COMMAND, *arguments], cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def served(command: str, hub: HubServer, place: Path) -> bytes:
+    """The file that a command line gives to llama-server, for which a script stands in that copies it."""
+    server = place / "bin" / "llama-server"
+    server.parent.mkdir()
+    server.write_text('#!/bin/sh\n[ "$1" = --model ] && cp "$2" served\n')
+    server.chmod(0o755)
+    programs = os.pathsep.join([str(server.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {**os.environ, "PATH": programs, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place / "hf")}
+    subprocess.run(command, shell=True, cwd=place, env=variables, check=True)
+    return (place / "served").read_bytes()
 
 
 def on_disk(place: Path) -> dict[str, list[str]]:
@@ -160,9 +178,9 @@ def test_each_gguf_file_of_a_repository_is_measured_and_deleted(
     plain = tmp_path / "plain.gguf"
     convert(tiny, plain, "float32")
     files = {}
-    for kind in ("Q8_0", "Q4_0"):
-        llamacpp.quantize(plain, tmp_path / f"m.{kind}.gguf", kind, 1, None, (), None)
-        files[f"m.{kind}.gguf"] = (tmp_path / f"m.{kind}.gguf").read_bytes()
+    for kind, name in (("Q8_0", "m.Q8_0.gguf"), ("Q4_0", ODD_NAME)):
+        llamacpp.quantize(plain, tmp_path / name, kind, 1, None, (), None)
+        files[name] = (tmp_path / name).read_bytes()
     (tmp_path / "tiny").symlink_to(tiny)
     python = f"llamacpp={llamacpp_stacks.find('llamacpp').python}"
     with hub_server({"who/tiny-GGUF": Repository(files)}) as hub:
@@ -181,9 +199,35 @@ def test_each_gguf_file_of_a_repository_is_measured_and_deleted(
         )
         output = command.communicate()[0]
         assert command.returncode == ExitCode.OK, output
-        assert sorted(set(hub.downloaded("who/tiny-GGUF"))) == ["m.Q4_0.gguf", "m.Q8_0.gguf"]
+        assert set(hub.downloaded("who/tiny-GGUF")) == set(files)
     assert on_disk(tmp_path) == {"user's": [], "own": []}
     frame = load_results(tmp_path / "results" / "pick-tiny")
     assert set(frame.status) == {"ok"}
-    assert {"checkpoint m.Q4_0", "checkpoint m.Q8_0"} < set(frame.method.dropna())
-    assert re.search(r"serve it: llama-server --hf-repo who/tiny-GGUF --hf-file m\.Q\d_0\.gguf", output)
+    assert {f"checkpoint {name.removesuffix('.gguf')}" for name in files} < set(frame.method.dropna())
+    assert "serve it: hf download who/tiny-GGUF " in output
+
+
+def test_the_serve_command_gives_the_server_the_file_of_that_commit(tmp_path: Path) -> None:
+    content = b"GGUF and what follows"
+    with hub_server({"who/tiny-GGUF": Repository({ODD_NAME: content, "other.gguf": b"GGUF?"})}) as hub:
+        commit = hub.repositories["who/tiny-GGUF"].commit
+        ref = ModelRef(f"who/tiny-GGUF/{ODD_NAME}", "m", "0", "gguf", "", revision=commit)
+        command = serving(ref)
+        assert command is not None
+        assert served(command, hub, tmp_path) == content
+        asked = [each for each in hub.requests if "/resolve/" in each]
+        assert set(asked) <= {f"{verb} /who/tiny-GGUF/resolve/{commit}/{ODD_NAME}" for verb in ("HEAD", "GET")}
+        assert asked
+
+
+def test_a_gguf_file_of_any_name_is_fetched_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"GGUF and what follows"
+    with hub_server({"who/tiny-GGUF": Repository({ODD_NAME: content})}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        ref = ModelRef(f"who/tiny-GGUF/{ODD_NAME}", "m", "0", "gguf", "", revision="a" * 40)
+        fetch_into(tmp_path, ref)
+        (fetched,) = tmp_path.glob("models--who--tiny-GGUF/snapshots/*/*")
+        assert fetched.name == ODD_NAME
+        assert fetched.read_bytes() == content
+        with pytest.raises(SourceError, match="its repository has no such file at this commit"):
+            fetch_into(tmp_path, replace(ref, id="who/tiny-GGUF/other.gguf"))

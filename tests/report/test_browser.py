@@ -136,7 +136,7 @@ def open_page(browser: Any, written: Callable[[Sequence[RunRecord]], Path]) -> I
         found = Opened(context.new_page())
 
         def answer(route: Any) -> None:
-            if route.request.url == path.as_uri():
+            if route.request.url.partition("#")[0] == path.as_uri():
                 route.continue_()
             else:
                 found.requests.append(route.request.url)
@@ -238,6 +238,32 @@ def test_key_columns_are_shown_first_and_the_others_of_a_group_on_demand(
     opened.page.get_by_role("group", name="More columns").get_by_role("button", name="Quality").click()
     assert opened.page.locator("[data-sortable] thead button", has_text="Top-1").is_visible()
     assert opened.page.locator("[data-sortable] thead button", has_text="KL mean").is_visible()
+
+
+def test_the_address_of_a_page_shows_others_the_same_rows_and_columns(
+    open_page: Open, records: list[RunRecord]
+) -> None:
+    opened = open_page(records)
+    page = opened.page
+    page.get_by_label("Find").fill("rtn 4-bit")
+    page.get_by_role("group", name="More columns").get_by_role("button", name="Peak memory").click()
+    for _ in range(2):
+        page.get_by_role("columnheader", name="Variant").get_by_role("button").click()
+    assert opened.names() == ["rtn 4-bit g64", "rtn 4-bit g32"]
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    assert opened.names() == ["rtn 4-bit g64", "rtn 4-bit g32"]
+    assert page.get_by_label("Find").input_value() == "rtn 4-bit"
+    assert page.locator("th[aria-sort=descending]").inner_text().strip() == "Variant"
+    assert page.locator("[data-sortable] thead button", has_text="loading").is_visible()
+    page.goto("about:blank")
+    page.goto(address.partition("#")[0])
+    assert len(opened.names()) == 13
+    page.goto("about:blank")
+    page.goto(address.partition("#")[0] + "#table-1.sort=99&table-1.status=none&table-1.columns=x&model-1")
+    assert len(opened.names()) == 13
+    assert opened.complaints == []
 
 
 def test_one_screen_answers_the_question(open_page: Open, records: list[RunRecord]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from harness.report.plots.labels import CHARACTER_PX, LINE_PX, Box, place
 
 
 def boxes(points: list[tuple[float, float]], names: list[str]) -> list[Box]:
     made = []
-    for (x, y), (dx, dy), name in zip(points, place(points, names, 600, 360), names, strict=True):
+    placed = place(points, names, 600, 360, [6.0] * len(points))
+    for (x, y), (dx, dy), name in zip(points, placed, names, strict=True):
         half = len(name) * CHARACTER_PX / 2
         made.append(Box(x + dx - half, y + dy - LINE_PX / 2, x + dx + half, y + dy + LINE_PX / 2))
     return made
@@ -25,7 +28,8 @@ def test_a_name_stays_in_its_frame() -> None:
     assert box.outside(Box(0, 0, 610, 360)) == 0
 
 
-def test_a_lone_point_has_its_name_to_the_right() -> None:
-    ((dx, dy),) = place([(100, 100)], ["name"], 600, 360)
-    assert dx > 0
+@pytest.mark.parametrize("radius", [3.0, 12.0])
+def test_a_lone_point_has_its_name_to_the_right_beside_its_marker(radius: float) -> None:
+    ((dx, dy),) = place([(100, 100)], ["name"], 600, 360, [radius])
     assert dy == 0
+    assert radius < dx - len("name") * CHARACTER_PX / 2 < radius + LINE_PX / 2

@@ -9,7 +9,9 @@ import numpy as np
 
 from harness.stats.estimate import Floats
 
-CHARACTER_PX, LINE_PX, MARGIN_PX = 6.4, 15.0, 7.0
+CHARACTER_PX, LINE_PX, GAP_PX = 6.4, 15.0, 4.0
+OTHER_PX = 6.0
+"""Half the width of a point without a name."""
 FURTHEST_PX = 84
 """Maximum vertical distance between a point and its name."""
 
@@ -37,21 +39,23 @@ def place(
     names: Sequence[str],
     width: float,
     height: float,
+    radii: Sequence[float],
     others: Sequence[tuple[float, float]] = (),
 ) -> list[tuple[float, float]]:
     """Offsets from each point to the middle of its name; all in pixels, from the lower left, y upwards.
 
-    ``others`` are points without a name, which no name should cover.
+    ``radii`` are those of the points' markers. ``others`` are points without a name, which no name should cover.
     Greedy: from the top down, each name takes the place near its point that covers least.
     """
-    frame = Box(4, 14, width + 3 * MARGIN_PX, height)
-    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (*points, *others)]
+    frame = Box(4, 14, width + 21, height)
+    sizes = (*radii, *[OTHER_PX] * len(others))
+    taken = [Box(x - r, y - r, x + r, y + r) for (x, y), r in zip((*points, *others), sizes, strict=True)]
     offsets = [(0.0, 0.0)] * len(points)
     for index in sorted(range(len(points)), key=lambda each: (-points[each][1], points[each][0])):
-        x, y = points[index]
+        (x, y), radius = points[index], radii[index]
         half = len(names[index]) * CHARACTER_PX / 2
-        near = [box for box in taken if _near(box, x, y, half)]
-        tried = [(dx, dy, _box(x + dx, y + dy, half)) for dx, dy in _candidates(half)]
+        near = [box for box in taken if _near(box, x, y, half + radius + GAP_PX)]
+        tried = [(dx, dy, _box(x + dx, y + dy, half)) for dx, dy in _candidates(half + radius + GAP_PX)]
         covered = _covered([box for _, _, box in tried], near)
         dx, dy, box = min(zip(tried, covered, strict=True), key=lambda each: _cost(each[0], each[1], frame))[0]
         taken.append(box)
@@ -59,19 +63,19 @@ def place(
     return offsets
 
 
-def _candidates(half: float) -> Iterator[tuple[float, float]]:
-    """Right, left, above and below, then further out."""
+def _candidates(beside: float) -> Iterator[tuple[float, float]]:
+    """Right, left, above and below, then further out. ``beside`` is how far away a name at the side is."""
     for rise in (0, 16, -16, 30, -30, 46, -46, 64, -64, FURTHEST_PX, -FURTHEST_PX):
-        side = half + MARGIN_PX + abs(rise) / 4
+        side = beside + abs(rise) / 4
         yield side, rise
         yield -side, rise
         if rise:
             yield 0, rise
 
 
-def _near(box: Box, x: float, y: float, half: float) -> bool:
-    """Whether any position of a name of that half width could cover the box."""
-    width, height = 2 * half + MARGIN_PX + FURTHEST_PX / 4, FURTHEST_PX + LINE_PX
+def _near(box: Box, x: float, y: float, beside: float) -> bool:
+    """Whether any position of a name could cover the box."""
+    width, height = 2 * beside + FURTHEST_PX / 4, FURTHEST_PX + LINE_PX
     return box.left < x + width and box.right > x - width and box.bottom < y + height and box.top > y - height
 
 

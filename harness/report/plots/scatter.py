@@ -181,9 +181,14 @@ def _value_texts(point: _Point, plot: _Respects) -> list[str]:
     return written
 
 
+def _fastest(points: Sequence[_Point]) -> float:
+    """The largest third value: that of the largest marker."""
+    return max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
+
+
 def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Respects) -> None:
     """A trace per method, so that each has its colour and marker in all plots of a table."""
-    fastest = max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
+    fastest = _fastest(points)
     groups: dict[str, list[_Point]] = {}
     for point in points:
         groups.setdefault(point.row.method, []).append(point)
@@ -306,8 +311,11 @@ def _draw_names(
     others = [] if len(named) == len(points) else points[:MOST_INTERVALS]
     places = [(x.coordinate(point.x.value), y.coordinate(point.y.value)) for point in (*named, *others)]
     pixels = [((a - left) / (right - left) * width, (b - bottom) / (top - bottom) * height) for a, b in places]
-    offsets = place(pixels[: len(named)], [point.row.label for point in named], width, height, pixels[len(named) :])
-    for point, (a, b), (dx, dy) in zip(named, places, offsets, strict=False):
+    fastest = _fastest(points)
+    radii = [_size_px(point, fastest) / 2 for point in named]
+    names = [point.row.label for point in named]
+    offsets = place(pixels[: len(named)], names, width, height, radii, pixels[len(named) :])
+    for point, (a, b), radius, (dx, dy) in zip(named, places, radii, offsets, strict=False):
         drawing.note(
             escape.plot(point.row.label),
             x=a,
@@ -318,7 +326,7 @@ def _draw_names(
             arrowhead=0,
             arrowwidth=0.7,
             arrowcolor=GREY,
-            standoff=6,
+            standoff=radius,
             font={"size": 12},
             borderpad=0,
         )

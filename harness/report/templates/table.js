@@ -118,6 +118,16 @@
     return sign * inOrder(String(one), String(other));
   };
 
+  // What a reader chose is kept in the page's address, so that a link shows others the same rows and columns. Browsers
+  // refuse that to a page within another, and to one that asks for it too often.
+  const chosen = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+  const keep = (name, value) => {
+    if (value === (chosen.get(name) ?? "")) return;
+    if (value) chosen.set(name, value);
+    else chosen.delete(name);
+    try { history.replaceState(null, "", `#${chosen}`); } catch { /* the page works without it */ }
+  };
+
   const setUp = section => {
     const table = section.querySelector("table[data-sortable]"), tools = section.querySelector(".tools");
     const heads = [...table.tHead.rows[1].cells], groups = [...table.tHead.rows[0].cells].slice(1);
@@ -130,6 +140,9 @@
     const items = source ? lazyItems(source) : [...body.rows].map(row => new Drawn(row, first));
     const notes = source ? items[0].data.notes : first;
     let found = items, shown = 0, all = !source;
+
+    const controls = Object.entries({find, status, label}).filter(([, control]) => control);
+    const kept = name => chosen.get(`${table.id}.${name}`) ?? "", choose = (name, value) => keep(`${table.id}.${name}`, value);
 
     const words = () => find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const matches = (item, words) =>
@@ -160,26 +173,30 @@
       if (shown < found.length && box.scrollTop + 2 * box.clientHeight > box.scrollHeight) draw(shown + Math.min(shown, STEP));
     }, {passive: true});
 
-    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") !== "ascending";
+    const sort = (head, column, up) => {
       for (const each of heads) each.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const keys = new Map(items.map(item => [item, item.key(column)]));
       items.sort((a, b) => compare(keys.get(a), keys.get(b), up ? 1 : -1));
       box.scrollTop = 0;
+      choose("sort", `${up ? "" : "-"}${column}`);
       update();
-    }));
+    };
+    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () =>
+      sort(head, column, head.getAttribute("aria-sort") !== "ascending")));
 
     // Key columns are always shown, the others of a group when its chip is pressed. CSS rules hide the rest, so tables of
     // thousands of rows need not be traversed.
     const chips = [...tools.querySelectorAll("[data-group]")], spans = groups.map(group => group.colSpan);
     const keys = heads.slice(1).map(head => head.dataset.key !== undefined);
     if (!keys.includes(true)) keys.fill(true);
+    const press = (chip, down) => chip.setAttribute("aria-pressed", String(down));
+    const isPressed = chip => chip.getAttribute("aria-pressed") === "true";
     const paint = () => {
       const hidden = [];
       let column = 0;
       groups.forEach((group, number) => {
-        const all = chips[number].getAttribute("aria-pressed") === "true", end = column + spans[number];
+        const all = isPressed(chips[number]), end = column + spans[number];
         let count = 0;
         for (; column < end; column++) all || keys[column] ? count++ : hidden.push(`#${table.id} tr:not(.groups) > :nth-child(${column + 2})`);
         group.hidden = !count;
@@ -193,7 +210,8 @@
       chip.hidden = keys.slice(column, column += spans[number]).every(Boolean);
     });
     for (const chip of chips) chip.addEventListener("click", () => {
-      chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
+      press(chip, !isPressed(chip));
+      choose("columns", chips.filter(isPressed).map(each => each.textContent).join(","));
       paint();
     });
 
@@ -223,12 +241,16 @@
     const resized = new ResizeObserver(measure);
     for (const each of [table.tHead, box]) resized.observe(each);
 
-    for (const control of [find, status, label]) control?.addEventListener("input", update);
+    for (const [name, control] of controls) control.addEventListener("input", () => { choose(name, control.value); update(); });
     more.addEventListener("click", () => { all = true; update(); });
     tools.hidden = false;
     if (!fixed.rows.length) fixed.remove();
+    for (const [name, control] of controls) if (kept(name)) control.value = kept(name);
+    for (const chip of chips) press(chip, kept("columns").split(",").includes(chip.textContent));
     paint();
-    update();
+    const sorted = Math.abs(Number.parseInt(kept("sort")));
+    if (heads[sorted]) sort(heads[sorted], sorted, !kept("sort").startsWith("-"));
+    else update();
   };
 
   document.querySelectorAll("[data-trade-off]").forEach(setUp);
