@@ -32,6 +32,8 @@ ALPHA = 0.05
 PAIRS = 1000
 COUNTS = (2, 4, 6, 8, 12, 16, 17, 20, 30, 49, 50, 100, 200, 500, 1000)
 SPEED_COUNTS = (2, 3, 4, 5, 8, 10, 11, 20)
+ZEROS = (0.1, 0.5)
+"""Shares of processes that measure a rate of zero, on either side."""
 NO_MARGIN = 1e-12
 FAR = 1e4
 """The difference of separated data, in standard errors."""
@@ -231,12 +233,16 @@ def _called_worse(family: Family, units: int, shift: float, pairs: int, generato
     return share(family.draw(generator, units, shift).compare(NO_MARGIN).verdict == "worse" for _ in range(pairs))
 
 
-def speed_alarms(units: int, pairs: int, generator: Generator, wider: float = 1.0) -> float:
-    """The fraction of false alarms for normal log-speeds; the variant's have ``wider`` times the standard deviation."""
+def speed_alarms(units: int, pairs: int, generator: Generator, wider: float = 1.0, zeros: float = 0.0) -> float:
+    """The fraction of false alarms for normal log-speeds; the variant's have ``wider`` times the standard deviation.
+
+    A fraction ``zeros`` of the processes of either side has a speed of zero.
+    """
     scatter = 0.01 * np.asarray([[wider], [1.0]])
 
     def draw() -> Comparison:
-        ours, theirs = np.exp(3 + scatter * generator.standard_normal((2, units)))
+        speeds = np.exp(3 + scatter * generator.standard_normal((2, units)))
+        ours, theirs = speeds * (generator.random((2, units)) >= zeros) if zeros else speeds
         return compare_speeds(ours.tolist(), theirs.tolist(), NO_MARGIN, ALPHA)
 
     return share(draw().different for _ in range(pairs))
@@ -297,6 +303,11 @@ def main() -> None:
         generator = np.random.default_rng(next(seeds))
         found = [misses(units, pairs, generator, draw) for draw in MEANS_OF_ONE.values()]
         _row([str(units), *(_percent(cell) for cells in found for cell in cells)])
+    print("\n## Speeds that may be zero: false alarms, n processes a side\n")
+    _row(["n", *(f"{zeros:.0%} of them zero" for zeros in ZEROS)], head=True)
+    for units in SPEED_COUNTS:
+        cells = [speed_alarms(units, pairs, np.random.default_rng(next(seeds)), zeros=zeros) for zeros in ZEROS]
+        _row([str(units), *map(_percent, cells)])
 
 
 def _percent(part: float) -> str:

@@ -27,6 +27,7 @@ TELLING = 1
 SECONDS = NumberStyle("ms", factor=1000)
 TIMES = NumberStyle("×")
 OVER = "median over processes, with their range"
+FAILURES = "serving_failures"
 
 
 def loads(table: Table) -> tuple[Load, ...]:
@@ -50,6 +51,16 @@ def _percentile(measurement: Measurement, share: float) -> float:
 
 def _first(measurement: Measurement) -> float:
     return measurement.values[0]
+
+
+def _says_how_many(measurement: Measurement) -> bool:
+    return isinstance(measurement.protocol.get("requests"), int)
+
+
+def _answered(measurement: Measurement) -> float:
+    asked = measurement.protocol["requests"]
+    assert isinstance(asked, int)
+    return 1 - measurement.values[0] / asked
 
 
 def _read_at_highest(statistic: PerProcess) -> Callable[[VariantRow, Use], Reading]:
@@ -91,7 +102,7 @@ def _latency(
     name: str, metric: str, title: str, meaning: str, percentile: int, asked: _Asked | None = None
 ) -> Figure[Load]:
     told = percentile == PERCENTILES[TELLING]
-    statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100))
+    statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100), failures=FAILURES)
     return Figure(
         f"{name}_p{percentile}",
         GROUP,
@@ -308,7 +319,20 @@ FIGURES: tuple[Figure[Load], ...] = (
         of=lambda measurement: measurement.mean,
         style=NumberStyle("%", factor=100),
     ),
-    _rate("failures", "serving_failures", "Failures", "Requests without an answer", "requests", "lower"),
+    Figure(
+        "answered",
+        GROUP,
+        "Answered",
+        f"The share of the requests that were answered, at {{place}}; {OVER}.",
+        direction="higher",
+        format=NumberStyle("%", factor=100),
+        places=loads,
+        shown=False,
+        interval=True,
+        statistic=PerProcess(FAILURES, "", _answered, counted=_says_how_many),
+        gate=Gate("relative", HARMLESS, "the share of the requests that were answered, at each load"),
+    ),
+    _rate("failures", FAILURES, "Failures", "Requests without an answer", "requests", "lower"),
     _rate(
         "preemptions",
         "serving_preemptions",

@@ -65,6 +65,8 @@ class PerProcess:
     ``of`` computes the number of one process, ``over`` the figure of several. ``counted`` excludes measurements that
     are not the variant's own. ``timed`` figures are not taken from runs with suspect timings. ``pooled``: for each
     process, the highest value over all points and phases counts, from the source with the highest priority.
+    ``failures`` names the metric that counts the requests without an answer, of which a time has no value: where that
+    is all of them, the time counts as infinite when processes are compared.
     """
 
     metric: str
@@ -74,6 +76,7 @@ class PerProcess:
     counted: Callable[[Measurement], bool] = lambda measurement: True
     timed: bool = True
     pooled: bool = False
+    failures: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:

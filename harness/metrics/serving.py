@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -19,16 +20,19 @@ def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -
     """The measurements of one level of load: of each request, and of all.
 
     ``serving_gap_s`` are the gaps between tokens; where these arrive in bursts the gaps are ``serving_event_gap_s``, of
-    events, and there is no ITL. A request that was not answered has no times, and does not meet the SLO.
+    events, and there is no ITL. A request that was not answered has no times, and does not meet the SLO. If none was,
+    there are no times at all, and every rate is zero.
     """
     well, bursts = answered(requests), in_bursts(requests)
+    seconds = window_s(requests) if well else math.inf
     yield _count("serving_failures", "requests", float(len(requests) - len(well)), protocol)
+    yield _rate("serving_requests_per_s", "requests/s", len(well) / seconds, protocol)
+    yield _rate("serving_output_tok_per_s", "tok/s", sum(each.output_tokens for each in well) / seconds, protocol)
     if slo is not None:
         met = {each.name: float(not misses(each, slo, bursts)) for each in requests}
         with_slo = {**protocol, "slo": slo.label}
         yield _items("serving_met", "", "higher", met, with_slo)
-        span = window_s(requests) if well else 0.0
-        yield _rate("serving_goodput_per_s", "requests/s", sum(met.values()) / span if span else 0.0, with_slo)
+        yield _rate("serving_goodput_per_s", "requests/s", sum(met.values()) / seconds, with_slo)
     if not well:
         return
     planned = {each.name: each.planned_s for each in requests if each.planned_s is not None}
@@ -47,9 +51,6 @@ def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -
         metric = "serving_event_gap_s" if bursts else "serving_gap_s"
         values, names = tuple(gap for _, gap in gaps), tuple(name for name, _ in gaps)
         yield Measurement(metric, VERSION, "s", "lower", "samples", values, protocol, cluster_ids=names)
-    seconds = window_s(requests)
-    yield _rate("serving_requests_per_s", "requests/s", len(well) / seconds, protocol)
-    yield _rate("serving_output_tok_per_s", "tok/s", sum(each.output_tokens for each in well) / seconds, protocol)
 
 
 def largest(level: float, unit: str, slo: Slo, protocol: Protocol) -> Measurement:

@@ -90,14 +90,16 @@ def compare_speeds(
     anything with five processes. If the two disagree so far that the effect lies outside the test's interval, the
     interval is widened to include it, and no effect beyond the margin is called equivalent.
     ``margin`` is the logarithm of the largest ratio that does not matter.
-    A rate may be zero, and zero is the worst rate: a goodput at which no request met the SLO. It has no logarithm, so
-    where a process has it the test compares the ranks of the processes, and shows no equivalence; the effect is
-    infinite if one of the two figures is zero. A time or an energy of zero is no measurement.
-    Raises ValueError if a side has no process, a value is neither positive nor a rate of zero, or margin or alpha are
+    A rate may be zero, a goodput at which no request met the SLO, and a time infinite, of requests without an answer:
+    each is the worst there is. It has no logarithm, so where a process has it the test compares the ranks of the
+    processes, and shows no equivalence; the effect is infinite if one of the two figures is. A time or an energy of
+    zero is no measurement.
+    Raises ValueError if a side has no process, a value is neither positive nor the worst, or margin or alpha are
     impossible.
     """
-    ours, theirs = (_usable(side, zero=better == "higher") for side in (variant, baseline))
-    ranked = not (ours.all() and theirs.all())
+    worst = 0.0 if better == "higher" else math.inf
+    ours, theirs = (_usable(side, worst) for side in (variant, baseline))
+    ranked = worst in ours or worst in theirs
     count = min(len(ours), len(theirs))
     effect = _log_ratio(over(variant), over(baseline))
     timing = Measurement("speed", 1, "nat", better, "samples", tuple(variant))
@@ -119,7 +121,8 @@ def compare_speeds(
 
 def _by_rank(blank: Comparison, evidence: _Evidence, testable: bool) -> Comparison:
     """With the p-value of a test of ranks, which gives no interval; if the two point in different directions, any."""
-    blank = replace(blank, notes=("zero in a process, so that processes are compared by rank",))
+    worst = "zero" if blank.better == "higher" else "infinite"
+    blank = replace(blank, notes=(f"{worst} in a process, so that processes are compared by rank",))
     if evidence.normal.mean * blank.effect.value <= 0:
         blank = replace(blank, effect=replace(blank.effect, low=-math.inf, high=math.inf))
     return replace(blank, test=evidence.test, p=evidence.p, adjusted_p=evidence.p) if testable else blank
@@ -308,14 +311,16 @@ def _scatter(blank: Comparison, normal: StudentT) -> float:
 
 
 def _log_ratio(variant: float, baseline: float) -> float:
-    """Infinite if one of them is zero, and 0 if both are."""
-    if variant and baseline:
-        return math.log(variant) - math.log(baseline)
-    return 0.0 if variant == baseline else math.copysign(math.inf, variant - baseline)
+    """Infinite if one of them is zero or infinite, and 0 if both are."""
+    if variant == baseline:
+        return 0.0
+    if 0 in (variant, baseline) or math.inf in (variant, baseline):
+        return math.copysign(math.inf, variant - baseline)
+    return math.log(variant) - math.log(baseline)
 
 
-def _usable(figures: Sequence[float], zero: bool) -> Floats:
+def _usable(figures: Sequence[float], worst: float) -> Floats:
     found = np.asarray(figures, dtype=np.float64)
-    if not len(found) or not (np.isfinite(found).all() and ((found >= 0) if zero else (found > 0)).all()):
+    if not len(found) or not ((found == worst) | (np.isfinite(found) & (found > 0))).all():
         raise ValueError("a comparison of processes needs positive ones, at least one of each side")
     return found

@@ -8,13 +8,14 @@ from itertools import product
 
 import pytest
 from run_specs import NONE
-from served_records import RTN, WORKLOAD, baseline, failed, served_record
+from served_records import RTN, WORKLOAD, answers, baseline, failed, measurements, served_record
 
 from harness.analysis.query import Query, parse_limits, parse_objective
 from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
 from harness.analysis.tradeoff import tradeoff
-from harness.core.record import RunRecord
+from harness.core.model import MethodRef
+from harness.core.record import Outcome, RunRecord
 from harness.core.workload import Slo
 from harness.figures.serving import CAPACITY, E2E, FIGURES, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT
 from harness.figures.table import Load, Table, VariantRow
@@ -213,6 +214,80 @@ def test_a_server_that_no_longer_holds_the_slo_at_all_has_regressed(holds: str, 
         assert (each.base == 0.0, each.head == 0.0) == (holds == "HEAD", holds == "BASE")
         assert each.change is not None
         assert each.change.value == (-1.0 if holds == "BASE" else math.inf)
+
+
+def answering(share: float, processes: int = 5, session: str = "one", method: MethodRef = NONE) -> list[RunRecord]:
+    """Servers that answer only that share of the highest level's requests, the first, and no SLO is given."""
+    plain, made = replace(WORKLOAD, slo=None), []
+    for repetition in range(processes):
+        levels = {level: answers(level, repetition, lambda *_: (0.3, 0.02), plain) for level in plain.levels}
+        highest = levels[plain.levels[-1]]
+        for number in range(round(share * len(highest)), len(highest)):
+            highest[number] = replace(highest[number], error="Service Unavailable")
+        record = served_record(method, repetition, lambda *_: (0.3, 0.02), plain, session)
+        made.append(replace(record, outcome=Outcome("ok", measurements=tuple(measurements(levels, plain)))))
+    return made
+
+
+@pytest.mark.parametrize(("base", "head", "verdict", "code"), [(1, 0, "regressed", 1), (0, 1, "improved", 0)])
+def test_a_load_that_a_server_no_longer_answers_at_all_has_regressed(
+    base: int, head: int, verdict: str, code: int
+) -> None:
+    """Its share of answers and its throughput are zero and its times have no end; no SLO says so."""
+    gates = {"answered": 0.05, "ttft_p95": 0.05, "tpot_p95": 0.05, "output_throughput": 0.05}
+    found = track(answering(base), answering(head, session="two"), gates)
+    at = {level: {e.metric: e for e in found.gated if e.where.startswith(f"{level} ")} for level in (8, 16, 32)}
+    assert {level: {each.verdict for each in own.values()} for level, own in at.items()} == {
+        8: {"unchanged"},
+        16: {"unchanged"},
+        32: {verdict},
+    }
+    assert at[32].keys() == gates.keys()
+    assert found.exit_code == code
+    assert [at[32]["answered"].base, at[32]["answered"].head] == [base, head]
+    time, side = at[32]["ttft_p95"], "HEAD" if base else "BASE"
+    assert (time.base, time.head) == ((0.3, None) if base else (None, 0.3))
+    assert time.reasons[-1] == f"{side} answered no request in 5 of 5 processes"
+
+
+def test_requests_that_a_server_loses_are_a_regression_however_fast_the_others_are() -> None:
+    found = track(answering(1.0), answering(0.5, session="two"))
+    assert set(found.gates) >= {"answered", "ttft_p95", "tpot_p95"}
+    (lost,) = (each for each in found.gated if each.verdict == "regressed")
+    assert (lost.metric, lost.base, lost.head) == ("answered", 1.0, 0.5)
+    assert {each.verdict for each in found.gated} == {"unchanged", "regressed"}
+
+
+def test_few_processes_without_an_answer_are_undecided_and_never_incomparable() -> None:
+    found = track(answering(1.0, 1), answering(0.0, 1, "two"))
+    assert {each.verdict for each in found.gated} == {"inconclusive"}
+
+
+def test_a_load_that_neither_side_answers_is_unchanged() -> None:
+    """There is no time to compare, and nothing to say of one."""
+    found = track(answering(0.0), answering(0.0, session="two"))
+    highest = [each for each in found.gated if each.where.startswith("32 ")]
+    assert [(each.metric, each.verdict) for each in highest] == [("answered", "unchanged")]
+
+
+@pytest.mark.parametrize(
+    ("gate", "shares", "change"),
+    [
+        ("answered", (1.0, 0.0), "by -100.0% (regressed)"),
+        ("answered", (0.0, 1.0), "from 0 to 1.00 (improved)"),
+        ("ttft_p95", (1.0, 0.0), "from 0.300 s to no answer (regressed)"),
+        ("ttft_p95", (0.0, 1.0), "from no answer to 0.300 s (improved)"),
+    ],
+)
+def test_a_change_of_the_baseline_that_no_percentage_says_is_said_in_words(
+    gate: str, shares: tuple[float, float], change: str
+) -> None:
+    base, head = (
+        [each for method in (NONE, RTN) for each in answering(share, 5, session, method)]
+        for share, session in zip(shares, ("one", "two"), strict=True)
+    )
+    (own,) = (e for e in track(base, head, {gate: 0.05}).gated if "rtn" in e.method and e.where.startswith("32 "))
+    assert own.reasons[-1] == f"the unquantized baseline changed {change}"
 
 
 def test_a_load_without_the_baselines_stands_alone() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from harness.core.engine import LoadRequest
 from harness.core.record import RunRecord
@@ -23,6 +24,7 @@ from harness.text import generated
 
 pytestmark = pytest.mark.heavy(minutes=1)
 
+LONG = 32_768
 TOKENS, PROMPTS = 72, ("The harbour at dawn", "", "She opened the letter and", "A list of things")
 
 
@@ -109,6 +111,37 @@ def test_divergence_by_position_is_that_of_plain_log_probabilities(sweep: Simple
         held = [value for place, value in expected if each.low <= place < each.high]
         assert (each.tokens, each.mean.value) == (len(held), pytest.approx(fmean(held), rel=1e-4))
     assert sum(each.tokens for each in bins) == len(expected)
+
+
+@pytest.mark.slow
+def test_answers_of_32768_tokens(tmp_path: Path, tiny: Path, sweep_type) -> None:
+    """Written, scored and divided into positions to their end, by a random model that has no token to end with."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape = {**sizes, "vocab_size": 512, "initializer_range": 0.2, "max_position_embeddings": LONG}
+    LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=None, eos_token_id=None)).save_pretrained(tmp_path / "model")
+    shutil.copy(tiny / "tokenizer.json", tmp_path / "model")
+    settings = json.loads((tiny / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["eos_token"]
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    records = sweep_type(tmp_path).run(
+        {
+            "models": [{"id": str(tmp_path / "model"), "dtype": "float32", "label": "random"}],
+            "methods": ["none", {"rtn": {"bits": 4, "group_size": 32}}],
+            "measure": {
+                "perplexity": {"text": {"generated": {"answers": 2, "tokens": LONG}}},
+                "divergence": {},
+            },
+        }
+    )
+    assert {record.status for record in records} == {"ok"}, [record.outcome.failure for record in records]
+    kl = records[-1].find("kl")
+    assert kl.protocol["ended"] == 0
+    assert {item.rpartition(":")[2] for item in kl.item_ids[-2:]} == {str(LONG - 2), str(LONG - 1)}
+    bins = by_position(kl)
+    assert [each.low for each in bins] == [0, *(256 * 2**power for power in range(7))]
+    assert sum(each.tokens for each in bins) == kl.protocol["tokens_scored"] == len(kl.values)
+    assert min(each.mean.value for each in bins) > 0
 
 
 def test_drawn_answers_are_less_likely_than_the_likeliest(sweep: SimpleNamespace) -> None:

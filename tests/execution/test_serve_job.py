@@ -170,7 +170,8 @@ def test_requests_without_an_answer_are_counted_with_their_reason(tiny: Path, mo
     )
     every = measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted(failing=22))
     assert found(every, "serving_failures").values == (20.0,)
-    assert found(every, "serving_goodput_per_s").values == (0.0,)
+    for rate in ("serving_goodput_per_s", "serving_requests_per_s", "serving_output_tok_per_s"):
+        assert found(every, rate).values == (0.0,)
     assert not any(each.metric == "serving_ttft_s" for each in every.measurements)
 
 

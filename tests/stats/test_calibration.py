@@ -1,6 +1,6 @@
 """The promises of the verdicts, simulated: fixed seeds, a thousand pairs or more of every family.
 
-The whole grid is run by hand: benchmarks/stats_calibration.py, of which this is a part.
+The whole grids are run by hand: benchmarks/stats_calibration.py and nested_samples.py, of which this is a part.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pytest
 from harness.stats.bounds import two_sided
 from harness.stats.comparison import holm
 from harness.stats.paired import pair
+from harness.stats.rule import compare
 from harness.stats.significance import clustered_t
 
 PAIRS = 1000
 
 
-def _load() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "stats_calibration.py"
-    spec = importlib.util.spec_from_file_location("stats_calibration", path)
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,7 +32,7 @@ def _load() -> ModuleType:
     return module
 
 
-calibration = _load()
+calibration, nested = _load("stats_calibration"), _load("nested_samples")
 LIMIT = calibration.allowed(calibration.ALPHA, PAIRS)
 NAMES = list(calibration.FAMILIES)
 
@@ -52,9 +52,18 @@ def test_no_more_false_equivalences_than_alpha(name: str, units: int, pairs: int
     assert wrong <= calibration.allowed(calibration.ALPHA, pairs)
 
 
-@pytest.mark.parametrize("units", [4, 6])
-def test_no_more_false_alarms_of_speeds_than_alpha(units: int) -> None:
-    assert calibration.speed_alarms(units, PAIRS, np.random.default_rng(units)) <= LIMIT
+@pytest.mark.parametrize("zeros", [0.0, *calibration.ZEROS])
+@pytest.mark.parametrize("units", [4, 6, 11])
+def test_no_more_false_alarms_of_speeds_than_alpha(units: int, zeros: float) -> None:
+    """Also of rates of which some or half are zero, by chance, on either side; from 11 on by Welch's test of ranks."""
+    assert calibration.speed_alarms(units, PAIRS, np.random.default_rng(units), zeros=zeros) <= LIMIT
+
+
+@pytest.mark.parametrize("name", list(nested.FAMILIES))
+def test_no_more_false_alarms_of_eight_samples_of_a_question_than_alpha(name: str) -> None:
+    family, generator = nested.FAMILIES[name], np.random.default_rng(30)
+    found = [compare(*family.draw(generator, 30, 8), nested.MARGIN, "higher").different for _ in range(300)]
+    assert np.mean(found) <= calibration.allowed(calibration.ALPHA, 300)
 
 
 @pytest.mark.parametrize("units", [6, 7, 15, 16, 17, 18, 49, 50, 51, 200])

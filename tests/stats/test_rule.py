@@ -351,6 +351,15 @@ class TestSpeeds:
         few = compare_speeds(none[:3], some[:3], 0.05)
         assert (few.verdict, few.p) == ("inconclusive", None)
 
+    def test_an_infinite_time_is_the_worst(self) -> None:
+        endless, some = [math.inf] * 4, [0.3, 0.2, 0.5, 0.4]
+        lost, won = (compare_speeds(*sides, 0.05, better="lower") for sides in ((endless, some), (some, endless)))
+        assert (lost.verdict, won.verdict) == ("worse", "better")
+        assert (lost.p, lost.effect.value, won.effect.value) == (pytest.approx(2 / 70), math.inf, -math.inf)
+        assert lost.notes == ("infinite in a process, so that processes are compared by rank",)
+        with pytest.raises(ValueError, match="needs positive ones"):
+            compare_speeds(endless, some, 0.05, better="higher")
+
     @pytest.mark.parametrize("count", [5, 12])
     def test_a_zero_among_others_is_tested_by_rank(self, count: int) -> None:
         ours, theirs = [0.0, *RNG.uniform(1, 2, count - 1)], RNG.uniform(3, 4, count)

@@ -45,7 +45,7 @@ def answers(level: float, repetition: int, times: Times, workload: ServingWorklo
 
 
 def measurements(levels: Mapping[float, Sequence[Answered]], workload: ServingWorkload) -> list[Measurement]:
-    protocol = {**workload.protocol, "client": "planted", "schedule": "0" * 12}
+    protocol = {**workload.protocol, "client": "planted", "schedule": "0" * 12, "requests": workload.requests}
     found = [each for level, own in levels.items() for each in measure(own, workload.slo, {**protocol, "level": level})]
     if workload.slo is not None:
         met = [[float(not misses(each, workload.slo, in_bursts(own))) for each in own] for own in levels.values()]

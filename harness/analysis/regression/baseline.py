@@ -10,6 +10,7 @@ from harness.analysis.regression.findings import RUNS, Finding
 from harness.analysis.regression.matching import Match
 from harness.core.identity import DecodeMode
 from harness.core.model import MAIN_ENGINE
+from harness.figures.formats import significant
 from harness.figures.statistic import Items, PerProcess
 from harness.plugins import gates
 
@@ -49,10 +50,21 @@ def _baseline_note(own: Finding, baseline: Finding | None) -> tuple[str, ...]:
         return ()
     statistic = gates()[baseline.metric].statistic
     if isinstance(statistic, PerProcess) and baseline.change is not None:
-        return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)
+        return (f"the unquantized baseline changed {_moved(baseline, baseline.change.value)} ({baseline.verdict})",)
     if isinstance(statistic, Items) and baseline.engine != MAIN_ENGINE:
         return (_engine_note(own, baseline),)
     return ()
+
+
+def _moved(found: Finding, change: float) -> str:
+    """``by +3.0%``, or from what to what if no percentage says it: from zero, or to no answer at all."""
+    if found.base and found.head is not None:
+        return f"by {change:+.1%}"
+    return f"from {_figure(found.base, found.unit)} to {_figure(found.head, found.unit)}"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "no answer" if value is None else f"{significant(value)} {unit}".strip()
 
 
 def engine_changed(engine: str, change: str, same_way: bool) -> str:

@@ -19,6 +19,7 @@ from harness.figures.derived.speeds import point_of
 from harness.figures.figure import Figure
 from harness.figures.statistic import PerProcess
 from harness.stats.comparison import Better
+from harness.stats.estimate import Estimate
 from harness.stats.repeats import FEWEST_PROCESSES, too_few
 from harness.stats.rule import compare_speeds
 
@@ -70,13 +71,17 @@ def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pe
         yield from _peak(match, asked, alpha, sides, keys)
         return
     for key in keys:
-        found = next(process[key] for side in sides for process in side.every if key in process)
+        measured = [process[key] for side in sides for process in side.every if key in process]
+        found = next((each for each in measured if not _endless(each)), None)
+        if found is None:
+            continue  # neither side's requests were answered
         blank = start(match, asked, where(found), statistic.unit, True)
         missing = [each for side in sides if (each := side.missing(key))]
         if missing:
             yield _unevaluated(blank, asked, sides, key, missing)
         else:
-            yield _one(match, asked, alpha, blank, [side.at(key) for side in sides], _left_out(sides))
+            alike = [[_like(found, each) for each in side.at(key)] for side in sides]
+            yield _one(match, asked, alpha, blank, alike, (*_left_out(sides), *_unanswered(sides, key)))
 
 
 def _unevaluated(
@@ -87,7 +92,7 @@ def _unevaluated(
     missing: Sequence[tuple[Literal["inconclusive", "incomparable"], str]],
 ) -> Finding:
     """For figures that are usable on at most one side. That nothing was measured at all has priority."""
-    base, head = (_typical(asked, side.at(key)) for side in sides)
+    base, head = (_typical(per_process(asked.figure), side.at(key)) for side in sides)
     verdict = max((verdict for verdict, _ in missing), key=("inconclusive", "incomparable").index)
     return replace(blank, base=base, head=head, verdict=verdict, reasons=tuple(why for _, why in missing))
 
@@ -99,12 +104,21 @@ def per_process(figure: Figure[Any]) -> PerProcess:
 
 def _side(name: str, case: Case, statistic: PerProcess) -> _Side:
     used: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
-    usable, every = (tuple(_measured(run, statistic) for run in runs) for runs in (used, case.well))
+    usable, every = (tuple(_or_endless(run, statistic) for run in runs) for runs in (used, case.well))
     return _Side(name, usable, every, _suspects(name, case) if statistic.timed else "")
 
 
 def _left_out(sides: Sequence[_Side]) -> tuple[str, ...]:
     return tuple(side.left_out for side in sides if side.left_out)
+
+
+def _unanswered(sides: tuple[_Side, _Side], key: Key) -> Iterator[str]:
+    """How many processes of a side answered no request at all."""
+    for side in sides:
+        every = side.at(key)
+        silent = sum(map(_endless, every))
+        if silent:
+            yield f"{side.name} answered no request in {silent} of {len(every)} processes"
 
 
 def _peak(
@@ -159,8 +173,8 @@ def _one(
 ) -> Finding | Pending:
     statistic = per_process(asked.figure)
     base, head = measured
-    theirs, ours = ([statistic.of(each) for each in side] for side in (base, head))
-    blank = replace(blank, base=statistic.over(theirs), head=statistic.over(ours))
+    theirs, ours = ([_number(statistic, each) for each in side] for side in (base, head))
+    blank = replace(blank, base=_typical(statistic, base), head=_typical(statistic, head))
     hardware = ("hardware", match.base.spec.hardware, match.head.spec.hardware)
     bars = (*match.bars, *differing([hardware]), *unlike_conditions(base[-1], head[-1]))
     if bars:
@@ -168,8 +182,8 @@ def _one(
     if match.same_runs:
         return replace(blank, verdict="unchanged", n=len(base), units="processes", reasons=("the same runs",))
     better: Better = "higher" if asked.figure.direction == "higher" else "lower"
-    if not any((*theirs, *ours)):
-        return _zero(blank, min(len(base), len(head)))
+    if len({*theirs, *ours}) == 1:
+        return _equal(replace(blank, reasons=left_out), theirs[0], min(len(base), len(head)))
     try:
         found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, statistic.over)
     except (ValueError, ZeroDivisionError):
@@ -177,11 +191,14 @@ def _one(
     return Pending(replace(blank, reasons=left_out), found, True)
 
 
-def _zero(blank: Finding, count: int) -> Finding:
-    """For figures that are zero in each process, such as the goodput under a load at which no request meets the SLO."""
+def _equal(blank: Finding, value: float, count: int) -> Finding:
+    """For figures that are the same in every process, such as the goodput under a load at which no request meets the
+    SLO, or the share that is answered under one that the server bears."""
+    blank = replace(blank, change=Estimate(0.0, None, None, count, "none"))
     if count < FEWEST_PROCESSES:
-        return replace(blank, verdict="inconclusive", reasons=(too_few(count),))
-    return replace(blank, verdict="unchanged", n=count, units="processes", reasons=("zero in all processes",))
+        return replace(blank, verdict="inconclusive", reasons=(too_few(count), *blank.reasons))
+    why = f"{'the same' if value else 'zero'} in all processes"
+    return replace(blank, verdict="unchanged", n=count, units="processes", reasons=(why, *blank.reasons))
 
 
 def measured(case: Case, statistic: PerProcess) -> list[Process]:
@@ -191,8 +208,33 @@ def measured(case: Case, statistic: PerProcess) -> list[Process]:
 
 
 def _measured(run: RunRecord, statistic: PerProcess) -> Process:
-    found = (m for m in run.outcome.measured(statistic.metric) if m.values and not _bisects(run, m))
-    return {_key(m): m for m in found if statistic.counted(m)}
+    return {_key(m): m for m in _at_named_loads(run, statistic.metric) if statistic.counted(m)}
+
+
+def _or_endless(run: RunRecord, statistic: PerProcess) -> Process:
+    """What a process measured; where none of its requests was answered, an endless time."""
+    silent = (m for m in _at_named_loads(run, statistic.failures) if m.values[0] == m.protocol.get("requests"))
+    return {**{_key(m): replace(m, values=(math.inf,)) for m in silent}, **_measured(run, statistic)}
+
+
+def _at_named_loads(run: RunRecord, metric: str) -> Iterator[Measurement]:
+    return (m for m in run.outcome.measured(metric) if m.values and not _bisects(run, m))
+
+
+def _endless(measurement: Measurement) -> bool:
+    """Whether it stands for a time that nobody measured, because no request was answered; others are finite."""
+    return measurement.values == (math.inf,)
+
+
+def _like(time: Measurement, other: Measurement) -> Measurement:
+    """An endless time as a measurement of the same kind as another; a measured one as it is."""
+    if not _endless(other):
+        return other
+    return replace(time, values=other.values, protocol=other.protocol, weights=(), item_ids=(), cluster_ids=())
+
+
+def _number(statistic: PerProcess, measurement: Measurement) -> float:
+    return math.inf if _endless(measurement) else statistic.of(measurement)
 
 
 def _bisects(run: RunRecord, measurement: Measurement) -> bool:
@@ -221,7 +263,7 @@ def where(measurement: Measurement) -> str:
     return f"{label}, {source}" if source else label
 
 
-def _typical(asked: Gated, found: Sequence[Measurement]) -> float | None:
-    """The figure as in reports; None if nothing usable was measured."""
-    statistic = per_process(asked.figure)
-    return statistic.over([statistic.of(each) for each in found]) if found else None
+def _typical(statistic: PerProcess, found: Sequence[Measurement]) -> float | None:
+    """The figure as in reports; None if nothing usable was measured, or if it has no end."""
+    value = statistic.over([_number(statistic, each) for each in found]) if found else math.inf
+    return value if math.isfinite(value) else None
