@@ -16,7 +16,7 @@ import harness
 from harness import load_results
 from harness.execution import starter
 
-pytestmark = pytest.mark.heavy(minutes=2)
+pytestmark = pytest.mark.heavy(minutes=1)
 
 HERE = Path(__file__).parent
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -23,7 +23,7 @@ from harness.errors import ExitCode, UsageError
 from harness.host.speeds import TYPICAL
 from harness.recipe import load_recipe
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
 from harness.recipe import Model
 
-pytestmark = pytest.mark.heavy(minutes=2.5)
+pytestmark = pytest.mark.heavy(minutes=1.5)
 
 STATES_BYTES = 30_000
 """Less than what the windows' states take, so that some of them wait on disk."""

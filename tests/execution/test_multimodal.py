@@ -19,7 +19,7 @@ from harness.models.shapes import read
 from harness.models.skeleton import tensors
 from harness.recipe import load_recipe
 
-pytestmark = pytest.mark.heavy(minutes=1.5)
+pytestmark = pytest.mark.heavy(minutes=0.5)
 
 TEXT = {
     "hidden_size": 64,

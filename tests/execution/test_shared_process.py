@@ -9,7 +9,7 @@ import pytest
 
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy(minutes=0.7)
+pytestmark = pytest.mark.heavy
 
 TASK = """
 task: {name}

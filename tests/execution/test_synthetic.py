@@ -7,7 +7,7 @@ import pytest
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy(minutes=0.5)
+pytestmark = pytest.mark.heavy
 
 SHAPE = {
     "hidden_size": 64,

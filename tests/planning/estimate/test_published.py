@@ -27,7 +27,7 @@ from harness.models.shapes import ModelShapes, read
 from harness.models.shapes import shapes as sorted_shapes
 from harness.planning.estimate import chosen, fits
 
-pytestmark = pytest.mark.heavy(minutes=2)
+pytestmark = pytest.mark.heavy(minutes=1)
 
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 PARAMETERS = {
