@@ -41,7 +41,7 @@ def command(*arguments: object) -> Result:
 
 
 def test_a_model_is_compared_reported_and_recommended_without_a_recipe(tiny: Path, place: Path) -> None:
-    request = ("try", tiny, "--methods", "int8, rtn group_size=32", "--minutes", "0.8", "--budget", "1GiB")
+    request = ("try", tiny, "--methods", "int8, rtn group_size=32", "--minutes", "2", "--budget", "1GiB")
     ended = command(*request)
     assert ended.exit_code == ExitCode.OK, ended.output
     assert [each.name for each in load_recipe("try-tiny-llama.yaml").methods] == ["none", "int8", "rtn"]
@@ -70,7 +70,7 @@ def test_random_weights_are_compared_by_size_and_speed_and_have_no_quality(place
     assert "give --for size or --for speed" in str(refused.exception)
     assert not list(place.glob("*.yaml"))
     ended = command(
-        "try", "synthetic:shape.json", "--for", "speed", "--budget", "1GiB", "--methods", "int8", "--minutes", 0.7
+        "try", "synthetic:shape.json", "--for", "speed", "--budget", "1GiB", "--methods", "int8", "--minutes", 1
     )
     assert ended.exit_code == ExitCode.OK, ended.output
     frame = load_results("results/try-shape")
