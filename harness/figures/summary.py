@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -127,8 +127,7 @@ def builder(kind: Any) -> Callable[[Any], Any]:
         each = builder(arguments[0])
         return tuple if each is _same else lambda value: tuple(map(each, value))
     if origin is tuple:
-        parts = [builder(argument) for argument in arguments]
-        return lambda value: tuple(part(one) for part, one in zip(parts, value, strict=True))
+        return _tuple_of([builder(argument) for argument in arguments])
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return dict
     if isinstance(kind, type) and is_dataclass(kind):
@@ -139,7 +138,7 @@ def builder(kind: Any) -> Callable[[Any], Any]:
 def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
     """What makes a dataclass from the list of its fields, which it may change: most are plain values."""
     names = [name for name, _ in _builders(kind)]
-    nested = [(place, build) for place, (_, build) in enumerate(_builders(kind)) if build is not _same]
+    nested = _nested(build for _, build in _builders(kind))
     assemble = assembler(kind)
 
     def construct(values: list[Any]) -> Any:
@@ -148,6 +147,23 @@ def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
         return assemble(zip(names, values, strict=True))
 
     return construct
+
+
+def _tuple_of(builds: Iterable[Callable[[Any], Any]]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """What makes a tuple from the list of its parts, which it may change."""
+    nested = _nested(builds)
+
+    def fill(values: list[Any]) -> tuple[Any, ...]:
+        for place, build in nested:
+            values[place] = build(values[place])
+        return tuple(values)
+
+    return fill
+
+
+def _nested(builds: Iterable[Callable[[Any], Any]]) -> list[tuple[int, Callable[[Any], Any]]]:
+    """The places of values that are not plain, and what makes them."""
+    return [(place, build) for place, build in enumerate(builds) if build is not _same]
 
 
 def _same(value: Any) -> Any:

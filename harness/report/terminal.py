@@ -7,12 +7,12 @@ an effect.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from itertools import pairwise
-from operator import getitem
 from typing import TYPE_CHECKING, Literal
 
 from harness.report import escape
@@ -59,25 +59,26 @@ class Rows:
 
     def text(self, console: Console) -> str:
         """All lines as the console would print them."""
-        unlike = [list(dict.fromkeys(cells)) for cells in zip(*self._rows, strict=True)] or [[] for _ in self._heads]
-        table = _table(self._heads, unlike)
+        cells = list(zip(*self._rows, strict=True)) or [()] * len(self._heads)
+        shown = [{cell: _shown(cell) for cell in dict.fromkeys(column)} for column in cells]
+        table = _table(self._heads, [column.values() for column in shown])
         widths = table._calculate_column_widths(console, console.options)  # rich has no public way to get them
         columns = [
-            _Column(table, number, width, console, {cell: _shown(cell) for cell in cells})
-            for number, (cells, width) in enumerate(zip(unlike, widths, strict=True))
+            _Column(table, number, width, console, texts)
+            for number, (texts, width) in enumerate(zip(shown, widths, strict=True))
         ]
         heads = [column.head for column in columns]
         tallest = max(map(len, heads))
         above = [(tallest - len(head)) * [column.above] + head for column, head in zip(columns, heads, strict=True)]
         lines = ["".join(line) for line in zip(*above, strict=True)]
-        places, blanks = [column.lines for column in columns], [" " * width for width in widths]
-        for row in self._rows:
-            cells = list(map(getitem, places, row))
-            heights = set(map(len, cells))
+        found = [map(column.lines.__getitem__, own) for column, own in zip(columns, cells, strict=True)]
+        blanks = [" " * width for width in widths]
+        for row in zip(*found, strict=True):
+            heights = set(map(len, row))
             tallest = max(1, *heights)
             if heights != {tallest}:
-                cells = [cell + [blank] * (tallest - len(cell)) for cell, blank in zip(cells, blanks, strict=True)]
-            lines.extend(map("".join, zip(*cells, strict=True)))
+                row = tuple(own + [blank] * (tallest - len(own)) for own, blank in zip(row, blanks, strict=True))
+            lines.extend(map("".join, zip(*row, strict=True)))
         return "\n".join(lines) + "\n"
 
 
@@ -103,8 +104,10 @@ class _Column:
         style = "" if isinstance(cell, str) or self._console.color_system is None else cell[1]
         if style or inner < 1 or not _is_narrow(text) or text.strip() != text:
             return self._wrapped(line(text, style), None)
-        breaks = divide_line(text, inner) if len(text) > inner else []
-        parts = [text[begin:end].rstrip() for begin, end in pairwise((0, *breaks, len(text)))]
+        parts = [text]
+        if len(text) > inner:
+            breaks = divide_line(text, inner)
+            parts = [text[begin:end].rstrip() for begin, end in pairwise((0, *breaks, len(text)))]
         aligned = (part.rjust(inner) if self._column.justify == "right" else part.ljust(inner) for part in parts)
         return [f"{' ' * before}{part}{' ' * after}" for part in aligned]
 
@@ -134,20 +137,18 @@ def _shown(cell: Cell) -> str:
 
 
 _NARROW = frozenset(map(chr, range(ord(" "), ord("~") + 1))) | frozenset("×±·…→▁▂▃▄▅▆▇█")
-_is_narrow = _NARROW.issuperset
+_is_narrow = re.compile(f"[{re.escape(''.join(sorted(_NARROW)))}]*").fullmatch
 """Whether a text has one column for each character, and no spaces but those that part words."""
 
 
-def _table(heads: Sequence[Head], unlike: Sequence[Sequence[Cell]]) -> Table:
-    """A table with the cells that determine the widths of its columns."""
+def _table(heads: Sequence[Head], texts: Sequence[Iterable[str]]) -> Table:
+    """A table with the cells that determine the widths of its columns, of which ``texts`` has all."""
     from rich.table import Column
     from rich.table import Table as RichTable
 
     columns = [
-        Column(
-            line(head), justify=justify, overflow="fold", _cells=[line(text) for text in _widest(map(_shown, cells))]
-        )
-        for (head, justify), cells in zip(heads, unlike, strict=True)
+        Column(line(head), justify=justify, overflow="fold", _cells=[line(text) for text in _widest(column)])
+        for (head, justify), column in zip(heads, texts, strict=True)
     ]
     return RichTable(*columns, box=None, header_style="bold", pad_edge=False)
 

@@ -339,9 +339,12 @@ class IndexEntry:
         vars(made).update(run_id=names[places["run_id"]], case_id=names[places["case_id"]])
         if isinstance(made.job, VariantJob):
             vars(made.job.variant)["key"] = names[places["variant"]]
-        named: dict[str, Any] = {name: names[places[name]] for name in NAMED}
+        named = {name: names[places[name]] for name in NAMED}
         ended = assembler(Outcome)({**segment.fields(Outcome, outcome), "measurements": Measured(self)})
-        return RunRecord(made, ended, **named, **segment.fields(RunRecord, rest))
+        found: RunRecord = assembler(RunRecord)(
+            {"spec": made, "outcome": ended, **named, **segment.fields(RunRecord, rest)}
+        )
+        return found
 
     @property
     def kinds(self) -> list[str]:
