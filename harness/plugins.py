@@ -188,6 +188,7 @@ def gates() -> Mapping[str, Figure[Any]]:
     return MappingProxyType(in_order(figures()))
 
 
+@cache
 def plugin_figures() -> bool:
     """Whether a plugin declares figures."""
     return bool(_plugins(FIGURE_GROUP))

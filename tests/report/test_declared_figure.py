@@ -51,6 +51,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def clear() -> None:
         plugins.figures.cache_clear()
         plugins.gates.cache_clear()
+        plugins.plugin_figures.cache_clear()
 
     def install(**values: str) -> None:
         own = [EntryPoint(name, value, plugins.FIGURE_GROUP) for name, value in values.items()]
