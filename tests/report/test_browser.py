@@ -19,6 +19,7 @@ from harness.core.label import Fact, Label
 from harness.core.record import RunRecord
 from harness.report import write_report
 from harness.report.renderers import html
+from harness.report.templating import source
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 CHROMIUM = shutil.which("chromium")
@@ -359,6 +360,25 @@ def test_a_large_table_is_drawn_as_it_scrolls(open_page: Open, many: list[RunRec
     opened.until(scrolled_to_the_end)
     assert len(opened.names()) == len(set(opened.names())) == 230
     assert not opened.page.get_by_role("button", name="Show all").is_visible()
+    assert opened.complaints == []
+
+
+def test_a_click_draws_no_more_rows_than_a_browser_lays_out_at_once(
+    open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fewer(name: str) -> str:
+        return source(name).replace("AT_ONCE = 5000", "AT_ONCE = 110")
+
+    assert fewer("table.js") != source("table.js")
+    monkeypatch.setattr("harness.report.renderers.html.source", fewer)
+    opened = open_page(many[:-1])  # no other test's page
+    opened.page.get_by_role("button", name="Show 110 more").click()
+    assert len(opened.names()) == 210
+    opened.page.get_by_role("columnheader", name="KL mean").get_by_role("button").click()
+    assert len(opened.names()) == 110
+    opened.page.get_by_role("button", name="Show 110 more").click()
+    opened.page.get_by_role("button", name="Show all 229").click()
+    assert len(opened.names()) == len(set(opened.names())) == 229
     assert opened.complaints == []
 
 

@@ -4,6 +4,7 @@
 {
   const MOST = 100; // rows of a large table that are drawn at first
   const STEP = 500; // the most that scrolling adds at once
+  const AT_ONCE = 5000; // the most that a click adds: every row has dozens of cells to lay out
   const BLANK = "—";
   const NO_BAR = 255;
   const inOrder = new Intl.Collator(undefined, {numeric: true}).compare;
@@ -139,7 +140,7 @@
     const listed = section.querySelector("[data-notes]"), first = listed ? [...listed.querySelectorAll("li")].map(each => each.textContent) : [];
     const items = source ? lazyItems(source) : [...body.rows].map(row => new Drawn(row, first));
     const notes = source ? items[0].data.notes : first;
-    let found = items, shown = 0, all = !source;
+    let found = items, shown = 0, begin = source ? MOST : AT_ONCE;
 
     const controls = Object.entries({find, status, label}).filter(([, control]) => control);
     const kept = name => chosen.get(`${table.id}.${name}`) ?? "", choose = (name, value) => keep(`${table.id}.${name}`, value);
@@ -157,7 +158,7 @@
       count.textContent = `${found.length.toLocaleString("en")} of ${items.length.toLocaleString("en")} variants` +
         (rest ? `, the first ${shown.toLocaleString("en")} shown` : "");
       more.hidden = !rest;
-      more.textContent = `Show all ${found.length.toLocaleString("en")}`;
+      more.textContent = rest > AT_ONCE ? `Show ${AT_ONCE.toLocaleString("en")} more` : `Show all ${found.length.toLocaleString("en")}`;
     };
 
     const update = () => {
@@ -165,7 +166,7 @@
       found = wanted.length || status.value || label?.value ? items.filter(item => matches(item, wanted)) : items;
       body.replaceChildren();
       shown = 0;
-      draw(all ? found.length : MOST);
+      draw(begin);
     };
 
     // Scrolling draws as many rows again as there are, so that long tables are laid out a few times only.
@@ -242,7 +243,7 @@
     for (const each of [table.tHead, box]) resized.observe(each);
 
     for (const [name, control] of controls) control.addEventListener("input", () => { choose(name, control.value); update(); });
-    more.addEventListener("click", () => { all = true; update(); });
+    more.addEventListener("click", () => { begin = AT_ONCE; draw(shown + AT_ONCE); });
     tools.hidden = false;
     if (!fixed.rows.length) fixed.remove();
     for (const [name, control] of controls) if (kept(name)) control.value = kept(name);
