@@ -149,8 +149,8 @@ class Method(Generic[P]):
     ``quantize``     quantizes offline: writes a checkpoint and returns the in-memory model, so that the
                      reloaded one can be compared with it; or None, if the job's ``probe`` had that model.
 
-    ``quantize_parts`` does the same for a model of which one part is in memory at a time; it writes the same
-    checkpoint and returns None, having given the job's ``probe`` nothing. ``streams`` says that the transformers engine
+    ``quantize_parts`` does the same for a model of which one part is in memory at a time, and writes the same
+    checkpoint. ``streams`` says that the transformers engine
     may load the result part by part, bit by bit as it loads the whole.
     ``read`` loads what ``quantize`` wrote if transformers alone cannot; if that ``streams``, by transformers' own
     loading, with all that is to be done to loaded layers in its quantizer. ``stack`` names the environment

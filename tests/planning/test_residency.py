@@ -177,6 +177,13 @@ def test_the_page_names_the_methods_whose_results_are_streamed() -> None:
     assert set(re.findall(r"`([\w-]+)`", sentence)) == declared
 
 
+def test_the_page_names_the_methods_that_quantize_from_disk_to_disk() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    sentence = page.partition("Quantizing from disk to disk: ")[2].partition("bitsandbytes")[0]
+    declared = {name for name in method_names() if method(name).quantize_parts is not None}
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == declared
+
+
 def test_residency_is_no_part_of_an_id(make: Make) -> None:
     """The results are the same bit by bit, so that a record made either way answers for both."""
     ids = [

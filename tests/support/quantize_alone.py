@@ -17,8 +17,12 @@ LENGTH, ROWS = 64, 32
 
 
 def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str) -> None:
-    """Runs the method on ``source``; leaves its checkpoint and, in ``logits``, those of tokens 2 to 33, in ``out``."""
+    """Runs the method on ``source``; leaves its checkpoint and, in ``logits``, those of tokens 2 to 33, in ``out``.
+
+    Nothing is compiled: auto-round would have a compiler work for minutes on layers that compute for seconds.
+    """
     import torch
+    import torch._dynamo
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
@@ -27,6 +31,7 @@ def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype
     from harness.models.headers import read_directory
     from harness.models.scope import modules
 
+    torch._dynamo.config.disable = True
     method = plugins.method(name)
     if method.enable is not None:
         method.enable()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 from harness.core.format import Codes
@@ -33,7 +34,8 @@ class AwqParams(MethodParams):
     symmetric: bool = False
 
 
-def quantize(job: QuantizeJob[AwqParams]) -> Any:
+def quantize(job: QuantizeJob[AwqParams], from_disk: bool = False) -> Any:
+    """``from_disk``: with one decoder layer of the source in memory at a time."""
     from gptqmodel import BACKEND, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
 
@@ -45,7 +47,7 @@ def quantize(job: QuantizeJob[AwqParams]) -> Any:
         quant_method=METHOD.AWQ,
         format=FORMAT.GEMM,
         dynamic=gptqmodel.dynamic(job),
-        offload_to_disk=False,
+        offload_to_disk=from_disk,
     )
     dtype = HALF if job.dtype == "float32" else job.dtype
     job.note("quantized_in", dtype)
@@ -87,6 +89,7 @@ AWQ = Method(
     extra="gptq",
     enable=gptqmodel.enable,
     quantize=quantize,
+    quantize_parts=partial(quantize, from_disk=True),
     multimodal=frozenset(),
     streams=True,
     calibrated=lambda params: True,

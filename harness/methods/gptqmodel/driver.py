@@ -24,6 +24,7 @@ from typing import Any
 from harness.core.engine import LoadRequest
 from harness.core.method import Beside, QuantizeJob
 from harness.errors import UnsupportedError
+from harness.host.allocator import return_freed_memory
 from harness.models.loading import device_map, load_transformers
 
 LEAST_ROW = 10
@@ -74,18 +75,33 @@ def calibration(job: QuantizeJob[Any]) -> list[dict[str, list[int]]]:
 def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arguments: Any) -> Any:
     """Quantizes the source with ``config`` and saves it to ``job.out``; returns gptqmodel's model.
 
+    With ``offload_to_disk`` in ``config``, gptqmodel reads a decoder layer from the checkpoint when its turn comes, and
+    keeps what it makes of it in a temporary folder.
     If one of its threads fails, gptqmodel ends the whole process, with the error on stderr.
     """
     import torch
     from gptqmodel import GPTQModel
 
+    if config.offload_to_disk:
+        return_freed_memory()
     with _scratch():
         model = GPTQModel.load(
             str(job.source), config, device=device_map(job.device), dtype=getattr(torch, dtype or job.dtype)
         )
         model.quantize(calibration_sort=None, batch_size=1, **arguments)
         model.save(str(job.out))
+    if config.offload_to_disk:
+        _forget_folder(job.out)
     return model
+
+
+def _forget_folder(out: Path) -> None:
+    """Has a saved checkpoint not name the temporary folder: it is that of a model that was in memory."""
+    for name in ("config.json", "quantize_config.json"):
+        path = out / name
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.get("quantization_config", content)["meta"] |= {"offload_to_disk": False, "offload_to_disk_path": None}
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def as_loaded(model: Any, device: str, dtype: str) -> Any:
@@ -97,8 +113,12 @@ def as_loaded(model: Any, device: str, dtype: str) -> Any:
     """
     import torch
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    from gptqmodel.utils.offload import undo_offload_to_disk
 
-    inner = model.model.to(device_map(device))
+    inner = model.model
+    if model.quantize_config.offload_to_disk:
+        undo_offload_to_disk(inner)
+    inner = inner.to(device_map(device))
     for name, module in list(inner.named_modules()):
         if isinstance(module, BaseQuantLinear):
             inner.set_submodule(name, _runnable(module, inner.device))

@@ -7,6 +7,7 @@ int32 words of codes and zero points, float16 scales, and per input column the i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -49,7 +50,8 @@ def _within_groups(job: QuantizeJob[GptqParams]) -> bool:
     return "channel" not in sizes and not ordered
 
 
-def quantize(job: QuantizeJob[GptqParams]) -> Any:
+def quantize(job: QuantizeJob[GptqParams], from_disk: bool = False) -> Any:
+    """``from_disk``: with one decoder layer of the source in memory at a time."""
     from gptqmodel import QuantizeConfig
 
     rows = gptqmodel.calibration(job)
@@ -58,7 +60,7 @@ def quantize(job: QuantizeJob[GptqParams]) -> Any:
         **_settings(job.params.model_dump()),
         act_group_aware=_within_groups(job),
         dynamic=gptqmodel.dynamic(job, overrides),
-        offload_to_disk=False,
+        offload_to_disk=from_disk,
     )
     model = gptqmodel.quantize(job, config, calibration=rows)
     # transformers and optimum do not read ``dynamic``: without this they would replace the plain layers by empty ones
@@ -93,6 +95,7 @@ GPTQ = Method(
     extra="gptq",
     enable=gptqmodel.enable,
     quantize=quantize,
+    quantize_parts=partial(quantize, from_disk=True),
     read=read,
     streams=True,
     calibrated=lambda params: True,

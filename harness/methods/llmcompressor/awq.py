@@ -52,6 +52,7 @@ AWQ = Method(
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     quantize=quantize,
+    quantize_parts=llmcompressor.from_disk(quantize),
     streams=True,
     quantizes_experts=TRIED - LATENT,  # it fails on the widths of latent attention
     kernel="plain",

@@ -10,13 +10,21 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.engine import LoadRequest
 from harness.core.format import Codes
 from harness.core.method import Beside, CalibrationSet, QuantizeJob
+from harness.host.allocator import return_freed_memory
 from harness.models.compressed import QUANT_METHOD
+from harness.models.loading import checkpoint_class
+from harness.models.skeleton import skeleton
+from harness.models.streaming.parts import is_layer, layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +71,54 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
     model.save_pretrained(job.out, save_compressed=True)
     _ignore_by_module(job)
     reset_session()  # it would keep the model alive
+
+
+def from_disk(quantize: Callable[[QuantizeJob[Any]], None]) -> Callable[[QuantizeJob[Any]], None]:
+    """The same quantization of a model whose decoder layers stay on disk.
+
+    compressed-tensors reads a layer's tensors when they are used, and keeps them while the sequential pipeline works on
+    that layer; those that it changes are written to a temporary folder.
+    """
+
+    def quantize_parts(job: QuantizeJob[Any]) -> None:
+        return_freed_memory()
+        with tempfile.TemporaryDirectory(prefix="qharness-layers-") as folder:
+            quantize(replace(job, load=partial(_load_on_disk, job, folder), probe=partial(_probe_by_layer, job)))
+
+    return quantize_parts
+
+
+def _probe_by_layer(job: QuantizeJob[Any], model: Any) -> None:
+    """Probes a model whose layers are on disk, with the tensors of each in memory while it computes.
+
+    compressed-tensors rounds a weight in place for its product. Read again from disk, it would not be rounded.
+    """
+    from compressed_tensors.offload import disable_offloading
+
+    with ExitStack() as kept:
+        for name, module in model.named_modules():
+            if is_layer(name):
+                module.register_forward_pre_hook(lambda *_: kept.enter_context(disable_offloading()))
+                module.register_forward_hook(lambda *_: kept.pop_all().close())
+        job.probe(model)
+
+
+def _load_on_disk(job: QuantizeJob[Any], folder: str) -> Any:
+    """The source with its decoder layers on disk, in ``folder`` once they change, and all else in main memory."""
+    from compressed_tensors.offload import from_accelerate
+
+    names = skeleton(LoadRequest(job.source, "float32", "cpu", trust_remote_code=job.trust_remote_code)).state_dict()
+    model = checkpoint_class(job.source, job.trust_remote_code).from_pretrained(
+        job.source,
+        dtype=job.dtype,
+        device_map={owner: "disk" if is_layer(owner) else "cpu" for owner in map(layer_of, names)},
+        offload_folder=folder,
+        offload_buffers=True,
+        use_safetensors=True,
+        trust_remote_code=job.trust_remote_code,
+    )
+    from_accelerate(model)
+    return model
 
 
 def _ignore_by_module(job: QuantizeJob[Any]) -> None:

@@ -31,6 +31,18 @@ def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: boo
     llmcompressor.quantize(job, [modifier], calibrated)
 
 
+def _quantize_nvfp4(job: QuantizeJob[MicroscalingParams]) -> None:
+    _quantize(job, "NVFP4", calibrated=job.params.activations)
+
+
+def _quantize_mxfp4(job: QuantizeJob[MicroscalingParams]) -> None:
+    _quantize(job, "MXFP4")
+
+
+def _quantize_mxfp8(job: QuantizeJob[MicroscalingParams]) -> None:
+    _quantize(job, "MXFP8")
+
+
 def _codes(params: MicroscalingParams, bits: int, block: int) -> Codes:
     inputs = Activations("float", bits, "group") if params.activations else None
     return Codes(QUANT_METHOD, "float", bits, "group", block, activations=inputs)
@@ -46,7 +58,8 @@ NVFP4 = Method(
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
     calibrated=lambda params: params.activations,
-    quantize=lambda job: _quantize(job, "NVFP4", calibrated=job.params.activations),
+    quantize=_quantize_nvfp4,
+    quantize_parts=llmcompressor.from_disk(_quantize_nvfp4),
     streams=True,
     quantizes_experts=TRIED,
     kernel="plain",
@@ -68,7 +81,8 @@ MXFP4 = Method(
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
-    quantize=lambda job: _quantize(job, "MXFP4"),
+    quantize=_quantize_mxfp4,
+    quantize_parts=llmcompressor.from_disk(_quantize_mxfp4),
     streams=True,
     quantizes_experts=TRIED,
     kernel="plain",
@@ -87,7 +101,8 @@ MXFP8 = Method(
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
-    quantize=lambda job: _quantize(job, "MXFP8"),
+    quantize=_quantize_mxfp8,
+    quantize_parts=llmcompressor.from_disk(_quantize_mxfp8),
     streams=True,
     quantizes_experts=TRIED,
     kernel="plain",

@@ -64,6 +64,7 @@ W4A8 = Method(
     enable=llmcompressor.enable,
     calibrated=lambda params: params.gptq,
     quantize=quantize,
+    quantize_parts=llmcompressor.from_disk(quantize),
     streams=True,
     quantizes_experts=TRIED,
     kernel="plain",

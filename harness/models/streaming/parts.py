@@ -216,7 +216,7 @@ class Parts:
         return part is not None and part.name in self.loaded
 
     def _cut(self) -> Iterator[ModelPart]:
-        layers = [name for name, _ in self.model.named_modules() if _LAYER.search(name)]
+        layers = [name for name, _ in self.model.named_modules() if is_layer(name)]
         layers = [name for name in layers if not any(name.startswith(f"{other}.") for other in layers)]
         if not layers:
             raise UnsupportedError(
@@ -355,6 +355,11 @@ def layer_of(name: str) -> str:
     """The decoder layer that a parameter is in, or else the module that owns it."""
     found = _IN_LAYER.match(name)
     return found[1] if found else name.rpartition(".")[0]
+
+
+def is_layer(module: str) -> bool:
+    """Whether a module's name is that of a layer, of the decoder or of a vision part."""
+    return _LAYER.search(module) is not None
 
 
 def _to_quantize(model: Any, quantizer: Any | None) -> dict[str, torch.Tensor]:
