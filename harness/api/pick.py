@@ -29,7 +29,7 @@ from harness.models.sources import inspect, is_here, on_hub
 from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.propose import LeftOut
 from harness.planning.draft.sizing import EFFORTS, STANDARD
-from harness.planning.expand import AskedServers, baseline, choices
+from harness.planning.expand import baseline, choices
 from harness.planning.plan import PlannedRun, plan
 from harness.planning.versions import environment
 from harness.recipe import MethodEntry, Model, Recipe, load_recipe, recipe_at
@@ -203,8 +203,7 @@ def _as_if_here(recipe: Recipe, site: LocalSite, records: Sequence[RunRecord]) -
     Its format decides which packages read it, and their versions are part of a run's identity.
     """
     measured = {record.spec.case_id: record.spec.job for record in records}
-    offline = AskedServers(offline=True)
-    published = next(choice for choice in choices(recipe, baseline(recipe, offline), offline) if choice.checkpoint)
+    published = next(choice for choice in choices(recipe, baseline(recipe)) if choice.checkpoint)
     for each in plan(recipe, site):
         spec, job = each.spec, measured.get(each.spec.case_id)
         if job is None or not isinstance(job, VariantJob) or job.variant.method.published is None:

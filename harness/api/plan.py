@@ -13,10 +13,10 @@ from harness.execution.local import local_site
 from harness.execution.starter import forks
 from harness.execution.sweep import done, left
 from harness.host.speeds import machine_speeds
-from harness.planning.expand import AskedServers
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, NOTHING, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price
 from harness.planning.plan import plan as plan_at
+from harness.planning.servers import ask_servers
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
@@ -30,11 +30,13 @@ def plan(
 
     ``machine`` replaces this machine's hardware for planning, ``stacks`` replaces those in the user's cache.
     ``allow_leak`` lets calibration overlap the evaluation text.
-    Raises RecipeError for what no model could use. What this model or this environment cannot use is planned as
-    unsupported.
+    Raises RecipeError for what no model could use, and for a server that does not answer. What this model or this
+    environment cannot use is planned as unsupported.
     """
     here = local_site(device=recipe.device if machine is None else machine.device)
-    return plan_at(recipe, replace(here, hardware=machine, stacks=stacks or here.stacks), allow_leak)
+    planned = plan_at(recipe, replace(here, hardware=machine, stacks=stacks or here.stacks), allow_leak)
+    ask_servers(recipe, planned)
+    return planned
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def plan_with_state(
     """The runs of a recipe file, which of them are done, and how long the others will take.
 
     ``on_damage`` receives each damaged attempt of earlier runs, ``on_unused_gpu`` why torch cannot use this machine's
-    GPU, if the runs are planned for the CPU because of that. If ``offline``, no server that the recipe names is
-    asked whether it is there.
+    GPU, if the runs are planned for the CPU because of that. The servers of runs that are left are
+    asked whether they are there, unless ``offline``.
     """
     chosen = load_recipe(recipe)
     here = local_site(cache, pythons, chosen.device)
@@ -76,7 +78,7 @@ def plan_with_state(
         on_unused_gpu(anonymizer.message(machine.gpu_problem))
     planned = tuple(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
-        for run in plan_at(chosen, here, allow_leak, servers=AskedServers(offline))
+        for run in plan_at(chosen, here, allow_leak)
     )
     store, name = open_results(results, here.artifacts.root), planned[0].spec.recipe
     spilled = [each.record for each in Saver(store, here.spill_roots).spilled(name)]  # 'qharness run' takes them in
@@ -86,6 +88,8 @@ def plan_with_state(
     records = [*found.records, *spilled]
     finished = frozenset(done(planned, records, here.artifacts.outcome))
     todo = left(planned, finished, here.artifacts.outcome)
+    if not offline:
+        ask_servers(chosen, todo)
     speeds = machine_speeds(machine, here.artifacts.root) if todo else None
     expected = NOTHING
     if speeds is not None:

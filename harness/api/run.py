@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.api.locations import open_results
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import MAIN
+from harness.core.site import MAIN, Artifacts
 from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.events import Cleared, Event, GpuUnused, Waiting
@@ -20,11 +20,11 @@ from harness.execution.local import local_site
 from harness.execution.progress import ProgressNote
 from harness.execution.schedule import width
 from harness.execution.starter import forks
-from harness.execution.sweep import sweep
+from harness.execution.sweep import done, left, sweep
 from harness.host.speeds import machine_speeds
-from harness.planning.expand import AskedServers
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
+from harness.planning.servers import ask_servers, endpoints
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
@@ -104,13 +104,15 @@ def run_part(
     with closing(open_executor(executor, site, report)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
-        servers = AskedServers()
-        planned = _fetched_plan(chosen, opened, allow_leak, servers)
+        replan = partial(plan, chosen, opened.site, allow_leak)
+        planned = replan()
+        _ask_servers(chosen, planned, store, opened.site.artifacts)
+        planned = _fetched(planned, opened, replan)
         tried: set[str] = set()
         while create_stacks is not None and (missing := _missing_stacks(planned, opened.stacks) - tried):
             _create(missing, opened.stacks, create_stacks)
             tried |= missing
-            planned = _fetched_plan(chosen, opened, allow_leak, servers)  # which may name another that a run needs
+            planned = _fetched(replan(), opened, replan)  # which may name another that a run needs
         planned = tuple(part(planned))
         if not planned:
             return ()
@@ -138,16 +140,22 @@ def _forecast(
     return forecast(left, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
 
 
-def _fetched_plan(
-    recipe: Recipe, executor: Executor, allow_leak: bool, servers: AskedServers
+def _ask_servers(recipe: Recipe, planned: Sequence[PlannedRun], store: Store, artifacts: Artifacts) -> None:
+    """Asks the servers of the runs that are left: a recipe of which every run is done needs none of them."""
+    if endpoints(planned):
+        finished = done(planned, store.read(recipe.name).records, artifacts.outcome)
+        ask_servers(recipe, left(planned, finished, artifacts.outcome))
+
+
+def _fetched(
+    planned: tuple[PlannedRun, ...], executor: Executor, replan: Callable[[], tuple[PlannedRun, ...]]
 ) -> tuple[PlannedRun, ...]:
-    """The plan, made after fetching what it names on a hub, because a model's shapes and dtype are known only then.
+    """The plan after fetching what it names on a hub, because a model's shapes and dtype are known only then.
 
     Raises SourceError if something cannot be fetched.
     """
-    planned = plan(recipe, executor.site, allow_leak, servers=servers)
     if executor.fetch([run.spec for run in planned]):
-        planned = plan(recipe, executor.site, allow_leak, servers=servers)
+        planned = replan()
         executor.fetch([run.spec for run in planned])  # what else a model needs is known once it is here
     return planned
 

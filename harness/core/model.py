@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from harness.core.capability import Endpoint
 from harness.core.identity import Scalar, Stage, digest
 from harness.core.json_values import ABSENT_AT_DEFAULT
 
@@ -135,6 +136,12 @@ class MethodRef:
         """All parameters, also those that are no part of the identity."""
         own = self.server
         return dict(self.params) if own is None else {**self.params, "url": own.url, "api_key_env": own.api_key_env}
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The user's server with the name of its model; None if the variant is loaded here."""
+        own = self.server
+        return None if own is None else Endpoint(own.url, str(self.params["model"]), api_key_env=own.api_key_env)
 
     @cached_property
     def content_id(self) -> str:

@@ -249,19 +249,12 @@ class Context:
             spec.job.conditions.gpus,
             setting.untouched,
             self._streaming(),
-            self._served(),
+            spec.method.endpoint,
         )
 
-    def _served(self) -> Endpoint | None:
-        """The user's server that has the variant; None if the variant is loaded here."""
-        server = self.spec.method.server
-        if server is None:
-            return None
-        return Endpoint(server.url, self.params().model, api_key_env=server.api_key_env)
-
     def _label_remote(self) -> None:
-        if self.spec.method.server is not None:
-            self.label("remote", model=self.params().model)
+        if (endpoint := self.spec.method.endpoint) is not None:
+            self.label("remote", model=endpoint.model)
 
     def _streaming(self) -> Streaming | None:
         """How the run reads its model part by part; None if it loads it whole."""

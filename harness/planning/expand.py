@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from harness import plugins as registry
-from harness.core.capability import Endpoint
 from harness.core.engine import Engine, EngineParams
 from harness.core.foreign import quoted
 from harness.core.format import SERVED_FORMAT, TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar, digest
 from harness.core.method import Method
 from harness.core.model import MethodRef, ServerRef
-from harness.errors import RunError, SourceError, UsageError, did_you_mean
-from harness.libraries.openai_api import OpenAIClient
+from harness.errors import SourceError, UsageError, did_you_mean
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Entry, MethodEntry, Model, Recipe
 from harness.recipe.faults import expected
@@ -30,8 +28,6 @@ from harness.stacks import stack_names
 TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack to quantize in; every other key is a parameter."""
-ASKED_S = 5.0
-"""How long a server may take to say while planning which models it has."""
 MAX_VARIANTS = 1000
 """Combinations of parameters that the methods of a recipe, or its engines, expand to."""
 P = TypeVar("P", bound=BaseModel)
@@ -92,35 +88,21 @@ def engine_choices(recipe: Recipe) -> list[EngineChoice]:
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class AskedServers:
-    """The servers that a recipe names, each asked once whether it has its model; none at all if ``offline``."""
-
-    offline: bool = False
-    _asked: set[Endpoint] = field(default_factory=set, init=False, repr=False, compare=False)
-
-    def ask(self, endpoint: Endpoint) -> None:
-        """Raises RunError if it does not answer, or lacks the model."""
-        if not self.offline and endpoint not in self._asked:
-            OpenAIClient(endpoint, timeout_s=ASKED_S, retries=0).served()
-            self._asked.add(endpoint)
-
-
-def choices(recipe: Recipe, base: MethodChoice, servers: AskedServers) -> list[MethodChoice]:
+def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
     """Every method of a recipe once, including the baseline. Raises RecipeError for what no model could use."""
     _validate_size(recipe, recipe.methods, ("methods",))
     found: dict[str, MethodChoice] = {}
     for index, entry in enumerate(recipe.methods):
-        for choice in _expand(recipe, entry, ("methods", index), servers):
+        for choice in expand(recipe, entry, ("methods", index)):
             found.setdefault(_key(choice), choice)
     _reject_duplicates(recipe, list(found.values()))
     return list(found.values()) if _key(base) in found else [base, *found.values()]
 
 
-def baseline(recipe: Recipe, servers: AskedServers) -> MethodChoice:
+def baseline(recipe: Recipe) -> MethodChoice:
     """The single unquantized method that all others are compared with. Raises RecipeError for anything else."""
     _validate_size(recipe, [recipe.baseline], ("baseline",))
-    found = list(_expand(recipe, recipe.baseline, ("baseline",), servers))
+    found = list(expand(recipe, recipe.baseline, ("baseline",)))
     if len(found) != 1 or found[0].ref.stage != "none":
         raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
     return found[0]
@@ -148,7 +130,7 @@ def _key(choice: MethodChoice) -> str:
     return digest(choice.ref.identity)
 
 
-def _expand(recipe: Recipe, entry: MethodEntry, location: Location, servers: AskedServers) -> Iterator[MethodChoice]:
+def expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[MethodChoice]:
     """One choice for each combination of the values that an entry lists."""
     try:
         method = registry.method(entry.name)
@@ -164,7 +146,7 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location, servers: Ask
         ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage, stack=stack)
         made = MethodChoice(replace(method, stack=stack or method.stack), ref, params)
         if method.output_format == SERVED_FORMAT:
-            made = _served(recipe, made, place, servers)
+            made = _served(made)
         yield _published(recipe, made, place) if method.published else made
 
 
@@ -196,18 +178,11 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
     return str(name)
 
 
-def _served(recipe: Recipe, choice: MethodChoice, place: Location, servers: AskedServers) -> MethodChoice:
-    """The choice with its server apart from its parameters, after the server has said that it has the model.
-
-    Raises RecipeError if it has not, or does not answer.
-    """
+def _served(choice: MethodChoice) -> MethodChoice:
+    """The choice with its server apart from its parameters."""
     server = ServerRef(choice.params.url, choice.params.api_key_env)
     kept = {name: value for name, value in choice.ref.params.items() if name not in vars(server)}
     label = f"{choice.ref.name} {choice.params.label or choice.params.model}"
-    try:
-        servers.ask(Endpoint(server.url, choice.params.model, api_key_env=server.api_key_env))
-    except RunError as error:
-        raise recipe.error(place, str(error)) from None
     return replace(choice, ref=replace(choice.ref, params=kept, label=label, server=server))
 
 

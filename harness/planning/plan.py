@@ -50,7 +50,7 @@ from harness.models.shapes import ModelSize, attention_of, size_of
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
-from harness.planning.expand import AskedServers, EngineChoice, MethodChoice, baseline, choices, engine_choices
+from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.residency import Residence, peak_bytes, place, room
 from harness.planning.support import (
     refusal,
@@ -188,26 +188,24 @@ def plan(
     site: Site,
     allow_leak: bool = False,
     models: Sequence[SourceModel] | None = None,
-    servers: AskedServers | None = None,
 ) -> tuple[PlannedRun, ...]:
     """The runs in the order in which they execute at a site.
 
     Prepare, calibration and reference runs come first, then each variant's quantization and quality, then performance
     with the variants interleaved and the repetitions outermost, so that a machine that slows down affects all variants.
     ``allow_leak`` lets calibration overlap the evaluation text. ``models`` are the recipe's as they were found before,
-    so that their files are not hashed again. ``servers`` are those that were asked before (None: none was).
-    Raises RecipeError for what no model could use, and UsageError for a
-    device that the site lacks. What this model or this site cannot use is planned as unsupported.
+    so that their files are not hashed again.
+    Raises RecipeError for what no model could use, and UsageError for a device that the site lacks. What this model or
+    this site cannot use is planned as unsupported. The servers that a recipe names are not asked: see ``servers``.
     """
-    servers = servers or AskedServers()
     machine = site.machine(recipe.device)
     validate_devices(recipe.devices, machine)
     sources = models or [_source(recipe, index) for index in range(len(recipe.models))]
     reject_duplicates(recipe, sources)
     engines = engine_choices(recipe)
     validate_measure(recipe)
-    base = baseline(recipe, servers)
-    methods = choices(recipe, base, servers)
+    base = baseline(recipe)
+    methods = choices(recipe, base)
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)

@@ -11,11 +11,11 @@ import pytest
 from fake_openai import KEY, FakeOpenAI
 
 from harness.api.plan import plan, plan_with_state
+from harness.api.run import run
 from harness.core.job import AnswerTask
+from harness.core.record import Outcome, RunRecord
 from harness.errors import RecipeError
 from harness.figures.derived.scores import scores
-from harness.planning.expand import AskedServers
-from harness.planning.plan import plan as plan_at
 from harness.planning.recipe_of import recipe_of
 from harness.recipe import load_recipe
 from harness.report.redact import Redaction
@@ -180,22 +180,37 @@ def test_what_is_wrong_with_a_server_is_told_while_planning(
 def test_a_command_asks_each_server_once_or_if_offline_not_at_all(
     sweeps, tiny: Path, servers: tuple[FakeOpenAI, FakeOpenAI]
 ) -> None:
-    """The baseline's is named among the methods too, and a command plans several times."""
-    recipe = content(tiny, servers, tasks=["arc_easy"])
+    """The baseline's is named among the methods too, and has two runs."""
+    recipe = content(tiny, servers, tasks=["arc_easy", "arc_challenge"])
     recipe["methods"] = [*recipe["methods"], recipe["baseline"]]  # type: ignore[misc]
     path = sweeps.recipe(recipe)
     asked: list[str] = []
     for server in servers:
         server.fault = lambda path, before, server=server: asked.append(server.model)
-    command = AskedServers()
-    planned = [plan_at(load_recipe(path), sweeps.executor().site, servers=command) for _ in range(2)]
+    planned = plan(load_recipe(path))
     assert sorted(asked) == ["fake", "other"]
     for server in servers:
         server.fault = lambda path, before: (500, b"gone")
     state = plan_with_state(path, sweeps.folder / "results", sweeps.folder / "cache", offline=True)
-    assert [run.spec.case_id for run in state.planned] == [run.spec.case_id for run in planned[0]]
+    assert [run.spec.case_id for run in state.planned] == [run.spec.case_id for run in planned]
     with pytest.raises(RecipeError, match=r"HTTP 500, 1 times"):
         plan_with_state(path, sweeps.folder / "results", sweeps.folder / "cache")
+
+
+def test_only_what_is_left_to_run_needs_its_server(
+    sweeps, tiny: Path, tokenizer: Any, servers: tuple[FakeOpenAI, FakeOpenAI]
+) -> None:
+    path = sweeps.recipe(content(tiny, servers, tasks=tasks(sweeps.folder, tokenizer, servers[0])))
+    planned = plan(load_recipe(path))
+    where = (sweeps.folder / "results", sweeps.folder / "cache")
+    for server in servers:
+        server.fault = lambda path, before: (500, b"gone")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:.*HTTP 500"):
+        run(path, *where)
+    for made in planned:
+        sweeps.store.save(RunRecord(made.spec, Outcome("ok"), "s", 1, "2026-01-01T00:00:00+00:00", 1.0))
+    assert [record.session for record in run(path, *where)] == ["s"] * len(planned)
+    assert not plan_with_state(path, *where).forecast.runs
 
 
 def test_what_needs_a_model_here_is_unsupported_on_a_server(

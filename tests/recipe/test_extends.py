@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.api.plan import plan
 from harness.errors import RecipeError
-from harness.planning.expand import AskedServers, baseline
+from harness.planning.expand import baseline
 from harness.planning.workloads import perplexities, tasks
 from harness.recipe import Recipe, file_schema, load_recipe
 from harness.recipe.extends import merge
@@ -230,7 +230,7 @@ def test_the_planner_too_names_the_file_that_wrote_a_value(write, tmp_path: Path
     with pytest.raises(RecipeError, match=r"base\.yaml:2: models\[0\]\.id: model not found: 'model-a' .*/model-a,"):
         plan(load_recipe(write("sub/s.yaml", "name: s\nextends: ../base.yaml\n")))
     with pytest.raises(RecipeError, match=r"sub/r\.yaml:3: baseline: expected one unquantized variant"):
-        baseline(load_recipe(path), AskedServers())
+        baseline(load_recipe(path))
 
 
 def test_a_recipe_that_came_from_no_file_cannot_extend_one() -> None:
