@@ -77,7 +77,7 @@ def plan_with_state(
     if machine.gpu_problem:
         on_unused_gpu(anonymizer.message(machine.gpu_problem))
     planned = tuple(
-        replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
+        replace(run, reason=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)
     )
     store, name = open_results(results, here.artifacts.root), planned[0].spec.recipe

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.api.locations import open_results
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import MAIN, Artifacts
+from harness.core.site import Artifacts
 from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.events import Cleared, Event, GpuUnused, Waiting
@@ -25,6 +25,7 @@ from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
 from harness.planning.servers import ask_servers, endpoints
+from harness.planning.support import StackNotReady
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
@@ -128,16 +129,16 @@ def _forecast(
     cache_root: Path,
     store: Store,
     price: HourlyPrice | None,
-    left: Sequence[PlannedRun],
+    todo: Sequence[PlannedRun],
     records: Sequence[RunRecord],
 ) -> SweepForecast:
-    """Of the runs that are left, as if the executor's nodes were as fast as this machine."""
+    """Of the runs that are to do, as if the executor's nodes were as fast as this machine."""
     spec = planned[0].spec
     nodes = executor.nodes(spec.device)
     speeds = machine_speeds(executor.site.machine(spec.device), cache_root)
     known = [*store.read_others(spec.recipe, MOST_OTHER_RUNS), *records]
     lanes = width([run.spec for run in planned], nodes)
-    return forecast(left, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
+    return forecast(todo, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
 
 
 def _ask_servers(recipe: Recipe, planned: Sequence[PlannedRun], store: Store, artifacts: Artifacts) -> None:
@@ -162,10 +163,8 @@ def _fetched(
 
 def _missing_stacks(planned: Sequence[PlannedRun], stacks: Stacks) -> set[str]:
     """The stacks for whose absence runs are unsupported."""
-    wanted = {stack for run in planned for stack in (run.spec.stack, *run.spec.job.stacks)} - {MAIN}
-    obstacles = {name: why for name in wanted if (why := stacks.find(name).find_obstacle()) is not None}
-    reasons = {run.unsupported for run in planned if run.unsupported}
-    return {name for name, why in obstacles.items() if any(reason.endswith(why) for reason in reasons)}
+    named = {run.reason.stack for run in planned if isinstance(run.reason, StackNotReady)}
+    return {name for name in named if stacks.find(name).find_obstacle() is not None}
 
 
 def _create(names: set[str], stacks: Stacks, report: Callable[[str], None]) -> None:

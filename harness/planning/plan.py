@@ -53,6 +53,7 @@ from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.residency import Residence, peak_bytes, place, room
 from harness.planning.support import (
+    Reason,
     refusal,
     too_large,
     unpacking_note,
@@ -80,7 +81,7 @@ MAX_RUNS = 5000
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, the estimated size of its weights, and why it is unsupported (None if it is supported).
+    """A run, the estimated size of its weights, and the reason why it is unsupported (None if it is supported).
 
     ``peak_bytes`` is about the most memory that it needs, and ``memory_bytes`` what there is for it, 0 if that is not
     known. ``note`` is what its user should know before it runs. ``inputs`` are the user's files that its figures depend
@@ -90,13 +91,18 @@ class PlannedRun:
 
     spec: RunSpec
     weight_bytes: int | None = None
-    unsupported: str | None = None
+    reason: Reason | None = None
     inputs: tuple[Input, ...] = ()
     note: str | None = None
     size: ModelSize | None = None
     checkpoint_bytes: int = 0
     peak_bytes: int | None = None
     memory_bytes: int = 0
+
+    @property
+    def unsupported(self) -> str | None:
+        """The reason as a sentence."""
+        return None if self.reason is None else str(self.reason)
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class _Resolved:
         job: Job,
         method: MethodChoice,
         made: Mapping[str, str],
-        unsupported: str | None = None,
+        reason: Reason | None = None,
         weight_bytes: int | None = None,
         stack: str = MAIN,
         repetition: int = 0,
@@ -180,7 +186,7 @@ class _Resolved:
         )
         memory = room(self.machine, job.conditions, self._memory_limit).all_bytes
         inputs = self.inputs.of(job)
-        return PlannedRun(spec, weight_bytes, unsupported, inputs, note, size, checkpoint_bytes, peak, memory)
+        return PlannedRun(spec, weight_bytes, reason, inputs, note, size, checkpoint_bytes, peak, memory)
 
 
 def plan(
@@ -242,14 +248,14 @@ def _once(planned: Sequence[PlannedRun]) -> Iterable[PlannedRun]:
 
 def _without_use(planned: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     """The same runs in their order: one that only unsupported runs need is unsupported, for the first one's reason."""
-    reasons: dict[str, list[str | None]] = {}  # of the runs that need each, the last first
+    reasons: dict[str, list[Reason | None]] = {}  # of the runs that need each, the last first
     runs: list[PlannedRun] = []
     for run in reversed(planned):
         readers = reasons.get(run.spec.run_id, [None])
-        unsupported = run.unsupported or (None if None in readers else readers[-1])
+        reason = run.reason or (None if None in readers else readers[-1])
         for needed in run.spec.needs.values():
-            reasons.setdefault(needed, []).append(unsupported)
-        runs.append(replace(run, unsupported=unsupported))
+            reasons.setdefault(needed, []).append(reason)
+        runs.append(replace(run, reason=reason))
     return tuple(reversed(runs))
 
 
@@ -389,21 +395,21 @@ class _OfModel:
             write = written.get(text)
             needed = made | ({"write": write.spec.run_id} if write else {})
             reference = MakeReference(on_main, base, sweep.base.ref, text)
-            references[text] = self._shared_run(reference, needed, write.unsupported if write else None)
+            references[text] = self._shared_run(reference, needed, write.reason if write else None)
         return _Shared(prepare, calibrate, probe, written, references)
 
-    def _shared_run(self, job: Job, made: Mapping[str, str], unwritten: str | None = None) -> PlannedRun:
+    def _shared_run(self, job: Job, made: Mapping[str, str], unwritten: Reason | None = None) -> PlannedRun:
         """``unwritten`` is why the text that it reads cannot be written."""
         machine = self.sweep.machine
-        unsupported = unwritten or self.source.degrid_obstacle or _too_long(self.source, job)
+        reason = unwritten or self.source.degrid_obstacle or _too_long(self.source, job)
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
         main, note = registry.engine(MAIN_ENGINE), None
         if isinstance(job, WriteText | MakeReference):
             placed = self.sweep.place(job, self.source, self.sweep.base, main, weight_bytes)
             job, note = replace(job, conditions=replace(job.conditions, residency=placed.residency)), placed.note
-            unsupported = unsupported or placed.unsupported
+            reason = reason or placed.unsupported
         if isinstance(job, KeepProbe | WriteText | MakeReference) and job.conditions.residency == "resident":
-            unsupported = unsupported or too_large(weight_bytes, job.conditions, main, machine)
+            reason = reason or too_large(weight_bytes, job.conditions, main, machine)
         size = size_of(self.source)
         written = weight_bytes or 0 if job.effort.writes_model else 0
         residency: Residency = "streamed" if isinstance(job, PrepareModel) else job.conditions.residency
@@ -412,7 +418,7 @@ class _OfModel:
             job,
             self.sweep.base,
             made,
-            unsupported,
+            reason,
             weight_bytes,
             note=note,
             size=size,
@@ -434,7 +440,7 @@ class _OnEngine:
         return self.choice.engine
 
     @cached_property
-    def kept(self) -> Sequence[tuple[MethodChoice, str | None]]:
+    def kept(self) -> Sequence[tuple[MethodChoice, Reason | None]]:
         """The methods whose results the engine reads, each with why it is unsupported on it."""
         sweep, skip = self.sweep, self.sweep.recipe.scope.skip
         return [
@@ -448,7 +454,7 @@ class _OnEngine:
             if method.runs_on(self.engine) and (self._is_base(method) or not self._excluded(method))
         ]
 
-    def of_method(self, method: MethodChoice, unsupported: str | None, shared: _Shared) -> Iterator[PlannedRun]:
+    def of_method(self, method: MethodChoice, unsupported: Reason | None, shared: _Shared) -> Iterator[PlannedRun]:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
         remote = self.engine.remote
@@ -458,7 +464,7 @@ class _OnEngine:
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
         if method.calibrated and shared.calibrate is not None:
             made |= {"calibrate": shared.calibrate.spec.run_id}
-            unsupported = unsupported or shared.calibrate.unsupported
+            unsupported = unsupported or shared.calibrate.reason
         if shared.probe is not None and (method.method.stack != MAIN or self.is_converted(method)):
             made |= {"probe": shared.probe.spec.run_id}
         if method.ref.stage == "offline":
@@ -505,7 +511,7 @@ class _OnEngine:
                 fits = placed.residency == "streamed"
                 reason = (
                     unsupported
-                    or (before["write"].unsupported if "write" in before else None)
+                    or (before["write"].reason if "write" in before else None)
                     or placed.unsupported
                     or (None if fits else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
                     or unsupported_job_reason(job, self.engine, sweep.site)

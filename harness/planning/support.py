@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 """The configuration keys that a quantized checkpoint shares with its source model."""
 
 
+@dataclass(frozen=True)
+class StackNotReady:
+    """A stack without which a run is unsupported; ``sentence`` says what is wrong with it."""
+
+    stack: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+Reason = str | StackNotReady
+"""Why a run is unsupported: a sentence, or a type that makes the sentence, for what code must recognize."""
+
+
 def unsupported_reason(
     source: SourceModel,
     method: MethodChoice,
@@ -35,7 +51,7 @@ def unsupported_reason(
     machine: Machine,
     site: Site,
     skip: Sequence[str] = (),
-) -> str | None:
+) -> Reason | None:
     """The first reason found, with what to do about it; None if there is no known reason."""
     if runtime.remote:  # it is served already
         return None
@@ -54,7 +70,7 @@ def unsupported_reason(
     )
 
 
-def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) -> str | None:
+def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) -> Reason | None:
     """Why an engine cannot do this job: a missing capability, key-value cache or decode mode; None if it can."""
     lacking = [name for name in job.uses if name not in runtime.offers()]
     if lacking:
@@ -66,7 +82,8 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
         return f"answers that are written need the capability {named}{streamed}, which {runtime.name} lacks"
     for stack in job.stacks:
         if (reason := site.obstacle(stack)) is not None:
-            return f"a {job.kind} run uses a program of another stack than its engine's: {reason}"
+            sentence = f"a {job.kind} run uses a program of another stack than its engine's: {reason}"
+            return StackNotReady(stack, sentence)
     kv_cache, mode = job.variant.kv_cache, job.decode_mode
     if kv_cache not in runtime.caches:
         return f"{runtime.name} keeps no {kv_cache} key-value cache, but {', '.join(runtime.caches)}"
@@ -109,7 +126,7 @@ def too_large(weight_bytes: int | None, conditions: Conditions, runtime: Engine[
     )
 
 
-def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> str | None:
+def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> Reason | None:
     """Why an engine cannot measure anything: its stack is not created or it lacks libraries; None if it can."""
     if runtime.name == MAIN_ENGINE:  # the harness itself depends on its libraries
         return None
@@ -224,7 +241,7 @@ def _unreadable(source: SourceModel, runtime: Engine[Any], machine: Machine, sit
     return published.missing_kernels(published.quantization_config(Path(source.ref.path)), machine, site)
 
 
-def _lacking(chosen: MethodChoice, site: Site) -> str | None:
+def _lacking(chosen: MethodChoice, site: Site) -> Reason | None:
     """What is missing in the stack that quantizes and in the one that measures; None if nothing is."""
     method = chosen.method
     if method.stack == MAIN:
@@ -232,11 +249,11 @@ def _lacking(chosen: MethodChoice, site: Site) -> str | None:
     return _missing_from(method.stack, method.packages, site) or registry.missing(method, site)
 
 
-def _missing_from(stack: str, packages: Sequence[str], site: Site) -> str | None:
+def _missing_from(stack: str, packages: Sequence[str], site: Site) -> Reason | None:
     """Why a stack cannot run anything, or which of the needed packages it lacks; None if it is ready."""
     reason = site.obstacle(stack)
-    if reason:
-        return reason
+    if reason is not None:
+        return StackNotReady(stack, reason)
     absent = [package for package in packages if site.version(package, stack) is None]
     if not absent:
         return None

@@ -272,7 +272,7 @@ def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_spee
     assert left(runs, set(), lambda spec: None) == runs
     kept = left(runs, set(), lambda spec: Outcome("ok") if spec.job.cached else None)
     assert {run.spec.kind for run in kept} == {"quality", "performance"}
-    assert left([replace(run, unsupported="no") for run in runs], set(), lambda spec: None) == ()
+    assert left([replace(run, reason="no") for run in runs], set(), lambda spec: None) == ()
     speed = next(run.spec for run in runs if run.spec.kind == "performance" and not run.spec.is_baseline)
     again = left(runs, every - {speed.run_id}, lambda spec: None)
     assert speed in [run.spec for run in again]

@@ -317,7 +317,7 @@ def test_a_plan_and_the_progress_of_a_sweep(
     few: list[RunRecord], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = spoiled(few, *words)
-    runs = tuple(PlannedRun(each.spec, unsupported=words[0]) for each in records)
+    runs = tuple(PlannedRun(each.spec, reason=words[0]) for each in records)
     hold_terminal(printed(lambda: plan.show_plan(PlanState(runs), False)))
     hold_terminal(printed(lambda: plan.show_plan(PlanState(runs), True)))
     events = [

@@ -90,7 +90,7 @@ def _expected(bench: Bench, about: str, record: RunRecord, status: Status) -> Ch
 
 def _try_anyway(planned: PlannedRun) -> PlannedRun:
     """The run even where planning knows that it cannot fit: what is checked is how it ends."""
-    return replace(planned, unsupported=None)
+    return replace(planned, reason=None)
 
 
 @contextmanager
