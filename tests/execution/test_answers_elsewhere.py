@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_tasks import writing
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.api.plan import plan
@@ -24,18 +24,6 @@ ENGINES = {"llamacpp": "llamacpp", "vllm": {"vllm": {"max_num_seqs": 8, "max_num
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
 """Heads of 64, for which both engines have kernels."""
 QUESTIONS, SAMPLES, NEW, TOOL_QUESTIONS = 4, 3, 12, 2
-TASK = """
-task: sums
-dataset_path: json
-dataset_name: null
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: generate_until
-test_split: test
-doc_to_text: "What is {{{{a}}}} + 1? It is"
-doc_to_target: "{{{{b}}}}"
-generation_kwargs: {{until: ["\\n\\n"], do_sample: false}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +49,13 @@ def both(
     """The runs of transformers and of the other engine, by kind and by the name of a task."""
     stacks = stacks_with(request.param)
     sweeps = sweep_type(tmp_path_factory.mktemp(request.param))
-    rows = ({"a": number, "b": number + 1} for number in range(QUESTIONS))
-    (sweeps.folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    task = sweeps.folder / "sums.yaml"
-    task.write_text(TASK.format(data=sweeps.folder / "sums.jsonl"), encoding="utf-8")
+    task = writing(
+        sweeps.folder,
+        "sums",
+        ({"a": number, "target": number + 1} for number in range(QUESTIONS)),
+        doc_to_text="What is {{a}} + 1? It is",
+        generation_kwargs={"until": ["\n\n"], "do_sample": False},
+    )
     content: dict[str, Any] = {
         "models": [{"id": str(model), "dtype": "float32", "label": "random"}],
         "engines": ["transformers", ENGINES[request.param]],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fake_openai import KEY, FakeOpenAI
+from own_tasks import SUBJECTS, choosing, writing
 
 from harness.api.plan import plan, plan_with_state
 from harness.api.run import run
@@ -21,30 +22,6 @@ from harness.recipe import load_recipe
 from harness.report.redact import Redaction
 
 pytestmark = pytest.mark.heavy
-
-SUBJECTS = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour")
-CHOOSES = """
-task: chooses
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "The {{{{subject}}}} was"
-doc_to_choice: ["cold and quiet.", "old.", "as wide as the sea."]
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-WRITES = """
-task: writes
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: generate_until
-test_split: test
-doc_to_text: "The {{{{subject}}}} was"
-doc_to_target: "{{{{target}}}}"
-generation_kwargs: {{until: ["###"], max_gen_toks: 4, do_sample: false}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-"""
 
 
 class Other(FakeOpenAI):
@@ -91,11 +68,9 @@ def tasks(folder: Path, tokenizer: Any, plain: FakeOpenAI) -> list[dict[str, str
         rows.append(
             {"subject": subject, "answer": index % 2, "target": plain.written(prompt, {"max_tokens": 4})["text"]}
         )
-    data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for name, text in (("chooses", CHOOSES), ("writes", WRITES)):
-        (folder / f"{name}.yaml").write_text(text.format(data=data), encoding="utf-8")
-    return [{"name": str(folder / f"{name}.yaml")} for name in ("chooses", "writes")]
+    shortly = {"until": ["###"], "max_gen_toks": 4, "do_sample": False}
+    written = writing(folder, "writes", rows, doc_to_text="The {{subject}} was", generation_kwargs=shortly)
+    return [{"name": str(choosing(folder, "chooses", rows))}, {"name": str(written)}]
 
 
 def test_answers_and_log_likelihoods_become_records_beside_the_baselines(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from own_tasks import choosing
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.api.plan import plan
@@ -26,18 +26,6 @@ pytestmark = pytest.mark.heavy(minutes=1)
 
 BLOCK_BYTES = {"Q8_0": 34 / 32}
 BOTH = ["transformers", "llamacpp"]
-TASK = """
-task: weather
-dataset_path: json
-dataset_name: null
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "The {{{{subject}}}} was"
-doc_to_choice: ["cold and quiet.", "old.", "as wide as the sea."]
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
 
 Measure = Callable[..., tuple[RunRecord, ...]]
 
@@ -89,12 +77,7 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(measure:
 
 
 def test_both_engines_are_asked_the_same_questions(measure: Measure, tmp_path: Path) -> None:
-    data = tmp_path / "questions.jsonl"
-    subjects = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour")
-    rows = ({"subject": subject, "answer": index % 3} for index, subject in enumerate(subjects))
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (tmp_path / "weather.yaml").write_text(TASK.format(data=data), encoding="utf-8")
-    records = measure(measure={"tasks": [{"name": str(tmp_path / "weather.yaml")}]})
+    records = measure(measure={"tasks": [{"name": str(choosing(tmp_path, "weather"))}]})
     base, other = (record for record in records if record.spec.kind == "task")
     scores = [record.find("task_score") for record in (base, other)]
     assert (base.spec.engine, other.spec.engine) == tuple(BOTH)

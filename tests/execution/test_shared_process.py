@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from own_tasks import choosing
 
 from harness.core.record import RunRecord
 
 pytestmark = pytest.mark.heavy
 
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "The {{{{subject}}}} in the {name} was"
-doc_to_choice: ["cold and quiet.", "old.", "as wide as the sea."]
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[str]:
     """Three tasks of a user's own."""
-    data = tmp_path / "questions.jsonl"
-    subjects = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour")
-    rows = ({"subject": subject, "answer": index % 3} for index, subject in enumerate(subjects))
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    named = {name: TASK.format(name=name, data=data) for name in ("spring", "autumn", "winter")}
-    for name, text in named.items():
-        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-    return [str(tmp_path / f"{name}.yaml") for name in named]
+    names = ("spring", "autumn", "winter")
+    return [str(choosing(tmp_path, name, doc_to_text=f"The {{{{subject}}}} in the {name} was")) for name in names]
 
 
 def test_shared_and_separate_processes_agree(sweep_type, tmp_path: Path, tiny: Path, tasks: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from own_tasks import SUBJECTS, choosing, scored, writing
 
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload, TextRef
@@ -26,22 +27,6 @@ from harness.tasks.thinking import Thinking
 
 pytestmark = pytest.mark.heavy
 
-SUBJECTS = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour", "forest", "station")
-CHOICE = """
-task: {name}
-dataset_path: json
-dataset_name: null
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "The {{{{subject}}}} was"
-doc_to_choice: "{{{{endings}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
-"""
-
 
 @pytest.fixture(scope="module")
 def lm(tiny: Path):
@@ -51,19 +36,12 @@ def lm(tiny: Path):
     return HFLM(pretrained=str(tiny), dtype="float32", batch_size=4, device="cpu")
 
 
-def questions(path: Path, count: int) -> Path:
+def own(folder: Path, name: str = "endings", count: int = 10, **settings: object) -> TaskWorkload:
     rows = (
         {"subject": subject, "endings": ["wide.", "cold and quiet.", "old."], "answer": i % 3, "passage": f"p{i // 2}"}
         for i, subject in enumerate(SUBJECTS[:count])
     )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def own(folder: Path, name: str = "endings", count: int = 10, **settings: object) -> TaskWorkload:
-    path = folder / f"{name}.yaml"
-    data = questions(folder / f"{name}.jsonl", count)
-    path.write_text(CHOICE.format(name=name, data=data), encoding="utf-8")
+    path = choosing(folder, name, rows, doc_to_choice="{{endings}}", **scored("acc", "acc_norm"))
     return TaskWorkload(name, str(path), own="0", **settings)  # type: ignore[arg-type]
 
 
@@ -216,24 +194,7 @@ def test_a_template_is_compiled_once_and_asks_the_same(tmp_path: Path, monkeypat
     assert len(compiled) > 2 * len(once)
 
 
-WRITTEN = """
-task: sums
-dataset_path: json
-dataset_name: null
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-output_type: generate_until
-test_split: test
-doc_to_text: "{{{{a}}}} + 1 ="
-doc_to_target: "{{{{b}}}}"
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 30}}
-num_fewshot: 2
-metric_list:
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
-filter_list:
-  - {{name: strict, filter: [{{function: regex, regex_pattern: '#([0-9]+)'}}, {{function: take_first}}]}}
-  - name: loose
-    filter: [{{function: regex, regex_pattern: '([0-9]+)', group_select: -1}}, {{function: take_first}}]
-"""
+FIRST = {"function": "take_first"}
 
 
 class Parrot(TemplateLM):  # type: ignore[misc]
@@ -262,11 +223,23 @@ class Parrot(TemplateLM):  # type: ignore[misc]
 
 
 def sums(folder: Path, texts: list[list[str]], **settings: object) -> tuple[Parrot, dict[str, Measurement]]:
-    data = folder / "sums.jsonl"
-    data.write_text("".join(json.dumps({"a": n, "b": n + 1, "day": n // 2}) + "\n" for n in range(4)), encoding="utf-8")
-    (folder / "sums.yaml").write_text(WRITTEN.format(data=data), encoding="utf-8")
+    task = writing(
+        folder,
+        "sums",
+        ({"a": n, "target": n + 1, "day": n // 2} for n in range(4)),
+        doc_to_text="{{a}} + 1 =",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 30},
+        num_fewshot=2,
+        filter_list=[
+            {"name": "strict", "filter": [{"function": "regex", "regex_pattern": "#([0-9]+)"}, FIRST]},
+            {
+                "name": "loose",
+                "filter": [{"function": "regex", "regex_pattern": "([0-9]+)", "group_select": -1}, FIRST],
+            },
+        ],
+    )
     lm = Parrot(texts)
-    workload = TaskWorkload("sums", str(folder / "sums.yaml"), own="0", **settings)  # type: ignore[arg-type]
+    workload = TaskWorkload("sums", str(task), own="0", **settings)  # type: ignore[arg-type]
     found = evaluate(lm, workload)
     scores = {f"{m.protocol['filter']}": m for m in found.scores}
     return lm, scores | {m.metric: m for m in found.answers}
