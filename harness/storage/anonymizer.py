@@ -197,7 +197,8 @@ class Anonymizer:
 
     def _relative(self, match: re.Match[str]) -> str:
         place = self.places[match[1]]
-        return "" if place == "." and match[2] else place + (match[2] or "")
+        after_slash = match.string.endswith("/", 0, match.start())  # what follows must not become an absolute path
+        return "" if place == "." and match[2] and not after_slash else place + (match[2] or "")
 
     @cached_property
     def _variables(self) -> dict[str, str]:

@@ -49,7 +49,10 @@ def test_one_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
         pass
 
 
-def test_that_of_a_killed_command_is_debris_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+def test_that_of_a_killed_command_is_debris_and_that_of_a_running_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the system's may hold what other commands left
     with hub_cache(tmp_path) as running:
         dead = replace(current_owner(), start=1)
         left = running.with_name(running.name.replace(str(current_owner()), str(dead)))

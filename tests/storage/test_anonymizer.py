@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from run_specs import run_spec
 
@@ -113,6 +113,7 @@ def test_without_a_home_folder_nothing_is_replaced_by_its_absence() -> None:
         max_size=8,
     ).map("".join)
 )
+@example("//home/planted-alice/repo/recipes/tmp")
 def test_stored_text_stays_as_it_is_when_it_is_stored_again(text: str) -> None:
     once = PLANTED.message(text)
     assert PLANTED.message(once) == once
