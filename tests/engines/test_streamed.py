@@ -258,8 +258,9 @@ def test_a_tensor_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
     tensors = load_file(file)
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(SourceError, match=r"lacks model\.layers\.2\.mlp\.up_proj\.weight.*; fetch it again"):
-        streamed(request)
+    for way in (streamed, load):
+        with pytest.raises(SourceError, match=r"lacks model\.layers\.2\.mlp\.up_proj\.weight.*; fetch it again"):
+            way(request)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +274,9 @@ def test_a_checkpoint_unlike_its_configuration_is_refused(name: str, value: int,
     request = saved(tmp_path, CONFIGS["llama"]())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
-    with pytest.raises(SourceError, match=message):
-        streamed(request)
+    for way in (streamed, load):
+        with pytest.raises(SourceError, match=message):
+            way(request)
 
 
 def test_states_that_fit_nowhere_end_the_run_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,8 +122,10 @@ def as_loaded(model: Any, device: str, dtype: str) -> Any:
     for name, module in list(inner.named_modules()):
         if isinstance(module, BaseQuantLinear):
             inner.set_submodule(name, _runnable(module, inner.device))
-    for parameter in inner.parameters():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
+    for module in inner.modules():
+        for name, held in module.named_parameters(recurse=False):
+            # a new one: what came back from disk is an inference tensor, whose data cannot be replaced
+            setattr(module, name, torch.nn.Parameter(held.detach().to(getattr(torch, dtype)), requires_grad=False))
     return inner.eval()
 
 

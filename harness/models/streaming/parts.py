@@ -26,9 +26,8 @@ from harness.core.engine import LoadRequest
 from harness.errors import HarnessError, SourceError, UnsupportedError
 from harness.host.allocator import return_freed_memory
 from harness.models import native
-from harness.models.loading import load_transformers
+from harness.models.loading import load_transformers, refuse_reshaped, refuse_unlike
 from harness.models.published import quantization_config
-from harness.models.scope import in_decoder
 from harness.models.streaming.reading import CheckpointReader, TensorReader
 
 if TYPE_CHECKING:
@@ -397,23 +396,10 @@ def _refuse_unlike(model: Any, info: Any) -> None:
     """Raises SourceError for a checkpoint that does not hold what the architecture needs, or more layers than that."""
     if info.conversion_errors:
         raise SourceError(f"the checkpoint cannot be converted: {_last_line(info.conversion_errors)}")
-    if info.mismatched_keys:
-        name, found, expected = sorted(info.mismatched_keys)[0]
-        raise SourceError(f"{name}: the checkpoint's shape is {tuple(found)}, and config.json says {tuple(expected)}")
+    refuse_reshaped(info.mismatched_keys)
     known = replace(info, missing_keys=set(info.missing_keys), unexpected_keys=set(info.unexpected_keys))
     model._adjust_missing_and_unexpected_keys(known)
-    missing = sorted(known.missing_keys - set(model.all_tied_weights_keys))
-    if missing:
-        raise SourceError(f"the checkpoint lacks {_some(missing)}, which its config.json needs; fetch it again")
-    foreign = sorted(name for name in known.unexpected_keys if in_decoder(name, 2))
-    if foreign:
-        raise SourceError(
-            f"the checkpoint has {_some(foreign)}, for which its config.json has no place: they are not of one model"
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    refuse_unlike(known.missing_keys - set(model.all_tied_weights_keys), known.unexpected_keys)
 
 
 def _last_line(errors: Mapping[str, str]) -> str:
