@@ -30,6 +30,7 @@ from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.objects import is_url, local_path
+from harness.storage.spill import Saver
 from harness.storage.store import Store
 
 
@@ -107,7 +108,7 @@ def run_part(
             on_event(GpuUnused(anonymizer.message(problem)))
         replan = partial(plan, chosen, opened.site, allow_leak)
         planned = replan()
-        _ask_servers(chosen, planned, store, opened.site.artifacts)
+        _ask_servers(chosen, planned, store, site.spill_roots, opened.site.artifacts)
         planned = _fetched(planned, opened, replan)
         tried: set[str] = set()
         while create_stacks is not None and (missing := _missing_stacks(planned, opened.stacks) - tried):
@@ -141,10 +142,13 @@ def _forecast(
     return forecast(todo, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
 
 
-def _ask_servers(recipe: Recipe, planned: Sequence[PlannedRun], store: Store, artifacts: Artifacts) -> None:
+def _ask_servers(
+    recipe: Recipe, planned: Sequence[PlannedRun], store: Store, spill_roots: Sequence[Path], artifacts: Artifacts
+) -> None:
     """Asks the servers of the runs that are left: a recipe of which every run is done needs none of them."""
     if endpoints(planned):
-        finished = done(planned, store.read(recipe.name).records, artifacts.outcome)
+        spilled = [each.record for each in Saver(store, spill_roots).spilled(recipe.name)]  # the sweep takes them in
+        finished = done(planned, [*store.read(recipe.name).records, *spilled], artifacts.outcome)
         ask_servers(recipe, left(planned, finished, artifacts.outcome))
 
 

@@ -74,11 +74,12 @@ class Setting:
 class QuantizeJob(Generic[P]):
     """One offline quantization: reads the checkpoint at ``source`` and writes a loadable one to ``out``.
 
-    ``load`` reads the source as an unquantized transformers model on the job's device; methods whose library does its
-    own loading do not call it. ``scope`` names the modules to quantize, ``untouched`` every other module with a
-    matrix: the head, routers, what the recipe skips. ``overrides`` maps module names to the parameters that differ
-    there. ``note`` adds a fact to the run's record. ``probe`` keeps a few logits of the quantized model, to compare the
-    reloaded one with: a method whose saving changes the model calls it first, so that no copy of the model is needed.
+    ``load`` reads the source as an unquantized transformers model on the job's device, or as keyword arguments for
+    ``from_pretrained`` say; methods whose library does its own loading do not call it. ``scope`` names the modules to
+    quantize, ``untouched`` every other module with a matrix: the head, routers, what the recipe skips. ``overrides``
+    maps module names to the parameters that differ there. ``note`` adds a fact to the run's record. ``probe`` keeps a
+    few logits of the quantized model, to compare the reloaded one with: a method whose saving changes the model calls
+    it first, so that no copy of the model is needed.
     """
 
     params: P
@@ -87,7 +88,7 @@ class QuantizeJob(Generic[P]):
     device: str
     dtype: str
     seed: int
-    load: Callable[[], Any]
+    load: Callable[..., Any]
     calibration: CalibrationSet | None = None
     scope: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_source(context: Context, source: Path) -> Any:
-    """The source as an unquantized transformers model; works with transformers 4.51 and 5."""
+def load_source(context: Context, source: Path, **options: Any) -> Any:
+    """The source as an unquantized transformers model; works with transformers 4.51 and 5.
+
+    ``options`` go to ``from_pretrained``.
+    """
     import torch
 
     spec, attention = context.spec, context.spec.job.conditions.attention
-    arguments: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    arguments = {"device_map": device_map(spec.device, spec.job.conditions.gpus), **options}
+    if attention:
+        arguments["attn_implementation"] = attention
     model = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
         source,
         torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
-        device_map=device_map(spec.device, spec.job.conditions.gpus),
         use_safetensors=True,
         trust_remote_code=spec.model.trust_remote_code,
         **arguments,

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -449,7 +450,7 @@ def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model
             device="cpu",
             dtype="float32",
             seed=0,
-            load=lambda: transformers.AutoModelForCausalLM.from_pretrained(request.path, dtype=torch.float32).eval(),
+            load=partial(transformers.AutoModelForCausalLM.from_pretrained, request.path, dtype=torch.float32),
             calibration=CalibrationSet(CALIBRATION_ROWS, [32] * len(CALIBRATION_ROWS), ""),
             untouched=untouched,
             probe=lambda model, way=way: logits.update({way: logits_of(model, tokens)}),
@@ -464,6 +465,25 @@ def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model
     }
     assert files["parts"].keys() == files["whole"].keys()
     assert files["parts"] == files["whole"]
+
+
+def test_layers_on_disk_are_loaded_as_the_run_loads_its_source(tmp_path: Path) -> None:
+    """With the recipe's attention above all: what a calibrated method sees depends on it, and an id does too."""
+    request, attentions = saved(tmp_path / "source", CONFIGS["llama"]()), []
+    chosen = available("llmc-rtn")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    job = QuantizeJob(
+        params=chosen.params.model_validate(DISK_TO_DISK["llmc-rtn"]),
+        source=request.path,
+        out=tmp_path / "out",
+        device="cpu",
+        dtype="float32",
+        seed=0,
+        load=partial(load, request.path, dtype=torch.float32, attn_implementation="eager"),
+        probe=lambda model: attentions.append(model.config._attn_implementation),
+    )
+    chosen.quantize_parts(job)
+    assert attentions == ["eager"]
 
 
 def logits_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from harness.figures.derived.scores import scores
 from harness.planning.recipe_of import recipe_of
 from harness.recipe import load_recipe
 from harness.report.redact import Redaction
+from harness.storage.spill import Saver
 
 pytestmark = pytest.mark.heavy
 
@@ -182,8 +183,14 @@ def test_only_what_is_left_to_run_needs_its_server(
         server.fault = lambda path, before: (500, b"gone")
     with pytest.raises(RecipeError, match=r"recipe\.yaml:.*HTTP 500"):
         run(path, *where)
-    for made in planned:
-        sweeps.store.save(RunRecord(made.spec, Outcome("ok"), "s", 1, "2026-01-01T00:00:00+00:00", 1.0))
+    first, *others = (RunRecord(each.spec, Outcome("ok"), "s", 1, "2026-01-01T00:00:00+00:00", 1.0) for each in planned)
+    for record in others:
+        sweeps.store.save(record)
+    full = where[0].rename(sweeps.folder / "full")
+    where[0].touch()  # a file in the folder's place: the record waits elsewhere
+    Saver(sweeps.store, [where[1] / "spill"]).save(first)
+    where[0].unlink()
+    full.rename(where[0])
     assert [record.session for record in run(path, *where)] == ["s"] * len(planned)
     assert not plan_with_state(path, *where).forecast.runs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         device=job.conditions.device,
         dtype=variant.model.dtype,
         seed=variant.seed,
-        load=lambda: load_source(context, source),
+        load=partial(load_source, context, source),
         calibration=calibration,
         scope=modules.scope,
         untouched=modules.untouched,

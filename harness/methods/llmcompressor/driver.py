@@ -22,7 +22,6 @@ from harness.core.format import Codes
 from harness.core.method import Beside, CalibrationSet, QuantizeJob
 from harness.host.allocator import return_freed_memory
 from harness.models.compressed import QUANT_METHOD
-from harness.models.loading import checkpoint_class
 from harness.models.skeleton import skeleton
 from harness.models.streaming.parts import is_layer, layer_of
 
@@ -108,14 +107,10 @@ def _load_on_disk(job: QuantizeJob[Any], folder: str) -> Any:
     from compressed_tensors.offload import from_accelerate
 
     names = skeleton(LoadRequest(job.source, "float32", "cpu", trust_remote_code=job.trust_remote_code)).state_dict()
-    model = checkpoint_class(job.source, job.trust_remote_code).from_pretrained(
-        job.source,
-        dtype=job.dtype,
+    model = job.load(
         device_map={owner: "disk" if is_layer(owner) else "cpu" for owner in map(layer_of, names)},
         offload_folder=folder,
         offload_buffers=True,
-        use_safetensors=True,
-        trust_remote_code=job.trust_remote_code,
     )
     from_accelerate(model)
     return model
