@@ -151,8 +151,8 @@ class Method(Generic[P]):
                      reloaded one can be compared with it; or None, if the job's ``probe`` had that model.
 
     ``quantize_parts`` does the same for a model of which one part is in memory at a time, and writes the same
-    checkpoint. ``streams`` says that the transformers engine
-    may load the result part by part, bit by bit as it loads the whole.
+    checkpoint; ``gathers_parts`` says that at its end the whole quantized model is in memory. ``streams`` says that the
+    transformers engine may load the result part by part, bit by bit as it loads the whole.
     ``read`` loads what ``quantize`` wrote if transformers alone cannot; if that ``streams``, by transformers' own
     loading, with all that is to be done to loaded layers in its quantizer. ``stack`` names the environment
     that quantizes; the main stack always measures. ``packages`` are needed there to quantize, ``readers``
@@ -198,6 +198,7 @@ class Method(Generic[P]):
     load_config: Callable[[P, Setting], object] | None = None
     quantize: Callable[[QuantizeJob[P]], Any] | None = None
     quantize_parts: Callable[[QuantizeJob[P]], Any] | None = None
+    gathers_parts: bool = False
     streams: bool = False
     read: Callable[[LoadRequest], Any] | None = None
     enable: Callable[[], None] | None = None

@@ -472,6 +472,8 @@ class _OnEngine:
             source_bytes = _weight_bytes(self.source, sweep.base, sweep.machine.device)
             placed = sweep.place(quantizing, self.source, method, registry.engine(MAIN_ENGINE), source_bytes)
             quantizing = replace(quantizing, conditions=replace(conditions, residency=placed.residency))
+            written = _checkpoint_bytes(self.source, method, sweep.machine.device)
+            gathered = written if method.method.gathers_parts else 0
             quantize = sweep.run(
                 quantizing,
                 method,
@@ -481,8 +483,8 @@ class _OnEngine:
                 method.method.stack,
                 note=placed.note,
                 size=self.size,
-                checkpoint_bytes=_checkpoint_bytes(self.source, method, sweep.machine.device),
-                peak=peak_bytes(self.source, source_bytes, placed.residency),
+                checkpoint_bytes=written,
+                peak=peak_bytes(self.source, source_bytes, placed.residency, gathered),
             )
             yield quantize
             made |= {"quantize": quantize.spec.run_id}

@@ -66,8 +66,13 @@ def room(machine: Machine, conditions: Conditions, limit_bytes: int | None) -> R
     return Room(int(WEIGHTS_SHARE * least), least, of)
 
 
-def peak_bytes(source: SourceModel, weight_bytes: int | None, residency: Residency) -> int | None:
-    """About the most memory that a run needs: all weights, or two layers of them, or embedding and head if larger."""
+def peak_bytes(
+    source: SourceModel, weight_bytes: int | None, residency: Residency, gathered_bytes: int = 0
+) -> int | None:
+    """About the most memory that a run needs: all weights, or two layers of them, or what is larger of other parts.
+
+    Those are embedding and head, and what a streamed run gathers until its end.
+    """
     if weight_bytes is None or residency == "resident":
         return None if weight_bytes is None else LIBRARIES_BYTES + weight_bytes
     layers: Counter[str] = Counter()
@@ -76,7 +81,7 @@ def peak_bytes(source: SourceModel, weight_bytes: int | None, residency: Residen
         layers[found[0] if found else name] += math.prod(shape)
     per_parameter = weight_bytes / (source.decoder_parameters + source.other_parameters)
     at_once = max(2 * max(layers.values()), source.other_parameters)
-    return LIBRARIES_BYTES + math.ceil(at_once * per_parameter)
+    return LIBRARIES_BYTES + max(math.ceil(at_once * per_parameter), gathered_bytes)
 
 
 def place(

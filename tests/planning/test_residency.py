@@ -85,6 +85,18 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
     assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer, rel=1e-6)
 
 
+def test_what_gptqmodel_gathers_until_its_end_counts_for_the_peak(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the model had many layers: its checkpoint is larger than two of them."""
+    monkeypatch.setattr("harness.planning.plan._checkpoint_bytes", lambda *_: 900_000)
+    eight = {"bits": 8, "group_size": 32}
+    content = {"methods": [{"gptq": eight}, {"llmc-gptq": eight}], "calibration": {"samples": 4, "length": 32}}
+    runs = make(limits=TOO_SMALL, measure=QUALITY, **content)
+    gptq, llmc = (run for run in runs if run.spec.kind == "quantize")
+    assert gptq.spec.job.conditions.residency == llmc.spec.job.conditions.residency == "streamed"
+    assert gptq.peak_bytes == LIBRARIES_BYTES + 900_000
+    assert llmc.peak_bytes < gptq.peak_bytes  # its layers stay on disk
+
+
 def test_a_printed_plan_has_each_peak_beside_the_memory_that_there_is(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

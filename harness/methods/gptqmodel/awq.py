@@ -90,6 +90,7 @@ AWQ = Method(
     enable=gptqmodel.enable,
     quantize=quantize,
     quantize_parts=partial(quantize, from_disk=True),
+    gathers_parts=True,
     multimodal=frozenset(),
     streams=True,
     calibrated=lambda params: True,

@@ -96,6 +96,7 @@ GPTQ = Method(
     enable=gptqmodel.enable,
     quantize=quantize,
     quantize_parts=partial(quantize, from_disk=True),
+    gathers_parts=True,
     read=read,
     streams=True,
     calibrated=lambda params: True,
