@@ -22,7 +22,6 @@ def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype
     Nothing is compiled: auto-round would have a compiler work for minutes on layers that compute for seconds.
     """
     import torch
-    import torch._dynamo
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
@@ -31,7 +30,7 @@ def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype
     from harness.models.headers import read_directory
     from harness.models.scope import modules
 
-    torch._dynamo.config.disable = True
+    torch.compiler.set_stance("force_eager")
     method = plugins.method(name)
     if method.enable is not None:
         method.enable()
