@@ -174,6 +174,16 @@ def _answered_here(configs: Sequence[resolve.Config]) -> list[dict[str, Any]]:
     return answered
 
 
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """torch compiles nothing: gptqmodel compiles its unpacking on CPUs, anew each time that a layer is loaded."""
+    import torch
+
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
 @pytest.fixture(autouse=True)
 def transformers_as_it_is() -> Iterator[None]:
     """Fails the test after which transformers loads some mixtures otherwise, in place of tests that come later."""

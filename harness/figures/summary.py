@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -136,34 +136,34 @@ def builder(kind: Any) -> Callable[[Any], Any]:
 
 
 def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
-    """What makes a dataclass from the list of its fields, which it may change: most are plain values."""
-    names = [name for name, _ in _builders(kind)]
-    nested = _nested(build for _, build in _builders(kind))
+    """What makes a dataclass from the list of its fields, which it may change."""
+    names, fill = [name for name, _ in _builders(kind)], _filler(build for _, build in _builders(kind))
     assemble = assembler(kind)
+    return lambda values: assemble(zip(names, fill(values), strict=True))
 
-    def construct(values: list[Any]) -> Any:
+
+def _tuple_of(builds: Sequence[Callable[[Any], Any]]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """What makes a tuple from the list of its parts, which it may change. ValueError if they are more or fewer."""
+    fill, count = _filler(builds), len(builds)
+
+    def make(values: list[Any]) -> tuple[Any, ...]:
+        if len(values) != count:
+            raise ValueError(f"{len(values)} parts of a tuple of {count}")
+        return tuple(fill(values))
+
+    return make
+
+
+def _filler(builds: Iterable[Callable[[Any], Any]]) -> Callable[[list[Any]], list[Any]]:
+    """What makes each value of a list, in its place: most are plain values, which stay."""
+    nested = [(place, build) for place, build in enumerate(builds) if build is not _same]
+
+    def fill(values: list[Any]) -> list[Any]:
         for place, build in nested:
             values[place] = build(values[place])
-        return assemble(zip(names, values, strict=True))
-
-    return construct
-
-
-def _tuple_of(builds: Iterable[Callable[[Any], Any]]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """What makes a tuple from the list of its parts, which it may change."""
-    nested = _nested(builds)
-
-    def fill(values: list[Any]) -> tuple[Any, ...]:
-        for place, build in nested:
-            values[place] = build(values[place])
-        return tuple(values)
+        return values
 
     return fill
-
-
-def _nested(builds: Iterable[Callable[[Any], Any]]) -> list[tuple[int, Callable[[Any], Any]]]:
-    """The places of values that are not plain, and what makes them."""
-    return [(place, build) for place, build in enumerate(builds) if build is not _same]
 
 
 def _same(value: Any) -> Any:

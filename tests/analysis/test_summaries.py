@@ -235,3 +235,10 @@ def test_reports_and_recommendations_are_the_same_with_what_was_kept(
     assert (results / SUMMARIES).read_bytes() != kept
     (results / SUMMARIES).write_bytes(kept)  # out of date
     assert [path.read_bytes() for path in write_report(results, tmp_path / "3", ("md", "csv"))] == after
+
+
+@pytest.mark.parametrize("parts", [[1], [1, "a", 2]])
+def test_a_tuple_of_another_length_is_not_read(parts: list[object]) -> None:
+    assert summary.builder(tuple[int, str])([1, "a"]) == (1, "a")
+    with pytest.raises(ValueError, match="parts of a tuple of 2"):
+        summary.builder(tuple[int, str])(parts)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
 from harness.recipe import Model
 
-pytestmark = pytest.mark.heavy(minutes=1.5)
+pytestmark = [pytest.mark.heavy(minutes=1.5), pytest.mark.usefixtures("eager")]
 
 STATES_BYTES = 30_000
 """Less than what the windows' states take, so that some of them wait on disk."""
@@ -101,14 +101,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """gptqmodel compiles its unpacking on CPUs, anew each time that a layer is loaded."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
 
 
 def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB") -> LoadRequest:

@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from warm_commands import COMMAND
 
 from harness import plugins as registry
 from harness.cli.app import app
@@ -23,7 +23,6 @@ from harness.storage.store import Store
 
 pytestmark = pytest.mark.heavy(minutes=0.5)
 
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 FAULTY = Path(__file__).with_name("faulty_plugin")
 ENDS = {
     "killed": "crashed",

@@ -21,21 +21,13 @@ from harness.execution.local import ENVIRONMENT, local_site
 from harness.methods.gptqmodel import awq, driver
 from harness.models.headers import read_directory
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("eager")]
 
 PROBE = torch.arange(2, 34).unsqueeze(0)
 
 UP = "model.layers.1.mlp.up_proj"
 SHAPES = [(64, 64)] * 2 + [(32, 64)] * 2 + [(192, 64)] * 2 + [(64, 192)]
 """(rows, columns) of the tiny model's linear layers."""
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """gptqmodel compiles its unpacking on CPUs: half a minute that these tests are not about."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from harness.analysis.regression.endings import title
 from harness.analysis.regression.environment import changes as environment
 from harness.analysis.regression.exact import ROUNDING
 from harness.analysis.regression.matching import HASH_DIGITS, match
-from harness.core.assembly import assembler
 from harness.core.identity import digest
 from harness.core.model import MAIN_ENGINE
 from harness.core.record import FAILURES, Damaged, RunRecord
@@ -32,9 +31,6 @@ from harness.stats import changepoints
 from harness.stats.repeats import of_process
 
 Name = tuple[str, str, str, str, str]
-_SERIES: Callable[[Mapping[str, Any]], Series] = assembler(Series)
-_POINT: Callable[[Mapping[str, Any]], Point] = assembler(Point)
-"""A folder of many variants has tens of thousands of series."""
 READABLE = 60
 """Conditions up to this many letters are shown in full."""
 
@@ -152,35 +148,25 @@ def _series(name: Name, seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series
     threshold = spec.readers.gates.get(figure.name, figure.gate.default if figure.gate else 0.0)
     bounds = [0, *found, len(values)]
     levels = [of_process(values[start:end]) for start, end in pairwise(bounds)] if found else []
-    model, method, engine, *_ = name
-    return _SERIES(
-        {
-            "model": model,
-            "method": method,
-            "engine": engine,
-            "is_baseline": spec.is_baseline,
-            "metric": figure.name,
-            "where": found_last.where,
-            "apart": apart,
-            "unit": found_last.unit,
-            "direction": found_last.direction,
-            "relative": found_last.relative,
-            "threshold": threshold,
-            "noise": noise,
-            "sigma": changepoints.sigma(scale, found) if searched else None,
-            "points": tuple(map(_point, seen)),
-            "changes": tuple(
-                _change(seen, position, before, after, threshold)
-                for position, before, after in zip(found, levels, levels[1:], strict=False)
-            ),
-            "note": _note(noise, len(values)),
-        }
+    return Series(
+        *name[:3],
+        is_baseline=spec.is_baseline,
+        metric=figure.name,
+        where=found_last.where,
+        apart=apart,
+        unit=found_last.unit,
+        direction=found_last.direction,
+        relative=found_last.relative,
+        threshold=threshold,
+        noise=noise,
+        sigma=changepoints.sigma(scale, found) if searched else None,
+        points=tuple([Point(_session(each), each.case.began, each.found.value, each.found.n) for each in seen]),
+        changes=tuple(
+            _change(seen, position, before, after, threshold)
+            for position, before, after in zip(found, levels, levels[1:], strict=False)
+        ),
+        note=_note(noise, len(values)),
     )
-
-
-def _point(seen: _Seen) -> Point:
-    case, found = seen.case, seen.found
-    return _POINT({"session": _session(seen), "started_at": case.began, "value": found.value, "n": found.n})
 
 
 def _noise(figure: Figure[Any], found: CaseValue, values: Sequence[float]) -> Noise:
