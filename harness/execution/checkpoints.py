@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 from harness.models.headers import TOKENIZER_FILES
-from harness.models.loading import checkpoint_class, device_map, refuse_offloaded
+from harness.models.loading import checkpoint_class, device_map, refuse_offloaded, refuse_reshaped, refuse_unlike
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def load_source(context: Context, source: Path, **options: Any) -> Any:
     """The source as an unquantized transformers model; works with transformers 4.51 and 5.
 
-    ``options`` go to ``from_pretrained``.
+    ``options`` go to ``from_pretrained``. transformers fills what it does not find, and what has another shape, with
+    random numbers: raises SourceError for a checkpoint that is unlike its config.json.
     """
     import torch
 
@@ -26,13 +27,17 @@ def load_source(context: Context, source: Path, **options: Any) -> Any:
     arguments = {"device_map": device_map(spec.device, spec.job.conditions.gpus), **options}
     if attention:
         arguments["attn_implementation"] = attention
-    model = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
+    model, read = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
         source,
         torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
         use_safetensors=True,
         trust_remote_code=spec.model.trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by their names
         **arguments,
     )
+    refuse_reshaped(read["mismatched_keys"])
+    refuse_unlike(read["missing_keys"], read["unexpected_keys"])
     refuse_offloaded(model, spec.job.conditions.gpus)
     return model
 

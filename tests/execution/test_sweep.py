@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from warm_commands import COMMAND
 
@@ -128,6 +130,19 @@ def test_experts_that_a_library_passes_over_make_the_run_invalid(sweeps) -> None
         f"only {share:.1%} of the decoder's parameters are quantized; "
         "not: " + ", ".join(f"model.layers.0.mlp.experts.3.{name}" for name in ("down_proj", "gate_proj", "up_proj"))
     )
+
+
+def test_no_library_quantizes_a_checkpoint_that_lacks_a_tensor(sweeps, tiny: Path, tmp_path: Path) -> None:
+    """transformers would fill it with random numbers."""
+    source, lacking = shutil.copytree(tiny, tmp_path / "lacking"), "model.layers.0.mlp.up_proj.weight"
+    file = source / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != lacking}, file, {"format": "pt"})
+    methods = ["rtn", "gptq", "llmc-rtn"]
+    grouped = [{method: {"group_size": 32}} for method in methods]
+    made = sweeps.run(recipe(source, ["none", *grouped], calibration={"samples": 2, "length": 32}))
+    failures = {record.spec.method.name: record.outcome.failure for record in made if record.status == "failed"}
+    assert failures.keys() == {"none", *methods}
+    assert {lacking in failure.message for failure in failures.values()} == {True}
 
 
 def test_what_is_not_finite_is_named_and_its_artifact_is_not_kept(failures: dict[str, RunRecord]) -> None:

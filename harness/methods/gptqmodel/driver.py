@@ -78,10 +78,14 @@ def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arg
     With ``offload_to_disk`` in ``config``, gptqmodel reads a decoder layer from the checkpoint when its turn comes, and
     keeps what it makes of it in a temporary folder.
     If one of its threads fails, gptqmodel ends the whole process, with the error on stderr.
+    Raises SourceError for a checkpoint that lacks a tensor, which gptqmodel would fill with random numbers.
     """
     import torch
     from gptqmodel import GPTQModel
 
+    from harness.models.streaming.parts import refuse_incomplete
+
+    refuse_incomplete(LoadRequest(job.source, job.dtype, "cpu", trust_remote_code=job.trust_remote_code))
     if config.offload_to_disk:
         return_freed_memory()
     with _scratch():

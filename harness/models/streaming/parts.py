@@ -284,6 +284,11 @@ def _copied(value: Any) -> Any:
     return copy(value) if isinstance(value, dict | set | list) or is_dataclass(value) else value
 
 
+def refuse_incomplete(request: LoadRequest) -> None:
+    """Raises SourceError for a checkpoint that does not hold what its architecture needs. Reads no weights."""
+    _rehearse(request, CheckpointReader(request.path))
+
+
 Finish = Callable[[Any], Any]
 
 
