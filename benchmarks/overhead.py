@@ -34,7 +34,7 @@ from harness.storage.json_codec import decode, encode
 # Scripts run this file too: what only the comparison needs is imported there.
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "harness"]
 SAME = 1e-4
 """By how much the mean of values of one item each may differ, relatively: the same sums, in another process."""
 MEASURED = "measured.json"

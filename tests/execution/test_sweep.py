@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from command_line import COMMAND, qharness
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
-from warm_commands import COMMAND
 
 from harness import plugins as registry
 from harness.cli.app import app
@@ -268,7 +268,7 @@ def test_a_plugin_that_fails_at_import_is_told(sweeps, tiny: Path) -> None:
         sweeps.run(recipe(tiny, ["broken"]))
     assert "broken" in registry.method_names()
     for arguments in (["list", "methods"], ["doctor"]):
-        ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+        ended = qharness(*arguments)
         assert ended.returncode == 0
         assert "broken: the plugin 'faulty' fails at import" in " ".join(ended.stdout.split())
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command_line import qharness
 from nvml_stub import A100, H200, SLICED_H200, NvmlStub
 
 from harness.api import run as api_run
@@ -340,8 +339,7 @@ def test_doctor_says_what_is_wrong_and_what_to_run(
     nvml.holds(H200, driver="550.1", cuda=12040)
     monkeypatch.setenv("QHARNESS_CACHE", str(torch.cache))
     torch.is_written(error="The NVIDIA driver on your system is too old")
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "doctor"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = qharness("doctor")
     text = " ".join(ended.stdout.split())
     assert ended.returncode == 0
     assert "compute capability 9.0, CUDA of the driver 12.4, driver 550.1" in text
@@ -357,8 +355,8 @@ def test_plan_and_run_say_why_auto_takes_the_cpu(
     problem = "torch 2.13.0+cu130 cannot use the GPU: cannot load ~/libcudart.so"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{{name: on-cpu, models: [{{id: {tiny}}}], methods: [none], measure: {{memory: {{}}}}}}")
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "plan", recipe, "--cache", torch.cache]
-    ended = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ended = qharness("plan", recipe, "--cache", torch.cache, "--json", cwd=tmp_path)
+    assert ended.returncode == 0
     assert ended.stderr == f"the GPU is not used: {problem}\n"
     events: list[Event] = []
     monkeypatch.setattr(api_run, "sweep", lambda *rest: ())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from command_line import qharness
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import SourceError, UnsupportedError
@@ -257,8 +257,7 @@ def test_a_plan_refuses_it_in_one_line(tmp_path: Path) -> None:
     model_with(DATA / "bytes.gguf", tmp_path / "model.gguf", {"pre": "of the future"})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: r\nmodels: [model.gguf]\nmethods: [none]\nmeasure: {perplexity: {}}\n", encoding="utf-8")
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "plan", str(recipe)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = qharness("plan", recipe)
     assert ended.returncode == 2
     told = " ".join((ended.stdout + ended.stderr).split())
     assert "'of the future' (tokenizer.ggml.pre), is not known here; use another file" in told

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import probe
 
 from harness.cli.render import formats as console_formats
 from harness.errors import UsageError
@@ -150,14 +149,9 @@ def test_a_format_is_found_however_it_is_spelt() -> None:
 
 
 def test_the_table_needs_no_array_library() -> None:
-    code = (
-        "import sys\nfrom harness.cli import main\nsys.argv = ['qharness', 'formats', 'nf4']\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print('HEAVY', [name for name in ('numpy', 'torch', 'pandas') if name in sys.modules])"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "HEAVY []" in ended.stdout
-    assert "0.07958" in ended.stdout
+    ended = probe("formats", "nf4")
+    assert ended.imported.isdisjoint(("numpy", "torch", "pandas"))
+    assert "0.07958" in ended.output
 
 
 def test_json_is_one_object_a_format_and_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,9 +28,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, NoReturn
 
+from command_line import COMMAND
 from warm_workers import MESSAGE_BYTES, OF_TRANSFORMERS, PR_SET_PDEATHSIG, WORKER, import_shared, work
 
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 OF_COMMANDS = (
     "harness.api.run",
     "harness.cli.app",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import probe, qharness
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -285,15 +284,10 @@ def test_bad_input_is_one_message_and_exit_code_2(tiny: Path, arguments: tuple[s
 
 
 def test_json_for_machines_and_no_torch(tiny: Path) -> None:
-    code = (
-        "import sys\nfrom harness.cli import main\n"
-        f"sys.argv = ['qharness', 'estimate', {str(tiny)!r}, '--json', '--gpu', '1MiB']\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    lines = {entry["method"]: entry for entry in map(json.loads, ended.stdout.splitlines())}
+    ended = probe("estimate", tiny, "--json", "--gpu", "1MiB")
+    assert ended.code == 0
+    assert ended.imported.isdisjoint(("torch", "transformers", "pandas"))
+    lines = {entry["method"]: entry for entry in map(json.loads, ended.output.splitlines())}
     assert lines["none"]["parameters"] == {
         "all": 229_952,
         "active": 229_952,
@@ -316,8 +310,3 @@ def test_the_parts_of_one_variant_in_both_units(tiny: Path) -> None:
     assert "weights, total             919.9 kB = 898.3 KiB" in ended.stdout
     assert "key-value cache per token  1.024 kB = 1.000 KiB" in ended.stdout
     assert "longest context at batch 1: 512 tokens" in ended.stdout
-
-
-def qharness(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
