@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import plugins as registry
 from harness.analysis.choice import Recommendation
 from harness.api.candidates import PickCandidates, Seeker, base_of
-from harness.api.locations import open_results
 from harness.api.propose import find_model, forecaster_of, free_bytes, is_on_hub, is_written, recipe_name
-from harness.api.run import run
+from harness.api.run import RunSettings, run_part
+from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
@@ -21,8 +21,8 @@ from harness.errors import UsageError
 from harness.execution.debris import clear
 from harness.execution.events import Cleared, Event
 from harness.execution.fetch import fetch_into
-from harness.execution.local import LocalSite, local_site
-from harness.execution.sweep import done
+from harness.execution.local import LocalSite
+from harness.execution.resume import done
 from harness.models import hub
 from harness.models.downloads import hub_cache
 from harness.models.sources import inspect, is_here, on_hub
@@ -86,12 +86,10 @@ class PickRun:
 
 def write_recipe(
     request: PickRequest,
+    place: Workplace = USUAL_PLACE,
     out: Path | None = None,
     replace: bool = False,
     say: Callable[[str], None] = lambda message: None,
-    results: str | Path = "results",
-    cache: str | Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> PickRecipe:
     """Writes the recipe that compares the checkpoints, each hub id with its newest commit.
@@ -105,7 +103,7 @@ def write_recipe(
     name = recipe_name("pick", model)
     path = out or Path(f"{name}.yaml")
     first = f"qharness pick {request.arguments}"
-    site = local_site(cache, pythons)
+    site = place.site()
     if debris := clear([site.artifacts.root]):
         on_event(Cleared(debris))
     if is_written(path, first, replace):
@@ -119,7 +117,7 @@ def write_recipe(
     entry, source = find_model(model, None, path.parent, say)
     draft = RecipeDraft(name, entry, source, request.engine, EFFORTS[STANDARD], "demo", TIME_LIMIT, request.budget)
     planned = [run for run in plan(recipe_at(path, draft.data), site, models=[source]) if run.unsupported is None]
-    kept_bytes = forecaster_of(site, results, name)(planned, planned).disk_bytes
+    kept_bytes = forecaster_of(site, place.store(site), name)(planned, planned).disk_bytes
     candidates = candidates.within(allowed - base_bytes - kept_bytes)
     draft = draft.having([each.chosen for each in candidates.kept], draft.effort)
     head = [first, "Written by the command above, which resumes with it.", *_left_out_lines(candidates)]
@@ -141,12 +139,9 @@ def _download_bytes(model: str) -> int:
 
 def measure_each(
     path: Path,
-    results: str | Path = "results",
-    cache: str | Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
+    settings: RunSettings,
     say: Callable[[str], None] = lambda message: None,
-    on_event: Callable[[Event], None] = lambda event: None,
-    runner: Callable[..., Sequence[RunRecord]] = run,
+    runner: Callable[[Recipe, RunSettings], Sequence[RunRecord]] = run_part,
 ) -> PickRun:
     """Runs the recipe's checkpoints one after the other.
 
@@ -155,7 +150,7 @@ def measure_each(
     again. One that the hub does not give, or that turns out to be none, does not stop the others; raises its UsageError
     if there are no others.
     """
-    root = local_site(cache, pythons).artifacts.root
+    root = settings.place.site().artifacts.root
     recipe = load_recipe(path)
     first, *checkpoints = recipe.methods
     records: dict[str, RunRecord] = {}
@@ -164,12 +159,12 @@ def measure_each(
         alone = recipe.model_copy(update={"methods": (first, entry)})
         name = str(entry.params["id"])
         try:
-            if _is_done(alone, results, cache, pythons):
+            if _is_done(alone, settings.place):
                 say(f"{name}: measured before")
                 continue
             with hub_cache(root) as downloads:
                 _download(entry, downloads)
-                made = runner(alone.with_downloads(downloads), results, cache, pythons, on_event=on_event)
+                made = runner(alone.with_downloads(downloads), settings)
             records |= {record.spec.run_id: record for record in made}
         except UsageError as error:
             faults[name] = error
@@ -189,9 +184,9 @@ def _download(entry: MethodEntry, cache: Path) -> None:
             fetch_into(cache, found.ref)
 
 
-def _is_done(recipe: Recipe, results: str | Path, cache: str | Path | None, pythons: Mapping[str, Path] | None) -> bool:
-    site = local_site(cache, pythons)
-    records = open_results(results, site.artifacts.root).read(recipe.name).records
+def _is_done(recipe: Recipe, place: Workplace) -> bool:
+    site = place.site()
+    records = place.store(site).read(recipe.name).records
     planned = tuple(_as_if_here(recipe, site, records))
     finished = done(planned, records, site.artifacts.outcome)
     return all(run.unsupported or run.spec.run_id in finished for run in planned)

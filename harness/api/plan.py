@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.api.locations import open_results
+from harness.api.workplace import Workplace
 from harness.core.record import Damaged
 from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
+from harness.execution.resume import resume_point
 from harness.execution.starter import forks
-from harness.execution.sweep import done, left
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, NOTHING, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price
@@ -20,7 +20,6 @@ from harness.planning.servers import ask_servers
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
-from harness.storage.spill import Saver
 
 
 def plan(
@@ -54,9 +53,7 @@ class PlanState:
 
 def plan_with_state(
     recipe: str | Path,
-    results: str | Path = "results",
-    cache: str | Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
+    place: Workplace,
     allow_leak: bool = False,
     on_damage: Callable[[Damaged], None] = lambda damaged: None,
     on_unused_gpu: Callable[[str], None] = lambda problem: None,
@@ -69,9 +66,7 @@ def plan_with_state(
     asked whether they are there, unless ``offline``.
     """
     chosen = load_recipe(recipe)
-    here = local_site(cache, pythons, chosen.device)
-    if here.artifacts.shared is not None:
-        here.artifacts.shared.refuse_unreachable()
+    here = place.reachable_site(chosen.device)
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
     machine = here.machine(chosen.device)
     if machine.gpu_problem:
@@ -80,20 +75,16 @@ def plan_with_state(
         replace(run, reason=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)
     )
-    store, name = open_results(results, here.artifacts.root), planned[0].spec.recipe
-    spilled = [each.record for each in Saver(store, here.spill_roots).spilled(name)]  # 'qharness run' takes them in
-    found = store.read(name)
-    for damaged in found.damaged:
+    store = place.store(here)
+    resumed = resume_point(planned, store, here.spill_roots, here.artifacts)
+    for damaged in resumed.damaged:
         on_damage(anonymizer.damaged(damaged))
-    records = [*found.records, *spilled]
-    finished = frozenset(done(planned, records, here.artifacts.outcome))
-    todo = left(planned, finished, here.artifacts.outcome)
     if not offline:
-        ask_servers(chosen, todo)
-    speeds = machine_speeds(machine, here.artifacts.root) if todo else None
+        ask_servers(chosen, resumed.left)
+    speeds = machine_speeds(machine, here.artifacts.root) if resumed.left else None
     expected = NOTHING
     if speeds is not None:
-        known = [*store.read_others(name, MOST_OTHER_RUNS), *records]
+        known = [*store.read_others(chosen.name, MOST_OTHER_RUNS), *resumed.records]
         price = hourly_price(chosen)
-        expected = forecast(todo, planned, speeds, known, lanes=machine.gpus, price=price, spawned=not forks())
-    return PlanState(planned, finished, expected, speeds)
+        expected = forecast(resumed.left, planned, speeds, known, lanes=machine.gpus, price=price, spawned=not forks())
+    return PlanState(planned, frozenset(resumed.done), expected, speeds)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import plugins as registry
-from harness.api.locations import open_results
+from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.foreign import locate, read_file, shown
 from harness.core.identity import NAME
 from harness.errors import SourceError, UsageError
-from harness.execution.local import LocalSite, local_site
+from harness.execution.local import LocalSite
 from harness.execution.starter import forks
 from harness.host.speeds import machine_speeds
 from harness.models import hub
@@ -33,6 +33,7 @@ from harness.recipe import Model
 from harness.recipe.fields import MAX_RECIPE_NAME
 from harness.recipe.yaml_file import MAX_BYTES
 from harness.storage.disk import Disk
+from harness.storage.store import Store
 
 MOST_MINUTES = 60 * 24 * 30
 LEAST_LIMIT_MIN = 10
@@ -102,10 +103,8 @@ class Proposed:
 
 def propose(
     request: TryRequest,
+    place: Workplace = USUAL_PLACE,
     out: Path | None = None,
-    results: str | Path = "results",
-    cache: str | Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
     command: Command = "try",
     replace: bool = False,
     say: Callable[[str], None] = lambda message: None,
@@ -122,7 +121,7 @@ def propose(
     first = f"qharness {command} {request.arguments}"
     if is_written(path, first if command == "try" else None, replace):
         return Proposed(path, name, None)
-    site = local_site(cache, pythons)
+    site = place.site()
     entry, source = find_model(request.model, request.revision, path.parent, say)
     if request.purpose == "quality" and source.ref.kind == "synthetic":
         raise UsageError(
@@ -141,7 +140,7 @@ def propose(
         budget=None if budget is None else budget.size,
     )
     room = SweepRoom(request.minutes * 60, free_bytes(site.artifacts.root), budget)
-    forecaster = forecaster_of(site, results, name)
+    forecaster = forecaster_of(site, place.store(site), name)
     proposal = propose_at(draft, request.purpose, request.methods, room, path, site, forecaster)
     content = proposal.draft.text_with([first, *_head(proposal)])
     Disk().write_whole(path, content.encode())
@@ -252,9 +251,9 @@ def _text(text: str, folder: Path) -> str:
     return as_seen_from(folder, text) if "/" in text or Path(text).suffix else text
 
 
-def forecaster_of(site: LocalSite, results: str | Path, name: str) -> Forecaster:
+def forecaster_of(site: LocalSite, store: Store, name: str) -> Forecaster:
     """From this machine's speeds and its earlier runs."""
-    machine, store = site.machine("auto"), open_results(results, site.artifacts.root)
+    machine = site.machine("auto")
     speeds = machine_speeds(machine, site.artifacts.root)
     known = [*store.read_others(name, MOST_OTHER_RUNS), *store.read(name).records]
 

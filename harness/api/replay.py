@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.analysis.regression import Regression, track
@@ -13,8 +13,9 @@ from harness.analysis.regression.cases import Case, cases
 from harness.analysis.regression.endings import title
 from harness.analysis.regression.findings import RUNS, Finding
 from harness.api.locations import open_results
-from harness.api.run import run_part
+from harness.api.run import RunSettings, run_part
 from harness.api.verify_bundle import refuse_unverified
+from harness.api.workplace import Workplace
 from harness.core.foreign import shown
 from harness.core.model import ModelRef
 from harness.core.owner import temporary_folder
@@ -140,6 +141,7 @@ def replay(
             )
         recipes = sorted({case.spec.recipe for case in asked.values()})
         _refuse_own_runs(results, recipes, base)
+        settings = RunSettings(Workplace(results, cache, pythons), create_stacks=create_stacks, on_event=on_event)
         here = _Here([Path(each).expanduser() for each in sources])
         reasons: dict[str, str] = {}
         head: list[RunRecord] = []
@@ -153,16 +155,7 @@ def replay(
             try:
                 recipe = Recipe.model_validate_json(json.dumps(recipe_of(_specs(part, base), here.place)))
                 leak = any(getattr(case.spec.job, "allow_leak", False) for case in part.values())
-                head += run_part(
-                    recipe,
-                    results,
-                    cache,
-                    pythons,
-                    leak,
-                    part=chosen.of,
-                    create_stacks=create_stacks,
-                    on_event=on_event,
-                )
+                head += run_part(recipe, replace(settings, allow_leak=leak), chosen.of)
             except UsageError as error:
                 reasons |= dict.fromkeys(part, str(error))
         compared = [record for record in base if record.spec.case_id not in reasons]

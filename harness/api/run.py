@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from harness.api.locations import open_results
+from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import Artifacts
 from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.events import Cleared, Event, GpuUnused, Waiting
 from harness.execution.executor import Executor
-from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
-from harness.execution.local import local_site
+from harness.execution.executors import THIS_MACHINE, ExecutorChoice, OpenExecutor, open_executor
 from harness.execution.progress import ProgressNote
+from harness.execution.resume import resume_point
 from harness.execution.schedule import width
 from harness.execution.starter import forks
-from harness.execution.sweep import done, left, sweep
+from harness.execution.sweep import sweep
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
@@ -30,8 +30,19 @@ from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.objects import is_url, local_path
-from harness.storage.spill import Saver
 from harness.storage.store import Store
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How recipes are run; the parameters of ``run`` say what each means."""
+
+    place: Workplace = USUAL_PLACE
+    allow_leak: bool = False
+    paranoid: bool = False
+    executor: ExecutorChoice = THIS_MACHINE
+    create_stacks: Callable[[str], None] | None = None
+    on_event: Callable[[Event], None] = lambda event: None
 
 
 def run(
@@ -61,41 +72,23 @@ def run(
     says where it was kept, and the next call takes it in. A failed run is one of the returned records.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return run_part(
-        chosen,
-        results,
-        cache,
-        pythons,
-        allow_leak,
-        paranoid,
-        executor=executor,
-        create_stacks=create_stacks,
-        on_event=on_event,
-    )
+    place = Workplace(results, cache, pythons)
+    return run_part(chosen, RunSettings(place, allow_leak, paranoid, executor, create_stacks, on_event))
 
 
 def run_part(
     chosen: Recipe,
-    results: str | Path,
-    cache: str | Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
-    allow_leak: bool = False,
-    paranoid: bool = False,
-    *,
+    settings: RunSettings,
     part: Callable[[Sequence[PlannedRun]], Sequence[PlannedRun]] = lambda planned: planned,
-    executor: ExecutorChoice = THIS_MACHINE,
-    create_stacks: Callable[[str], None] | None = None,
-    on_event: Callable[[Event], None] = lambda event: None,
 ) -> tuple[RunRecord, ...]:
     """As ``run``, but only the ``part`` of the plan that the caller chooses; nothing happens if it chooses none."""
-    site = local_site(cache, pythons, chosen.device)
-    if site.artifacts.shared is not None:
-        site.artifacts.shared.refuse_unreachable()
-    debris = clear([site.artifacts.root, *([] if is_url(results) else [local_path(results)])])
+    place, on_event = settings.place, settings.on_event
+    site = place.reachable_site(chosen.device)
+    debris = clear([site.artifacts.root, *([] if is_url(place.results) else [local_path(place.results)])])
     if debris:
         on_event(Cleared(debris))
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
-    store = open_results(results, site.artifacts.root, anonymizer)
+    store = place.store(site, anonymizer)
     if store.remote is not None:
         with store.locked(chosen.name):  # a bucket that takes nothing is known before nodes are waited for
             pass
@@ -103,25 +96,32 @@ def run_part(
     def report(message: str) -> None:
         on_event(Waiting(anonymizer.message(message)))
 
-    with closing(open_executor(executor, site, report)) as opened:
+    with closing(open_executor(settings.executor, site, report)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
-        replan = partial(plan, chosen, opened.site, allow_leak)
-        planned = replan()
-        _ask_servers(chosen, planned, store, site.spill_roots, opened.site.artifacts)
-        planned = _fetched(planned, opened, replan)
-        tried: set[str] = set()
-        while create_stacks is not None and (missing := _missing_stacks(planned, opened.stacks) - tried):
-            _create(missing, opened.stacks, create_stacks)
-            tried |= missing
-            planned = _fetched(replan(), opened, replan)  # which may name another that a run needs
-        planned = tuple(part(planned))
+        planned = tuple(part(_planned(chosen, settings, opened, store, site.spill_roots)))
         if not planned:
             return ()
-        price = hourly_price(chosen)
-        expect = partial(_forecast, planned, opened, site.artifacts.root, store, price)
+        expect = partial(_forecast, planned, opened, site.artifacts.root, store, hourly_price(chosen))
         with ProgressNote(store, [each.spec for each in planned]) as note:
-            return sweep(planned, store, opened, note.following(on_event), paranoid, site.spill_roots, expect)
+            return sweep(planned, store, opened, note.following(on_event), settings.paranoid, site.spill_roots, expect)
+
+
+def _planned(
+    recipe: Recipe, settings: RunSettings, executor: OpenExecutor, store: Store, spill_roots: Sequence[Path]
+) -> tuple[PlannedRun, ...]:
+    """The plan, after asking the servers of what is left, fetching what it names on a hub, and creating its stacks."""
+    replan = partial(plan, recipe, executor.site, settings.allow_leak)
+    planned = replan()
+    if endpoints(planned):  # a recipe of which every run is done needs none of its servers
+        ask_servers(recipe, resume_point(planned, store, spill_roots, executor.site.artifacts).left)
+    planned = _fetched(planned, executor, replan)
+    tried: set[str] = set()
+    while settings.create_stacks is not None and (missing := _missing_stacks(planned, executor.stacks) - tried):
+        _create(missing, executor.stacks, settings.create_stacks)
+        tried |= missing
+        planned = _fetched(replan(), executor, replan)  # which may name another that a run needs
+    return planned
 
 
 def _forecast(
@@ -140,16 +140,6 @@ def _forecast(
     known = [*store.read_others(spec.recipe, MOST_OTHER_RUNS), *records]
     lanes = width([run.spec for run in planned], nodes)
     return forecast(todo, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
-
-
-def _ask_servers(
-    recipe: Recipe, planned: Sequence[PlannedRun], store: Store, spill_roots: Sequence[Path], artifacts: Artifacts
-) -> None:
-    """Asks the servers of the runs that are left: a recipe of which every run is done needs none of them."""
-    if endpoints(planned):
-        spilled = [each.record for each in Saver(store, spill_roots).spilled(recipe.name)]  # the sweep takes them in
-        finished = done(planned, [*store.read(recipe.name).records, *spilled], artifacts.outcome)
-        ask_servers(recipe, left(planned, finished, artifacts.outcome))
 
 
 def _fetched(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
+    from harness.api.workplace import Workplace
     from harness.stacks import Stacks
 
 
@@ -133,6 +134,13 @@ def below(results: str, recipe: str) -> str:
 def split_methods(given: list[str] | None) -> tuple[str, ...]:
     """Methods that were listed with commas, repeated, or both."""
     return tuple(each.strip() for text in given or () for each in text.split(",") if each.strip())
+
+
+def workplace(results: str, cache: str | Path | None, pythons: list[str] | None) -> Workplace:
+    """Where the options say that recipes run. Raises UsageError for a wrong ``--python``."""
+    from harness.api.workplace import Workplace
+
+    return Workplace(results, cache, interpreters(pythons))
 
 
 def interpreters(pythons: list[str] | None) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -46,6 +46,7 @@ from harness.execution.events import (
 )
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
+from harness.execution.resume import done, left
 from harness.execution.schedule import Schedule, compared_within, memory_needed
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
@@ -119,49 +120,6 @@ class _Sweep:
         except OSError as error:
             self.saver.report(f"the artifact of {spec.title} must not be used, and cannot be removed", error)
             return False
-
-
-def done(
-    planned: Sequence[PlannedRun], records: Sequence[RunRecord], kept: Callable[[RunSpec], Outcome | None]
-) -> dict[str, RunRecord]:
-    """The records, by run_id, of the runs that need not execute again.
-
-    They succeeded, and their artifact is still at the site (``kept`` returns its outcome) or no remaining run needs it.
-    A baseline's speed that may have to be measured again beside others is among them, and what it needs is needed.
-    """
-    well = {record.spec.run_id: record for record in records if record.status == "ok"}
-    unmeasured = [run.spec for run in planned if run.spec.run_id not in well and not run.unsupported]
-    groups = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
-    finished: dict[str, RunRecord] = {}
-    needed: set[str] = set()
-    for run in reversed(planned):
-        spec = run.spec
-        if spec.run_id in well and (spec.run_id not in needed or kept(spec) is not None):
-            finished[spec.run_id] = well[spec.run_id]
-            if not (spec.job.repeated and spec.is_baseline and compared_within(spec) in groups):
-                continue
-        if not run.unsupported:
-            needed.update(spec.needs.values())
-    return finished
-
-
-def left(
-    planned: Sequence[PlannedRun], finished: Collection[str], kept: Callable[[RunSpec], Outcome | None]
-) -> tuple[PlannedRun, ...]:
-    """The runs that a sweep will execute, unless one that they need fails.
-
-    ``finished`` are the ids of those that are ``done``; ``kept`` returns the outcome of an artifact that is here.
-    """
-    supported = [run for run in planned if not run.unsupported]
-    unmeasured = [run.spec for run in supported if run.spec.run_id not in finished]
-    groups = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
-
-    def executes(spec: RunSpec) -> bool:
-        if spec.run_id in finished:
-            return spec.job.repeated and spec.is_baseline and compared_within(spec) in groups
-        return kept(spec) is None
-
-    return tuple(run for run in supported if executes(run.spec))
 
 
 def sweep(

@@ -16,6 +16,7 @@ from harness.api import pick, propose
 from harness.api.candidates import base_of
 from harness.api.pick import PickRequest, measure_each, serving, write_recipe
 from harness.api.propose import find_model
+from harness.api.run import RunSettings
 from harness.core.model import ModelRef
 from harness.core.owner import current_owner
 from harness.core.record import Outcome, RunRecord
@@ -96,13 +97,13 @@ def test_one_checkpoint_at_a_time_is_on_the_disk_and_none_is_left(published: Hub
     path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq", "who/fp8"))).path
     measured = []
 
-    def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
+    def run(recipe: Recipe, settings: RunSettings) -> tuple[RunRecord, ...]:
         measured.append((entry(recipe), published.downloaded))
         assert recipe.downloads is not None
         assert snapshot(recipe.downloads, entry(recipe)).exists()
         return ()
 
-    measure_each(path, runner=run)
+    measure_each(path, RunSettings(), runner=run)
     names = ("gptq", "awq", "fp8")
     assert measured == [(f"who/{name}", [f"models--who--{name}"]) for name in names]
     assert published.downloaded == []
@@ -112,7 +113,7 @@ def test_one_checkpoint_at_a_time_is_on_the_disk_and_none_is_left(published: Hub
 def test_what_is_in_the_users_cache_is_used_and_stays(published: Hub, tiny: Path) -> None:
     shutil.copytree(tiny, snapshot(published.users, "who/awq"))
     path = write_recipe(PickRequest(str(tiny), ("who/gptq", "who/awq"))).path
-    measure_each(path, runner=lambda recipe, *where, on_event: ())
+    measure_each(path, RunSettings(), runner=lambda recipe, settings: ())
     assert published.fetched == ["who/gptq"]
     assert is_here("who/awq", COMMIT)
 
@@ -124,21 +125,21 @@ def test_an_interrupt_deletes_the_download_and_the_next_call_goes_on(
     finished: list[str] = []
     interrupted = ["who/awq"]
 
-    def run(recipe: Recipe, *where: Any, on_event: Any) -> tuple[RunRecord, ...]:
+    def run(recipe: Recipe, settings: RunSettings) -> tuple[RunRecord, ...]:
         if entry(recipe) in interrupted:
             raise KeyboardInterrupt
         finished.append(entry(recipe))
         return ()
 
-    monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: entry(recipe) in finished)
+    monkeypatch.setattr(pick, "_is_done", lambda recipe, place: entry(recipe) in finished)
     with pytest.raises(KeyboardInterrupt):
-        measure_each(write_recipe(request).path, runner=run)
+        measure_each(write_recipe(request).path, RunSettings(), runner=run)
     assert published.fetched == ["who/gptq", "who/awq"]
     assert published.downloaded == []
     interrupted.clear()
     monkeypatch.setattr(hub, "newest", lambda name: Published("b" * 40, 1))  # published anew: the pick goes on as begun
     path = write_recipe(request).path
-    measure_each(path, runner=run)
+    measure_each(path, RunSettings(), runner=run)
     assert finished == ["who/gptq", "who/awq"]
     assert {each.params["revision"] for each in load_recipe(path).methods[1:]} == {COMMIT}
 
@@ -166,10 +167,10 @@ def test_what_was_measured_is_known_when_its_checkpoint_is_deleted(
         raise AssertionError("a checkpoint was fetched again")
 
     monkeypatch.setattr(pick, "fetch_into", fetched_again)
-    measure_each(tmp_path / "pick-tiny-llama.yaml")
+    measure_each(tmp_path / "pick-tiny-llama.yaml", RunSettings())
     monkeypatch.setattr(LocalSite, "version", lambda site, package, stack="main": "newer than the records")
     with pytest.raises(AssertionError, match="fetched again"):  # other libraries may give other figures
-        measure_each(tmp_path / "pick-tiny-llama.yaml")
+        measure_each(tmp_path / "pick-tiny-llama.yaml", RunSettings())
 
 
 def test_another_budget_is_another_request(published: Hub, tiny: Path) -> None:
@@ -253,16 +254,16 @@ def test_a_checkpoint_that_cannot_be_had_does_not_stop_the_others(published: Hub
 
 def test_one_that_cannot_be_fetched_does_not_stop_the_others(published: Hub, tiny: Path) -> None:
     path = write_recipe(PickRequest(str(tiny), ("who/gone", "who/gptq"))).path
-    alone = write_recipe(PickRequest(str(tiny), ("who/gone",)), Path("alone.yaml")).path
+    alone = write_recipe(PickRequest(str(tiny), ("who/gone",)), out=Path("alone.yaml")).path
     published.absent = {"who/gone"}
     measured = []
-    made = measure_each(path, runner=lambda recipe, *where, on_event: measured.append(entry(recipe)) or ())
+    made = measure_each(path, RunSettings(), runner=lambda recipe, settings: measured.append(entry(recipe)) or ())
     assert measured == ["who/gptq"]
     assert [(each.label, each.reason) for each in made.left_out] == [
         ("who/gone", "could not fetch it: the hub is closed")
     ]
     with pytest.raises(SourceError, match="could not fetch it"):
-        measure_each(alone)
+        measure_each(alone, RunSettings())
 
 
 def test_each_whole_gguf_file_of_a_repository_is_a_checkpoint(published: Hub, tiny: Path) -> None:
@@ -281,18 +282,18 @@ def test_each_whole_gguf_file_of_a_repository_is_a_checkpoint(published: Hub, ti
     assert written.checkpoints == ("who/gguf/m.Q8_0.gguf", "who/gguf/m.Q4_K_M.gguf")
     entries = load_recipe(written.path).methods[1:]
     assert [each.params for each in entries] == [{"id": name, "revision": COMMIT} for name in written.checkpoints]
-    measure_each(written.path, runner=lambda recipe, *where, on_event: ())
+    measure_each(written.path, RunSettings(), runner=lambda recipe, settings: ())
     assert published.fetched == list(written.checkpoints)
     named = PickRequest(checkpoints=("who/gguf/m.F16.gguf", "who/gguf/m.Q2_K.gguf"), **of)
-    one = write_recipe(named, Path("one.yaml"))
+    one = write_recipe(named, out=Path("one.yaml"))
     assert one.checkpoints == ("who/gguf/m.F16.gguf",)
     assert [each.reason for each in one.left_out] == [
         "llamacpp reads GGUF files of one part, and it holds none of that name"
     ]
-    several = write_recipe(PickRequest(checkpoints=("who/gguf", "who/gguf/m.F16.gguf"), **of), Path("several.yaml"))
+    several = write_recipe(PickRequest(checkpoints=("who/gguf", "who/gguf/m.F16.gguf"), **of), out=Path("several.yaml"))
     assert several.checkpoints == (*written.checkpoints, "who/gguf/m.F16.gguf")
     with pytest.raises(UsageError, match="transformers does not read GGUF files; give --engine llamacpp"):
-        write_recipe(PickRequest(str(tiny), ("who/gguf/m.Q8_0.gguf",)), Path("two.yaml"))
+        write_recipe(PickRequest(str(tiny), ("who/gguf/m.Q8_0.gguf",)), out=Path("two.yaml"))
 
 
 def test_a_gguf_file_may_have_any_name_that_leads_nowhere_else(published: Hub, tiny: Path) -> None:
@@ -304,7 +305,7 @@ def test_a_gguf_file_may_have_any_name_that_leads_nowhere_else(published: Hub, t
     asked = ("who/gguf", str(here.relative_to(published.folder)))
     path = write_recipe(PickRequest(str(tiny), asked, "llamacpp")).path
     assert [each.params["id"] for each in load_recipe(path).methods[1:]] == [f"who/gguf/{odd}", asked[1]]
-    measure_each(path, runner=lambda recipe, *where, on_event: ())
+    measure_each(path, RunSettings(), runner=lambda recipe, settings: ())
     assert published.fetched == [f"who/gguf/{odd}"]
     for name in ("../x.gguf", "a/../../x.gguf", "/etc/x.gguf", "a//x.gguf", "a\\x.gguf", "a\nx.gguf"):
         assert on_hub(f"who/gguf/{name}") == (f"who/gguf/{name}", None), name

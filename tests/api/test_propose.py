@@ -31,7 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_recipe_names_the_model_as_its_own_folder_sees_it(tiny: Path, place: Path) -> None:
     shutil.copytree(tiny, place / "model")
     (place / "recipes").mkdir()
-    made = propose(TryRequest("model", ("int8",)), place / "recipes" / "mine.yaml")
+    made = propose(TryRequest("model", ("int8",)), out=place / "recipes" / "mine.yaml")
     recipe = load_recipe(made.path)
     assert recipe.models[0].id == "../model"
     assert (recipe.name, made.name) == ("try-model", "try-model")

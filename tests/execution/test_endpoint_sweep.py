@@ -13,6 +13,7 @@ from own_tasks import SUBJECTS, choosing, writing
 
 from harness.api.plan import plan, plan_with_state
 from harness.api.run import run
+from harness.api.workplace import Workplace
 from harness.core.job import AnswerTask
 from harness.core.record import Outcome, RunRecord
 from harness.errors import RecipeError
@@ -167,10 +168,11 @@ def test_a_command_asks_each_server_once_or_if_offline_not_at_all(
     assert sorted(asked) == ["fake", "other"]
     for server in servers:
         server.fault = lambda path, before: (500, b"gone")
-    state = plan_with_state(path, sweeps.folder / "results", sweeps.folder / "cache", offline=True)
+    place = Workplace(sweeps.folder / "results", sweeps.folder / "cache")
+    state = plan_with_state(path, place, offline=True)
     assert [run.spec.case_id for run in state.planned] == [run.spec.case_id for run in planned]
     with pytest.raises(RecipeError, match=r"HTTP 500, 1 times"):
-        plan_with_state(path, sweeps.folder / "results", sweeps.folder / "cache")
+        plan_with_state(path, place)
 
 
 def test_only_what_is_left_to_run_needs_its_server(
@@ -192,7 +194,7 @@ def test_only_what_is_left_to_run_needs_its_server(
     where[0].unlink()
     full.rename(where[0])
     assert [record.session for record in run(path, *where)] == ["s"] * len(planned)
-    assert not plan_with_state(path, *where).forecast.runs
+    assert not plan_with_state(path, Workplace(*where)).forecast.runs
 
 
 def test_what_needs_a_model_here_is_unsupported_on_a_server(

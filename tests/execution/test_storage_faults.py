@@ -20,7 +20,8 @@ from harness.core.site import HERE, Node
 from harness.errors import ExitCode, ResultsError, StorageError
 from harness.execution.events import ArtifactDamaged, DamageFound, Ended, Event, TakenIn, Verifying
 from harness.execution.local import LocalSite
-from harness.execution.sweep import done, sweep
+from harness.execution.resume import done
+from harness.execution.sweep import sweep
 from harness.planning.plan import PlannedRun
 from harness.stacks import Stacks
 from harness.storage.cache import Cache

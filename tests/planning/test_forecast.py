@@ -21,7 +21,7 @@ from harness.core.model import ModelRef
 from harness.core.record import Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import Machine, Speeds
-from harness.execution.sweep import left
+from harness.execution.resume import left
 from harness.figures.formats import significant
 from harness.host import speeds as timing
 from harness.host.speeds import machine_speeds

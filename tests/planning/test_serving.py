@@ -11,7 +11,8 @@ import pytest
 from clock_server import MODEL, Answer, clock_server
 
 from harness.api.plan import plan
-from harness.api.run import _missing_stacks, run_part
+from harness.api.run import RunSettings, _missing_stacks, run_part
+from harness.api.workplace import Workplace
 from harness.core.site import Machine
 from harness.core.workload import Slo
 from harness.errors import RecipeError, UsageError
@@ -98,8 +99,8 @@ def test_each_missing_stack_is_created_once_also_if_that_fails(
     monkeypatch.setattr("harness.stacks.build.create", create)
     data = {"name": "s", "models": [str(tiny)], "methods": ["none"], "engines": ["llamacpp", "vllm"], "device": "cpu"}
     recipe = Recipe.model_validate_json(json.dumps({**data, "measure": {"serving": USUAL}}))
-    where = (tmp_path / "results", tmp_path / "cache")
-    assert run_part(recipe, *where, part=lambda planned: (), create_stacks=said.append) == ()
+    settings = RunSettings(Workplace(tmp_path / "results", tmp_path / "cache"), create_stacks=said.append)
+    assert run_part(recipe, settings, part=lambda planned: ()) == ()
     assert tried == ["llamacpp", "vllm"]
     assert said == ["there is no compiler"]
 

@@ -24,8 +24,8 @@ from harness.cli.options import (
     Revision,
     TextName,
     below,
-    interpreters,
     split_methods,
+    workplace,
 )
 from harness.errors import UsageError
 from harness.report.terminal import say
@@ -62,7 +62,7 @@ def init(
     runs_on = _answer(engine, f"Engine: {', '.join(engine_names())}", str, TryRequest.engine)
     time_min = _answer(minutes, "Minutes", _number, TryRequest.minutes)
     request = TryRequest(chosen, split_methods(methods), budget, time_min, aim.value, runs_on, text, revision)
-    proposed = propose(request, out, results, cache, interpreters(pythons), "init", force, say)
+    proposed = propose(request, workplace(results, cache, pythons), out, "init", force, say)
     show_proposed(proposed)
     say(f"next: qharness run {proposed.path}")
     objective = "".join(f" --{option} {name}" for option, name in request.objective.items())

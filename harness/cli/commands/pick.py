@@ -18,7 +18,7 @@ from harness.cli.options import (
     RecipeOut,
     ResultsFolder,
     below,
-    interpreters,
+    workplace,
 )
 from harness.errors import ExitCode
 from harness.report.terminal import say
@@ -64,6 +64,7 @@ def pick(
     """
     from harness.api.pick import PickRequest, measure_each, serve_command, write_recipe
     from harness.api.recommend import recommend
+    from harness.api.run import RunSettings
     from harness.cli.render.propose import show_picked
     from harness.cli.render.recommend import show
     from harness.cli.render.sweep import display
@@ -74,10 +75,11 @@ def pick(
     disk_bytes = None if disk is None else size_bytes(disk, "--disk")
     served_in = None if budget is None else parse(budget, "--budget").size
     request = PickRequest(model, tuple(checkpoints or ()), engine, disk_bytes, served_in)
-    written = write_recipe(request, out, force, say, results, cache, interpreters(pythons), _tell)
+    place = workplace(results, cache, pythons)
+    written = write_recipe(request, place, out, force, say, _tell)
     show_picked(written)
     with interrupts.resumable(), display(False) as on_event:
-        made = measure_each(written.path, results, cache, interpreters(pythons), say, on_event)
+        made = measure_each(written.path, RunSettings(place, on_event=on_event), say)
     for fault in made.left_out:
         say(f"left out: {fault.label}: {fault.reason}", error=True)
     folder = below(results, _name(written.path))

@@ -14,7 +14,7 @@ from harness.cli.options import (
     RecipeFile,
     ResultsFolder,
     below,
-    interpreters,
+    workplace,
 )
 
 
@@ -42,9 +42,7 @@ def plan(
     damaged: list[Damaged] = []
     state = plan_with_state(
         recipe,
-        results,
-        cache,
-        interpreters(pythons),
+        workplace(results, cache, pythons),
         allow_leak,
         damaged.append,
         lambda problem: say(f"the GPU is not used: {problem}", error=True),

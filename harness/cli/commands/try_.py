@@ -26,8 +26,8 @@ from harness.cli.options import (
     Revision,
     TextName,
     below,
-    interpreters,
     split_methods,
+    workplace,
 )
 from harness.errors import ExitCode
 from harness.report.terminal import say
@@ -58,7 +58,7 @@ def try_(
     from harness.cli.render.propose import show_proposed
 
     request = TryRequest(model, split_methods(methods), budget, minutes, purpose.value, engine, text, revision)
-    proposed = propose(request, out, results, cache, interpreters(pythons), "try", force, say)
+    proposed = propose(request, workplace(results, cache, pythons), out, "try", force, say)
     show_proposed(proposed)
     if plan_only:
         say(f"next: qharness run {proposed.path}")
