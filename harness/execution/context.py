@@ -248,7 +248,7 @@ class Context:
             chosen.read,
             spec.job.conditions.gpus,
             setting.untouched,
-            self._streaming(),
+            self.streaming(),
             spec.method.endpoint,
         )
 
@@ -256,7 +256,7 @@ class Context:
         if (endpoint := self.spec.method.endpoint) is not None:
             self.label("remote", model=endpoint.model)
 
-    def _streaming(self) -> Streaming | None:
+    def streaming(self) -> Streaming | None:
         """How the run reads its model part by part; None if it loads it whole."""
         spec = self.spec
         if spec.job.conditions.residency == "resident":

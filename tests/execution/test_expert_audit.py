@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_llama import small_llama
 from small_mixture import ACTIVE, DEAD, EXPERTS, LAYERS, save_small_mixture, small_mixture
 
+from harness.core.identity import Residency
 from harness.core.method import CalibrationSet
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
@@ -51,9 +53,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return save_small_mixture(tmp_path_factory.mktemp("mixture"), tiny)
 
 
-def context(folder: Path, model: Path) -> Context:
+def context(folder: Path, model: Path, residency: Residency = "resident") -> Context:
     ref = ModelRef("mixture", "mixture", "0", "directory", str(model), "float32")
-    return Context(run_spec("quantize", "audit", ref, RTN, NONE), Cache(folder), lambda phase: None)
+    spec = run_spec("quantize", "audit", ref, RTN, NONE)
+    job = replace(spec.job, conditions=replace(spec.job.conditions, residency=residency))
+    return Context(replace(spec, job=job), Cache(folder), lambda phase: None)
 
 
 def calibration(rows: int = 12, length: int = 32, padding: int = 8) -> CalibrationSet:
@@ -63,10 +67,11 @@ def calibration(rows: int = 12, length: int = 32, padding: int = 8) -> Calibrati
     return CalibrationSet(tokens, lengths, digest(tokens, lengths))
 
 
+@pytest.mark.parametrize("residency", ["resident", "streamed"])
 def test_the_planted_dead_expert_is_found_and_every_count_is_that_of_the_model_s_own_router(
-    mixture: Path, tmp_path: Path
+    mixture: Path, tmp_path: Path, residency: Residency
 ) -> None:
-    given, found = calibration(), context(tmp_path, mixture)
+    given, found = calibration(), context(tmp_path, mixture, residency)
     audit_experts(found, mixture, given)
     (tokens,) = found.measurements
     counts = dict(zip(tokens.item_ids, tokens.values, strict=True))
@@ -111,6 +116,16 @@ def test_the_methods_of_a_model_share_the_counts_and_a_damaged_file_is_counted_a
     third = context(tmp_path, mixture)
     audit_experts(third, mixture, given)
     assert third.measurements == first.measurements
+
+
+def test_a_model_that_does_not_fit_is_counted_in_parts(
+    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for whole in ("load_source", "free_bytes"):
+        monkeypatch.setattr(f"harness.execution.checks.experts.{whole}", lambda *given: pytest.fail("loads it whole"))
+    found = context(tmp_path, mixture, "streamed")
+    audit_experts(found, mixture, calibration())
+    assert [fact.code for fact in found.facts] == ["experts_seen"]
 
 
 def test_what_cannot_be_counted_is_a_fact_and_a_dense_model_leaves_nothing(

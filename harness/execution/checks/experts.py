@@ -9,14 +9,17 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import Routed
+from harness.core.engine import LoadRequest, Streaming
 from harness.core.identity import Scalar, full_digest
 from harness.core.method import CalibrationSet
 from harness.core.model import model_identity
@@ -29,6 +32,7 @@ from harness.execution.checks.noise import free_bytes
 from harness.execution.context import Context
 from harness.host.machine import installed_version
 from harness.models.headers import read_directory
+from harness.models.loading import device_map
 from harness.models.scope import holds_experts
 from harness.storage.folder_seal import read_sealed_json, with_seal
 
@@ -134,22 +138,49 @@ def _counted(context: Context, source: Path, calibration: CalibrationSet) -> Exp
 
     from harness.models.routers import expert_parameters, readable_blocks, watching_routers
 
-    _check_memory(context, source)
-    model = load_source(context, source).eval()
-    readable_blocks(model, model.config.get_text_config().vocab_size)
+    streaming = context.streaming()
+    model, run = _in_parts(context, source, streaming) if streaming else _whole(context, source)
     tokens: dict[str, torch.Tensor] = {}
+
+    def states(ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return found
+
+    def decode(samples: Iterable[torch.Tensor]) -> None:
+        deque(run([partial(states, ids.to(device_map(context.spec.device))) for ids in samples]), maxlen=0)
 
     def count(block: str, routed: Routed) -> None:
         found = torch.bincount(routed.chosen.flatten(), minlength=routed.scores.shape[-1]).cpu()
         tokens[block] = tokens[block] + found if block in tokens else found
 
+    readable_blocks(model, model.config.get_text_config().vocab_size, lambda ids: decode([ids]))
     with torch.inference_mode(), watching_routers(model, count):
-        for sample in calibration.texts:
-            model.get_decoder()(input_ids=torch.tensor([sample], device=model.device), use_cache=False)
+        decode(torch.tensor([sample]) for sample in calibration.texts)
     parameters = sum(each.numel() for each in model.parameters())
     blocks = expert_parameters(model)
     shares = {block: blocks[block] / len(tokens[block]) / parameters for block in blocks}
     return ExpertTokens({block: tokens[block].tolist() for block in blocks}, shares)
+
+
+Run = Callable[[Sequence[Callable[[], "torch.Tensor"]]], Iterator["torch.Tensor"]]
+"""Makes forward passes of a model and yields their results, in order."""
+
+
+def _whole(context: Context, source: Path) -> tuple[Any, Run]:
+    _check_memory(context, source)
+    return load_source(context, source).eval(), lambda calls: (call() for call in calls)
+
+
+def _in_parts(context: Context, source: Path, streaming: Streaming) -> tuple[Any, Run]:
+    """With one decoder layer in memory at a time."""
+    from harness.models.streaming.forwards import Forwards
+    from harness.models.streaming.parts import Parts
+
+    model, attention = context.spec.model, context.spec.job.conditions.attention
+    parts = Parts(
+        LoadRequest(source, model.dtype, context.spec.device, attention, trust_remote_code=model.trust_remote_code)
+    )
+    return parts.model, Forwards(parts, streaming.states_bytes).run
 
 
 def _check_memory(context: Context, source: Path) -> None:
