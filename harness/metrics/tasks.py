@@ -35,6 +35,7 @@ def measure(
     tokens of every request; None saves the time to tokenize them again. ``keeping`` makes a way to tokenize one that
     keeps what it made.
     """
+    from harness.tasks.generating import WritingRules
     from harness.tasks.lm import HarnessLM, encode
 
     layout: Layout | None = "alone" if alone else None
@@ -45,11 +46,8 @@ def measure(
         model,
         layout=layout,
         bos=workload.bos,
-        seed=workload.seed,
         encode=keeping(encode),
-        sampling=sampling,
-        new_tokens=workload.new_tokens,
-        think_end=workload.think_end_token,
+        writing=WritingRules(workload.seed, sampling, workload.new_tokens, workload.think_end_token),
     )
     asked = evaluate(lm, workload)
     if watch is not None:

@@ -43,6 +43,24 @@ SHARED_TOKENS = 32
 
 
 @dataclass(frozen=True)
+class WritingRules:
+    """How answers are written, whatever their task says.
+
+    With ``sampling``, each prompt has randomness of its own, and the samplings of the tasks themselves do not count;
+    otherwise those are seeded by ``seed``. ``new_tokens`` replaces the tasks' own limits of tokens. Of an answer, only
+    what follows the last ``think_end`` is scored, if it has one.
+    """
+
+    seed: int = 0
+    sampling: Sampling | None = None
+    new_tokens: int | None = None
+    think_end: str | None = None
+
+
+AS_THE_TASK_SAYS = WritingRules()
+
+
+@dataclass(frozen=True)
 class Completion:
     """What was written after a prompt.
 
@@ -67,31 +85,27 @@ def generate(
     prompts: Sequence[Prompt],
     max_length: int,
     rows: int,
-    seed: int,
     effort: Effort,
-    sampling: Sampling | None = None,
-    think_end: str | None = None,
+    writing: WritingRules,
 ) -> list[Completion]:
-    """What the model writes after each prompt, in order. ``rows`` is the batch size.
+    """What the model writes after each prompt, in order. ``rows`` is the batch size. Adds the work done to ``effort``.
 
-    With ``sampling``, each prompt has randomness of its own, and the samplings of the tasks themselves do not count;
-    otherwise those are seeded by ``seed``. What ``think_end`` ends is not scored. Adds the work done to ``effort``.
     Raises UnsupportedError if the model's length leaves no room for a prompt, or for settings that the model cannot
     follow.
     """
     import torch
 
-    torch.manual_seed(seed)
+    torch.manual_seed(writing.seed)
     found: list[Completion | None] = [None] * len(prompts)
     groups: dict[str, list[int]] = {}
     for index, (_, settings) in enumerate(prompts):
         groups.setdefault(json.dumps(settings, sort_keys=True, default=repr), []).append(index)
     for group in groups.values():
-        rules = _Rules(tokenizer, max_length, prompts[group[0]][1], sampling, think_end)
+        rules = _GroupRules(tokenizer, max_length, prompts[group[0]][1], writing)
         texts = [_Text(index, prompts[index][0][-rules.room :]) for index in group]
         with torch.inference_mode():
             if isinstance(model, Completes):
-                first = seed if sampling is None else seed + group[0]
+                first = writing.seed + (group[0] if writing.sampling else 0)
                 _complete(model, rules, texts, len(texts) if rows > 1 else 1, first, effort)
             else:
                 _Writer(model, rules, effort).write(texts, rows)
@@ -122,7 +136,7 @@ class _Text:
         return len(self.prompt) + len(self.written)
 
 
-class _Rules:
+class _GroupRules:
     """lm-eval's settings of one group of prompts: how to generate, when to stop, and what is left of the text.
 
     ``settings`` are for transformers' ``generate``, ``stops`` are the stop sequences and the tokenizer's EOS, ``new``
@@ -135,16 +149,15 @@ class _Rules:
         tokenizer: Any,
         max_length: int,
         settings: Mapping[str, Any],
-        sampling: Sampling | None = None,
-        think_end: str | None = None,
+        writing: WritingRules,
     ) -> None:
         self.tokenizer = tokenizer
-        self.sampling = sampling
-        self._think_end = think_end
+        self.sampling = writing.sampling
+        self._think_end = writing.think_end
         self.settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
         if self.settings.get("temperature") == 0.0:
             del self.settings["temperature"]  # transformers accepts no temperature without sampling
-        if sampling is not None:
+        if self.sampling is not None:
             self.settings = {name: each for name, each in self.settings.items() if name not in OWN_SETTINGS}
         self.new = int(self.settings.pop("max_gen_toks"))
         eos = tokenizer.eos_token_id
@@ -187,7 +200,7 @@ class _Rules:
 
 
 def _complete(
-    model: Completes, rules: _Rules, texts: Sequence[_Text], together: int, seed: int, effort: Effort
+    model: Completes, rules: _GroupRules, texts: Sequence[_Text], together: int, seed: int, effort: Effort
 ) -> None:
     """Has the model write all texts, ``together`` of them at once."""
     stops = [stop for stop in rules.stops if stop]
@@ -214,7 +227,7 @@ def _complete(
 class _Writer:
     """Generates text for prompts that share the same settings."""
 
-    def __init__(self, model: Generates, rules: _Rules, effort: Effort) -> None:
+    def __init__(self, model: Generates, rules: _GroupRules, effort: Effort) -> None:
         self._model = model
         self._rules = rules
         self._effort = effort

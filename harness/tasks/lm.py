@@ -18,8 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from harness.core.capability import Completes, Encode, Generates, LoadedModel, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.tasks.generating import ROWS, Completion, generate
-from harness.tasks.sampling import Sampling
+from harness.tasks.generating import AS_THE_TASK_SAYS, ROWS, Completion, WritingRules, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
 from harness.tasks.tool_calls.prompts import templated
 
@@ -43,12 +42,11 @@ class BatchNoise:
 class HarnessLM(TemplateLM):  # type: ignore[misc]
     """An ``lm_eval.api.model.LM`` on a loaded model. ``effort`` counts the work done so far.
 
-    ``layout=None`` selects the fastest layout that the model supports. ``encode`` may keep what it once made. With
-    ``sampling`` the first call of ``generate_until`` writes all samples of its requests at once, and returns the first
-    one of each; the next calls, which must bring the same requests, return the others. ``generations`` are those of the
-    latest call, by task and question. ``new_tokens`` replaces the tasks' own limit of tokens, and of each answer only
-    what follows the last ``think_end`` is returned, if it has one. Raises UnsupportedError if there is no tokenizer, if
-    it lacks the BOS token that ``bos`` requires, or if the model does not support the layout.
+    ``layout=None`` selects the fastest layout that the model supports. ``encode`` may keep what it once made. If
+    answers are sampled, the first call of ``generate_until`` writes all samples of its requests at once, and returns
+    the first one of each; the next calls, which must bring the same requests, return the others. ``generations`` are
+    those of the latest call, by task and question. Raises UnsupportedError if there is no tokenizer, if it lacks the
+    BOS token that ``bos`` requires, or if the model does not support the layout.
     """
 
     def __init__(
@@ -59,11 +57,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         bos: Literal["auto", "always", "never"] = "auto",
         max_length: int | None = None,
         budget_tokens: int | None = None,
-        seed: int = 0,
         encode: Encode = encode,
-        sampling: Sampling | None = None,
-        new_tokens: int | None = None,
-        think_end: str | None = None,
+        writing: WritingRules = AS_THE_TASK_SAYS,
     ) -> None:
         super().__init__()
         if model.tokenizer is None:
@@ -82,11 +77,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self.max_length = max_length or _max_length(model)
         self._bos = bos
         self._device = model.device
-        self._seed = seed
         self._encode = encode
-        self._sampling = sampling
-        self._new_tokens = new_tokens
-        self._think_end = think_end
+        self._writing = writing
         self._rounds: list[list[Completion]] = []
         self._contexts: list[str] = []
         self.generations: dict[tuple[str | None, int | None], Completion] = {}
@@ -162,26 +154,17 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         """What is written after each context: a list for each sample. All samples of a context follow one another."""
         if not isinstance(self.model, Generates | Completes):
             raise UnsupportedError("the task generates text, and this engine cannot")
-        samples = self._sampling.samples if self._sampling else 1
+        sampling, new_tokens = self._writing.sampling, self._writing.new_tokens
+        samples = sampling.samples if sampling else 1
         encoded = self._encoded(contexts)
-        limits = {} if self._new_tokens is None else {"max_gen_toks": self._new_tokens}
+        limits = {} if new_tokens is None else {"max_gen_toks": new_tokens}
         prompts = [
             (encoded[text], {**own, **limits})
             for text, own in zip(contexts, settings, strict=True)
             for _ in range(samples)
         ]
         rows = 1 if self.layout == "alone" else ROWS
-        found = generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            self.max_length,
-            rows,
-            self._seed,
-            self.effort,
-            self._sampling,
-            self._think_end,
-        )
+        found = generate(self.model, self.tokenizer, prompts, self.max_length, rows, self.effort, self._writing)
         return [found[sample::samples] for sample in range(samples)]
 
     def batch_noise(self, requests: Sequence[Instance]) -> BatchNoise:

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.core.engine import LoadRequest
 from harness.engines.vllm.engine import VllmParams, load
 from harness.engines.vllm.model import VllmModel
 from harness.errors import UnsupportedError
+from harness.tasks.generating import WritingRules
 from harness.tasks.lm import HarnessLM
 from harness.tasks.scoring import Request, score
 
@@ -103,8 +105,9 @@ def written(model: VllmModel, judge: HFLM) -> dict[str, Any]:
 def drawn(model: VllmModel) -> dict[str, Any]:
     """Sampled texts: twice with a seed, one prompt at a time with it, and with another seed."""
     requests = instances("generate_until", [("She was", SAMPLED)] * 4)
-    lms = (HarnessLM(model, seed=1), HarnessLM(model, seed=1), HarnessLM(model, seed=1, layout="alone"))
-    return {"sampled": [lm.generate_until(requests) for lm in (*lms, HarnessLM(model, seed=2))]}
+    seeded = partial(HarnessLM, model, writing=WritingRules(seed=1))
+    lms = (seeded(), seeded(), seeded(layout="alone"), HarnessLM(model, writing=WritingRules(seed=2)))
+    return {"sampled": [lm.generate_until(requests) for lm in lms]}
 
 
 def continued(model: VllmModel) -> list[list[int]]:

@@ -31,7 +31,7 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
-from harness.tasks.generating import _Rules, _Text
+from harness.tasks.generating import WritingRules, _GroupRules, _Text
 from harness.tasks.lm import HarnessLM
 from harness.tasks.sampling import Sampling
 from harness.tasks.scoring import Effort
@@ -239,13 +239,13 @@ def test_what_a_scheduled_prompt_costs_is_counted(stories: Both) -> None:
 def test_texts_are_drawn_each_from_a_seed_of_its_own(stories: Both) -> None:
     settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_gen_toks": 20}
     requests = instances("generate_until", *[("Once upon a time", settings)] * 3)
-    model, lm = stories.scheduling(seed=5)
+    model, lm = stories.scheduling(writing=WritingRules(seed=5))
     found = lm.generate_until(requests)
     assert len(set(found)) == 3
     assert [(seed, rest) for *_, seed, rest in model.written] == [
         (5, {"do_sample": True, "temperature": 0.7, "top_p": 0.9})
     ]
-    assert stories.scheduling(seed=5, layout="alone")[1].generate_until(requests) == found
+    assert stories.scheduling(writing=WritingRules(seed=5), layout="alone")[1].generate_until(requests) == found
 
 
 def test_a_prompt_of_one_token_is_written_after_too(stories: Both) -> None:
@@ -263,20 +263,20 @@ def samples_of(lm: HarnessLM, requests: list[Instance]) -> list[list[str]]:
 def test_samples_are_drawn_whatever_else_is_in_the_batch(stories: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     until = {"until": ["."], "max_gen_toks": 30, "do_sample": False, "temperature": 0.0}
     requests = instances("generate_until", *((text, until) for text in ("Once upon a time", "Tom and his dog", "A")))
-    settings: dict[str, Any] = {"sampling": DRAWN, "new_tokens": 20}
-    lm = stories.ours(**settings)
+    writing = WritingRules(sampling=DRAWN, new_tokens=20)
+    lm = stories.ours(writing=writing)
     found = samples_of(lm, requests)
     assert len({text for each in found for text in each}) > 6, "each sample is a text of its own"
-    assert found == samples_of(stories.ours(**settings), requests)
-    assert found == samples_of(stories.ours(**settings, layout="alone"), requests)
+    assert found == samples_of(stories.ours(writing=writing), requests)
+    assert found == samples_of(stories.ours(writing=writing, layout="alone"), requests)
     monkeypatch.setattr("harness.tasks.lm.ROWS", 2)
-    assert found == samples_of(stories.ours(**settings), requests)
-    other = stories.ours(sampling=replace(DRAWN, seed=6), new_tokens=20)
+    assert found == samples_of(stories.ours(writing=writing), requests)
+    other = stories.ours(writing=replace(writing, sampling=replace(DRAWN, seed=6)))
     assert found != samples_of(other, requests)
-    first = stories.ours(sampling=replace(DRAWN, temperature=1e-4))
+    first = stories.ours(writing=WritingRules(sampling=replace(DRAWN, temperature=1e-4)))
     greedy = stories.ours().generate_until(requests)
     assert samples_of(first, requests) == [greedy] * 3, "at no temperature the likeliest is drawn"
-    half = stories.ours(**settings)
+    half = stories.ours(writing=writing)
     half.generate_until(requests)
     with pytest.raises(InvalidRunError, match="different prompts"):
         half.generate_until(requests[:1] * 3)
@@ -284,7 +284,7 @@ def test_samples_are_drawn_whatever_else_is_in_the_batch(stories: Both, monkeypa
 
 def test_an_engine_that_samples_itself_gets_a_seed_for_every_sample(stories: Both) -> None:
     requests = instances("generate_until", *((text, {"max_gen_toks": 9}) for text in ("Once upon a time", "Tom")))
-    model, lm = stories.scheduling(sampling=DRAWN)
+    model, lm = stories.scheduling(writing=WritingRules(sampling=DRAWN))
     lm.generate_until(requests)
     ((prompts, new, _, seed, rest),) = model.written
     assert (len(prompts), new, seed) == (6, 9, 0), "the text after prompt i is drawn with seed + i"
@@ -312,8 +312,8 @@ def test_how_each_answer_ended_is_known(stories: Both, scheduled: bool) -> None:
 def test_what_follows_the_thinking_is_what_hflm_scores(stories: Both, scheduled: bool) -> None:
     prompts = ("Once upon a time", "Tom and his dog went to the park and", "One day, the")
     requests = instances("generate_until", *((text, {"until": ["."], "max_gen_toks": 30}) for text in prompts))
-    own = {"think_end": " a"}
-    lm = stories.scheduling(**own)[1] if scheduled else stories.ours(**own)
+    writing = WritingRules(think_end=" a")
+    lm = stories.scheduling(writing=writing)[1] if scheduled else stories.ours(writing=writing)
     found = lm.generate_until(requests)
     assert found == stories.judge(1, think_end_token=" a").generate_until(requests, disable_tqdm=True)
     whole = stories.ours()
@@ -336,7 +336,7 @@ class Spelled:
 def test_a_special_token_may_end_the_thinking() -> None:
     def answer(*written: str | int) -> str:
         tokens = [code for part in written for code in ([part] if isinstance(part, int) else map(ord, part))]
-        rules = _Rules(Spelled(), 99, {"until": ["."], "max_gen_toks": 50}, think_end="</think>")
+        rules = _GroupRules(Spelled(), 99, {"until": ["."], "max_gen_toks": 50}, WritingRules(think_end="</think>"))
         return rules.generation(_Text(0, (65,), tokens)).text
 
     assert answer("6. No, 7", 1, "or 8", 1, " It is 7. Yes", 0) == "It is 7"
@@ -347,7 +347,7 @@ def test_drawn_answers_repeat_with_their_seed(stories: Both) -> None:
     requests = instances(
         "generate_until", ("Once upon a time", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 30})
     )
-    drawn = [stories.ours(seed=seed).generate_until(requests) for seed in (1, 1, 2)]
+    drawn = [stories.ours(writing=WritingRules(seed=seed)).generate_until(requests) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 

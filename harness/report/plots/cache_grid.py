@@ -18,7 +18,7 @@ from harness.report.choice import MOST_ROWS
 from harness.report.column import Column, cell, columns_of
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot
-from harness.report.plots.theme import VERMILION, paper, variant_axis
+from harness.report.plots.theme import VERMILION, map_paper
 from harness.stats.estimate import Estimate
 
 SHOWN: tuple[tuple[Figure[Whole], str], ...] = (
@@ -69,17 +69,7 @@ def _map(table: Table, lines: Sequence[Line], figure: Figure[Whole], title: str)
     heads = [NAMES.get(cache, cache) for cache in caches]
     names = [_name(line) for line in rows]
     values = [[_value(column, line[cache]) if cache in line else None for cache in caches] for line in rows]
-    layout = paper(height_px=130 + 30 * len(rows), top_px=72) | {
-        "xaxis": {
-            "tickvals": list(range(len(caches))),
-            "ticktext": [f"{escape.plot(head)}<br>cache" for head in heads],
-            "side": "top",
-            "showgrid": False,
-            "zeroline": False,
-        },
-        "yaxis": variant_axis(names) | {"showgrid": False},
-    }
-    drawing = Drawing(layout)
+    drawing = Drawing(map_paper([f"{escape.plot(head)}<br>cache" for head in heads], names, row_px=30))
     drawing.heatmap(
         z=[[None if value is None else math.log10(max(value, LEAST)) for value in line] for line in values],
         text=[[BLANK if value is None else column.text(value) for value in line] for line in values],

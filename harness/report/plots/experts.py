@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from harness.figures.derived.experts import BlockAgreement, ExpertLoad
 from harness.figures.formats import PERCENT, significant
@@ -32,7 +33,7 @@ LOADS, OVERLAPS, DIVERGENCES = "expert-tokens", "router-overlap", "router-kl"
 
 def expert_plots(table: Table) -> tuple[Plot, ...]:
     """The heat maps that the table has figures for; none of a dense model."""
-    drawn = (_loads(table), _overlaps(table), _divergences(table))
+    drawn = (_loads(table), *(_by_layer(table, each) for each in ROUTER_MAPS))
     return tuple(plot for plot in drawn if plot)
 
 
@@ -99,9 +100,22 @@ def _load_line(load: ExpertLoad) -> tuple[str, ...]:
     return (load.block, *(f"{figure:,.0f}" for figure in figures), dead or "none")
 
 
-def _overlaps(table: Table) -> Plot | None:
-    return _by_layer(
-        table,
+@dataclass(frozen=True)
+class _RouterMap:
+    """What a map shows of each layer: how a value is written, and its place between the ends of the colours."""
+
+    name: str
+    title: str
+    caption: str
+    pick: Callable[[BlockAgreement], float]
+    write: Callable[[float], str]
+    place: Callable[[float], float]
+    colours: Sequence[tuple[float, str]]
+    ends: tuple[float, float]
+
+
+ROUTER_MAPS = (
+    _RouterMap(
         OVERLAPS,
         "Experts that routers choose as the baseline's do",
         "Share of a token's experts that the baseline's router chooses too, mean over the scored tokens, by layer. "
@@ -111,12 +125,8 @@ def _overlaps(table: Table) -> Plot | None:
         lambda value: value,
         LOW_TO_FULL,
         (LEAST_OVERLAP, 1.0),
-    )
-
-
-def _divergences(table: Table) -> Plot | None:
-    return _by_layer(
-        table,
+    ),
+    _RouterMap(
         DIVERGENCES,
         "KL of the routers' distributions",
         "KL(baseline ‖ variant) of the routers' distributions over all experts in nats, mean over the scored tokens, "
@@ -126,27 +136,19 @@ def _divergences(table: Table) -> Plot | None:
         lambda value: math.log10(max(value, LEAST_NAT)),
         NONE_TO_MUCH,
         (math.log10(LEAST_NAT), math.log10(MOST_NAT)),
-    )
+    ),
+)
 
 
-def _by_layer(
-    table: Table,
-    name: str,
-    title: str,
-    caption: str,
-    pick: Callable[[BlockAgreement], float],
-    write: Callable[[float], str],
-    place: Callable[[float], float],
-    colours: Sequence[tuple[float, str]],
-    ends: tuple[float, float],
-) -> Plot | None:
+def _by_layer(table: Table, drawn: _RouterMap) -> Plot | None:
     """Variants by layers; the baseline, which agrees with itself, is left out."""
     compared = [row for row in table.rows if row.experts and row.experts.blocks and not row.is_reference]
     rows = chosen(compared)
     blocks = list(dict.fromkeys(each.block for row in rows for each in _blocks(row)))
     if not blocks:
         return None
-    values = [{each.block: pick(each) for each in _blocks(row)} for row in rows]
+    values = [{each.block: drawn.pick(each) for each in _blocks(row)} for row in rows]
+    cells = [tuple(drawn.write(line[block]) if block in line else "—" for block in blocks) for line in values]
     written = len(blocks) <= MOST_WRITTEN
     layout = paper(height_px=130 + 26 * len(rows)) | {
         "xaxis": _layers(blocks) | {"title": {"text": "layer", "standoff": 8}, "autorange": True},
@@ -154,25 +156,23 @@ def _by_layer(
     }
     drawing = Drawing(layout)
     drawing.heatmap(
-        z=[[place(line[block]) if block in line else None for block in blocks] for line in values],
-        zmin=ends[0],
-        zmax=ends[1],
-        text=[[write(line[block]) if written and block in line else "" for block in blocks] for line in values],
+        z=[[drawn.place(line[block]) if block in line else None for block in blocks] for line in values],
+        zmin=drawn.ends[0],
+        zmax=drawn.ends[1],
+        text=[[drawn.write(line[block]) if written and block in line else "" for block in blocks] for line in values],
         hovertext=[
             [
-                f"{escape.plot(row.label)}<br>{escape.plot(block)}: {write(line[block]) if block in line else '—'}"
-                for block in blocks
+                f"{escape.plot(row.label)}<br>{escape.plot(block)}: {cell}"
+                for block, cell in zip(blocks, line, strict=True)
             ]
-            for row, line in zip(rows, values, strict=True)
+            for row, line in zip(rows, cells, strict=True)
         ],
-        colorscale=colours,
+        colorscale=drawn.colours,
     )
     head = ("Variant", *blocks)
-    lines = tuple(
-        (row.label, *(write(line[block]) if block in line else "—" for block in blocks))
-        for row, line in zip(rows, values, strict=True)
-    )
-    return Plot(name, title, caption + left_out(len(rows), len(compared)), head, lines, drawing.json())
+    lines = tuple((row.label, *line) for row, line in zip(rows, cells, strict=True))
+    caption = drawn.caption + left_out(len(rows), len(compared))
+    return Plot(drawn.name, drawn.title, caption, head, lines, drawing.json())
 
 
 def _blocks(row: VariantRow) -> tuple[BlockAgreement, ...]:

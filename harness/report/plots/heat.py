@@ -12,7 +12,7 @@ from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot
-from harness.report.plots.theme import SLOWER_TO_FASTER, paper, variant_axis
+from harness.report.plots.theme import SLOWER_TO_FASTER, map_paper
 from harness.stats.estimate import Estimate
 
 MOST_POINTS = 12
@@ -44,17 +44,8 @@ def speed_grid(table: Table) -> Plot | None:
         return None
     varying = _varying(points)
     ratios = [[each.ratio(row) for each in workloads] for row in rows]
-    layout = paper(height_px=130 + 26 * len(rows), top_px=72) | {
-        "xaxis": {
-            "tickvals": list(range(len(workloads))),
-            "ticktext": [f"{each.phase}<br>{'<br>'.join(varying(each.point))}" for each in workloads],
-            "side": "top",
-            "showgrid": False,
-            "zeroline": False,
-        },
-        "yaxis": variant_axis([row.label for row in rows]) | {"showgrid": False},
-    }
-    drawing = Drawing(layout)
+    heads = [f"{each.phase}<br>{'<br>'.join(varying(each.point))}" for each in workloads]
+    drawing = Drawing(map_paper(heads, [row.label for row in rows], row_px=26))
     _draw_map(drawing, rows, ratios, workloads)
     caption = (
         "Multiples of the baseline's speed at the same batch size and prompt length in the same session: above 1× "

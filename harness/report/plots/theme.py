@@ -85,5 +85,19 @@ def variant_axis(labels: Sequence[str]) -> dict[str, object]:
     }
 
 
+def map_paper(heads: Sequence[str], labels: Sequence[str], row_px: int) -> dict[str, object]:
+    """The layout of a heat map of variants, with the heads of its columns, which are HTML, above it."""
+    return paper(height_px=130 + row_px * len(labels), top_px=72) | {
+        "xaxis": {
+            "tickvals": list(range(len(heads))),
+            "ticktext": list(heads),
+            "side": "top",
+            "showgrid": False,
+            "zeroline": False,
+        },
+        "yaxis": variant_axis(labels) | {"showgrid": False},
+    }
+
+
 def _short(label: str) -> str:
     return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"
