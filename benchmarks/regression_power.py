@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from harness.analysis.regression import Finding, track
+from harness.analysis.regression.findings import Finding
+from harness.analysis.regression.track import track
 from harness.core.identity import Scalar
 from harness.core.job import AnswerTask, Conditions, Environment, Job, MeasurePerformance, MeasureQuality
 from harness.core.model import MethodRef, ModelRef

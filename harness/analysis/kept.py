@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from harness.core.exact_text import as_text, builder
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
 from harness.figures.derived.plausibility import Implausibility, implausible
-from harness.figures.summary import as_text, builder
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ from harness.analysis.history.values import CaseValue, comparability, values_of
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression.cases import Case, cases
 from harness.analysis.summaries import Summaries
+from harness.core.exact_text import builder
 from harness.core.record import RunRecord
 from harness.figures.figure import Figure, Place
-from harness.figures.summary import builder
 from harness.figures.table import Table, VariantRow
 from harness.plugins import gates
 from harness.stats.estimate import Estimate

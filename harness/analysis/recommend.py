@@ -15,10 +15,10 @@ from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.summaries import Summaries
 from harness.analysis.ties import Likeness, Order, order_by
 from harness.analysis.tradeoff import tradeoff
+from harness.core.exact_text import as_text, builder
 from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
-from harness.figures.summary import as_text, builder
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.stats.draws import Sampler, draws_for
 from harness.stats.estimate import Floats

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from harness.analysis.front_probability import front_probabilities
 from harness.analysis.kept import KeptEntries
 from harness.core.column import LazyColumn
+from harness.core.exact_text import as_text, builder
 from harness.core.identity import full_digest
 from harness.core.record import Measurement, RunRecord
 from harness.figures import summary
@@ -43,7 +44,7 @@ class Summaries(KeptEntries):
     def front_probabilities(self, rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
         """As ``harness.analysis.front_probability.front_probabilities``."""
         key = self.rows_key("front", rows)
-        return self.take(key, lambda: front_probabilities(rows), summary.as_text, lambda text: tuple(json.loads(text)))
+        return self.take(key, lambda: front_probabilities(rows), as_text, lambda text: tuple(json.loads(text)))
 
     def rows_key(self, about: str, rows: Sequence[VariantRow]) -> str | None:
         """Names what is derived from all rows of a table, in their order; None if one of them cannot be named."""
@@ -56,7 +57,7 @@ class Summaries(KeptEntries):
         Nothing is kept beside figures of plugins: whether their code is still the same is not known.
         """
         key = None if plugin_figures() else self.rows_key(about, rows)
-        found: T = self.take(key, make, summary.as_text, lambda text: read(json.loads(text)))
+        found: T = self.take(key, make, as_text, lambda text: read(json.loads(text)))
         return found
 
     def mean(self, floor: Measurement | None) -> Estimate | None:
@@ -64,13 +65,13 @@ class Summaries(KeptEntries):
         if floor is None:
             return None
         key = full_digest(["mean", self._digest(floor)]) if self._seals else None
-        found: Estimate = self.take(key, lambda: clustered_mean(floor), summary.as_text, _estimate)
+        found: Estimate = self.take(key, lambda: clustered_mean(floor), as_text, _estimate)
         return found
 
     def by_position(self, floor: Measurement, least_end: float) -> tuple[Bin, ...]:
         """A noise floor by position: see ``harness.figures.derived.breakdown.by_position``."""
         key = full_digest(["by position", least_end, self._digest(floor)]) if self._seals else None
-        found: tuple[Bin, ...] = self.take(key, lambda: by_position(floor, least_end), summary.as_text, _bins)
+        found: tuple[Bin, ...] = self.take(key, lambda: by_position(floor, least_end), as_text, _bins)
         return found
 
     def _evidence_key(self, evidence: Evidence) -> str | None:
@@ -112,10 +113,10 @@ def _plain(value: Any) -> Any:
 
 
 def _estimate(text: str) -> Estimate:
-    found: Estimate = summary.builder(Estimate)(json.loads(text))
+    found: Estimate = builder(Estimate)(json.loads(text))
     return found
 
 
 def _bins(text: str) -> tuple[Bin, ...]:
-    found: tuple[Bin, ...] = summary.builder(tuple[Bin, ...])(json.loads(text))
+    found: tuple[Bin, ...] = builder(tuple[Bin, ...])(json.loads(text))
     return found

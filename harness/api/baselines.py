@@ -31,7 +31,7 @@ class Baseline:
 
     name: str
     folder: Path
-    records: tuple[RunRecord, ...]
+    records: Sequence[RunRecord]
     damaged: tuple[Damaged, ...]
     seals: tuple[str | None, ...] = ()
 
@@ -60,7 +60,7 @@ class Baselines:
         self._refuse_unknown(name)
         folder = self._place(name)
         found = read_results(folder)
-        return Baseline(name, folder, tuple(found.records), found.damaged, found.seals)
+        return Baseline(name, folder, found.records, found.damaged, found.seals)
 
     def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
         """Saves the runs that count; returns the folder, which appears complete or not at all.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.analysis.regression import Regression, track
+from harness.analysis.regression.findings import Regression
 from harness.api.baselines import FOLDER
-from harness.api.results import kept_of, read_named, redacted
+from harness.api.results import NamedRecords, kept_answer, kept_of, read_named, redacted
+from harness.core.exact_text import as_text
 from harness.errors import RecipeError, UsageError
 from harness.figures.gate import threshold
 from harness.plugins import gates as gated_figures
 from harness.storage.anonymizer import Anonymizer
-from harness.storage.summaries import COMPARED
+from harness.storage.summaries import COMPARED, COMPARISON
 
 
 def compare(
@@ -37,17 +39,46 @@ def compare(
     words = (str(base), str(head))
     read = {word: read_named(word, results, Path(baselines)) for word in dict.fromkeys(words)}
     sides = [read[word] for word in words]
-    theirs, ours = redacted(sides) if redact else sides
-    with kept_of([theirs, ours], COMPARED) as kept:
+    sides = redacted(sides) if redact else sides
+    asked = _Asked(
+        None if recipe is None else _gates_of(recipe),
+        _checked(gates or {}),
+        None if recipe is None else "a recipe" if redact else Anonymizer.for_terminals().path(str(recipe)),
+        strict,
+    )
+    found = kept_answer(sides, COMPARISON, as_text(asked), Regression, lambda: _tracked(sides, asked))
+    theirs, ours = sides
+    return replace(
+        found,
+        base=replace(found.base, name=theirs.name, damaged=theirs.damaged),
+        head=replace(found.head, name=ours.name, damaged=ours.damaged),
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a comparison depends on beside the records: see ``harness.analysis.regression.track``."""
+
+    gates: Mapping[str, float] | None
+    override: Mapping[str, float]
+    origin: str | None
+    strict: bool
+
+
+def _tracked(sides: Sequence[NamedRecords], asked: _Asked) -> Regression:
+    """The comparison of all records; their damage is not in it."""
+    from harness.analysis.regression.track import track  # an answer that was kept need not wait for it
+
+    base, head = sides
+    with kept_of(sides, COMPARED) as kept:
         return track(
-            theirs.records,
-            ours.records,
-            None if recipe is None else _gates_of(recipe),
-            override=_checked(gates or {}),
-            names=(theirs.name, ours.name),
-            damaged=(theirs.damaged, ours.damaged),
-            origin=None if recipe is None else "a recipe" if redact else Anonymizer.for_terminals().path(str(recipe)),
-            strict=strict,
+            base.records,
+            head.records,
+            asked.gates,
+            override=asked.override,
+            names=(base.name, head.name),
+            origin=asked.origin,
+            strict=asked.strict,
             kept=kept,
         )
 

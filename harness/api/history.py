@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.analysis.history import History, trace
+from harness.analysis.history.series import History
 from harness.api.baselines import FOLDER
-from harness.api.results import kept_of, read_named, redacted
+from harness.api.results import NamedRecords, kept_answer, kept_of, read_named, redacted
+from harness.core.exact_text import as_text
 from harness.errors import UsageError, refuse_unknown
 from harness.plugins import gates
-from harness.storage.summaries import TRACED
+from harness.storage.summaries import HISTORY, TRACED
 
 
 def history(
@@ -37,20 +38,22 @@ def history(
             refuse_unknown("metric", metric, gates())
     sources = [read_named(str(place), results, Path(baselines)) for place in places]
     sources = redacted(sources) if redact else sources
-    with kept_of(sources, TRACED) as kept:
-        whole = trace(
-            (record for each in sources for record in each.records),
-            metrics=metrics,
-            names=[each.name for each in sources],
-            damaged=[damaged for each in sources for damaged in each.damaged],
-            kept=kept,
-        )
+    whole = kept_answer(sources, HISTORY, as_text(metrics), History, lambda: _traced(sources, metrics))
     series = tuple(each for each in whole.series if _has(each.method, methods) and _has(each.model, models))
     if not series:
         there = ", ".join(sorted({f"{each.model} × {each.method}" for each in whole.series}))
         raise UsageError(f"no figure of {' or '.join((*methods, *models))}; there are figures of {there}")
     failed = tuple(each for each in whole.failed if _has(each.run, methods) and _has(each.run, models))
-    return replace(whole, series=series, failed=failed)
+    damaged = tuple(each for source in sources for each in source.damaged)
+    return replace(whole, names=tuple(each.name for each in sources), series=series, failed=failed, damaged=damaged)
+
+
+def _traced(sources: Sequence[NamedRecords], metrics: Sequence[str]) -> History:
+    """The history of all records, without what the user called them."""
+    from harness.analysis.history.trace import trace  # an answer that was kept need not wait for it
+
+    with kept_of(sources, TRACED) as kept:
+        return trace((record for each in sources for record in each.records), metrics=metrics, kept=kept)
 
 
 def _has(name: str, words: Sequence[str]) -> bool:

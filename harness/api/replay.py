@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.analysis.regression import Regression, track
 from harness.analysis.regression.cases import Case, cases
 from harness.analysis.regression.endings import title
-from harness.analysis.regression.findings import RUNS, Finding
+from harness.analysis.regression.findings import RUNS, Finding, Regression
+from harness.analysis.regression.track import track
 from harness.api.locations import open_results
 from harness.api.run import RunSettings, run_part
 from harness.api.verify_bundle import refuse_unverified

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from harness.api.baselines import Baselines
 from harness.api.locations import read_location
 from harness.core.collector import uncollected
+from harness.core.exact_text import as_text, builder
+from harness.core.identity import full_digest
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.plugins import plugin_figures
@@ -22,7 +25,7 @@ from harness.storage.bundle import is_bundle
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
 from harness.storage.reading import Contents
-from harness.storage.summaries import SUMMARIES, SummaryFile
+from harness.storage.summaries import SUMMARIES, SummaryFile, code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from harness.report.redact import Redaction
 
 K = TypeVar("K", bound="KeptEntries")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,16 @@ class NamedRecords:
     """
 
     name: str
-    records: tuple[RunRecord, ...]
+    records: Sequence[RunRecord]
     damaged: tuple[Damaged, ...]
     folder: Path | None = None
     seals: tuple[str | None, ...] = ()
     in_folder: int = 0
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the hash of every record is known."""
+        return bool(self.seals) and None not in self.seals
 
     def summaries(self) -> AbstractContextManager[Summaries | None]:
         """Rows of variants that were derived from these records before; those derived meanwhile are kept."""
@@ -78,13 +87,11 @@ def _kept(sides: Sequence[NamedRecords], file: str, kind: type[K]) -> Iterator[K
     It is kept in a ``file`` of the last folder among the sides, and used while the code that derives it is the same;
     None if no side has a folder.
     """
-    folder = next((side.folder for side in reversed(sides) if side.folder is not None), None)
+    folder = _kept_in(sides)
     if folder is None:
         with uncollected():
             yield None
         return
-    from harness.figures.summary import code
-
     summaries = SummaryFile(folder, code(), file)
     pairs = (zip(side.records, side.seals, strict=True) for side in sides if side.seals)
     with uncollected():
@@ -92,6 +99,31 @@ def _kept(sides: Sequence[NamedRecords], file: str, kind: type[K]) -> Iterator[K
         found = kind(seals, summaries.read())
         yield found
         summaries.add(found.used, sum(side.in_folder for side in sides))
+
+
+def kept_answer(sides: Sequence[NamedRecords], file: str, about: str, kind: type[T], make: Callable[[], T]) -> T:
+    """What ``make`` derives from all records of the sides and ``about``, or the same as it was kept.
+
+    Only the last answer is kept in a file: that to ten thousand records has megabytes. No record is built to read it.
+    """
+    folder = _kept_in(sides)
+    if folder is None or plugin_figures() or not all(side.is_sealed for side in sides):
+        return make()
+    key = full_digest([about, [side.seals for side in sides]])
+    answers = SummaryFile(folder, code(), file)
+    with uncollected():
+        known = answers.read().get(key)
+        if known is not None:
+            found: T = builder(kind)(json.loads(known))  # type: ignore[arg-type]
+            return found
+    made = make()
+    answers.replace({key: as_text(made)})
+    return made
+
+
+def _kept_in(sides: Sequence[NamedRecords]) -> Path | None:
+    """The last folder among the sides; None if no side has one."""
+    return next((side.folder for side in reversed(sides) if side.folder is not None), None)
 
 
 def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
@@ -155,7 +187,7 @@ def _named(
 ) -> NamedRecords:
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
-    named = NamedRecords(anonymizer.path(name), tuple(records), tuple(map(anonymizer.damaged, damaged)))
+    named = NamedRecords(anonymizer.path(name), records, tuple(map(anonymizer.damaged, damaged)))
     if not seals or is_url(location) or is_bundle(location):
         return named
     return replace(named, folder=local_path(location), seals=seals, in_folder=in_folder)

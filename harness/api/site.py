@@ -21,10 +21,10 @@ from harness.analysis.keyed import keyed_figures
 from harness.api.bundle import bundle
 from harness.api.locations import name_of
 from harness.api.results import NamedRecords, kept_of, read_folder, redacted
+from harness.core.exact_text import as_text, builder
 from harness.core.foreign import read_file, shown
 from harness.core.identity import full_digest
 from harness.errors import HarnessError, ResultsError, UsageError
-from harness.figures.summary import as_text, builder
 from harness.report.derived_files import report_code
 from harness.report.escape import file_name
 from harness.report.page import page

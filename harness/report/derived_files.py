@@ -22,17 +22,17 @@ from harness.analysis.summaries import Summaries
 from harness.core.identity import digest
 from harness.core.record import Fingerprint, RunRecord
 from harness.errors import UsageError
-from harness.figures.summary import code
 from harness.planning.recipe_of import recipe_of
 from harness.plugins import plugin_figures
 from harness.report.write import report_files
+from harness.storage.summaries import code
 
 CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
 TABLE = f"{REPORT}/report.csv"
 """The one file whose numbers are compared if other code wrote it."""
 FORMATS = ("html", "md", "csv")
 CODE = ("errors.py", "host", "planning", "plugins.py", "recipe", "report", "text")
-"""What ``derived_files`` imports beside the rooms of ``harness.figures.summary.CODE``."""
+"""What ``derived_files`` imports beside the rooms of ``harness.storage.summaries.CODE``."""
 LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 CLOSE = 1e-6
 """The relative difference of two numbers that libraries and processors explain, which add up in other orders."""

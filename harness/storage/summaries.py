@@ -12,8 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from harness.core.foreign import read_file
@@ -26,9 +29,27 @@ COMPARED = ".compared"
 """What ``compare`` found of pairs of cases."""
 TRACED = ".traced"
 """The figures of cases, as ``history`` shows them."""
+COMPARISON = ".comparison"
+"""The whole of the last comparison."""
+HISTORY = ".history"
+"""The whole of the last history."""
+CODE = ("analysis", "core", "figures", "stats", "storage", "tasks")
+"""The rooms whose code reads records, and derives rows and findings from them."""
+LIBRARIES = ("numpy", "scipy")
 MAX_BYTES = 2**30
 SPARE_ENTRIES = 1_000
 """Entries that a file may have beside four for each record: with more, those that were not used last are dropped."""
+
+
+@cache
+def code() -> str:
+    """A digest of all that rows and findings depend on but the records: what other code derived is not used."""
+    versions = (*(version(library) for library in LIBRARIES), sys.version)  # Python 3.12 adds floats up differently
+    digest = hashlib.sha256(" ".join(versions).encode())
+    root = Path(__file__).parents[1]
+    for path in sorted(path for room in CODE for path in (root / room).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 class SummaryFile:
@@ -65,8 +86,18 @@ class SummaryFile:
         with suppress(OSError):
             if self._whole and few and self._bytes + len(content) < MAX_BYTES:
                 self._append(content)
-            elif len(whole := self._head() + _part(entries)) < MAX_BYTES:
-                Disk().write_whole(self._path, whole)
+            else:
+                self._write(entries)
+
+    def replace(self, entries: Mapping[str, str]) -> None:
+        """Keeps these entries and no others, if the folder can be written."""
+        with suppress(OSError):
+            self._write(entries)
+
+    def _write(self, entries: Mapping[str, str]) -> None:
+        content = self._head() + _part(entries)
+        if len(content) < MAX_BYTES:
+            Disk().write_whole(self._path, content)
 
     def _append(self, content: bytes) -> None:
         """Adds a part, at once, so that two processes' do not mix; not to a file that other code wrote meanwhile."""

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_specs import changed
 
-from harness.analysis.history import History, Series, trace
+from harness.analysis.history.series import History, Series
+from harness.analysis.history.trace import trace
 from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Outcome, RunRecord

@@ -16,19 +16,19 @@ from imported_files import all_imported
 from typer.testing import CliRunner
 
 from harness.analysis import keyed, recommend, summaries, tradeoff
-from harness.analysis.history import values
-from harness.analysis.regression import compared
+from harness.analysis.history import trace, values
+from harness.analysis.regression import compared, track
 from harness.api.baselines import Baselines
 from harness.cli.app import app
-from harness.figures.summary import CODE
 from harness.storage import index, reading
 from harness.storage.reading import read_records
 from harness.storage.seal import EVIDENCE, RECORD
 from harness.storage.store import Store
-from harness.storage.summaries import COMPARED, SUMMARIES, TRACED, SummaryFile
+from harness.storage.summaries import CODE, COMPARED, COMPARISON, HISTORY, SUMMARIES, TRACED, SummaryFile
 
 Bench = Any  # the class in conftest.py, which cannot be imported
-KEPT = (COMPARED, TRACED, SUMMARIES)
+WHOLE = (COMPARISON, HISTORY)
+KEPT = (COMPARED, TRACED, SUMMARIES, *WHOLE)
 COMMANDS = (
     ("compare", "{base}", "{head}", "--format", "json"),
     ("history", "{base}", "{head}", "--format", "json"),
@@ -74,6 +74,7 @@ def derived_anew(folder: Path, commands: Sequence[Sequence[str]] = COMMANDS) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SummaryFile, "read", lambda file: {})
         patch.setattr(SummaryFile, "add", lambda file, entries, records: None)
+        patch.setattr(SummaryFile, "replace", lambda file, entries: None)
         return answers(folder, commands)
 
 
@@ -153,6 +154,11 @@ def test_a_second_command_compares_nothing_again_and_opens_no_evidence(
         monkeypatch.setattr(name, None)
     assert answers(folder, MORE_COMMANDS) == first
     assert [path.stat().st_size for path in kept_in(folder)] == sizes
+    for path in kept_in(folder):
+        if path.name in WHOLE:
+            path.unlink()
+    assert answers(folder, MORE_COMMANDS) == first
+    assert [path.stat().st_size for path in kept_in(folder)] == sizes
 
 
 def test_what_a_baseline_gives_is_kept_beside_the_results_that_are_compared_with_it(
@@ -164,10 +170,43 @@ def test_what_a_baseline_gives_is_kept_beside_the_results_that_are_compared_with
     command = ("compare", "main", "{head}", "--baselines", str(baselines), "--format", "json")
     first = answers(folder, [command])
     assert first == derived_anew(folder, [command])
-    assert [path.parent.name for path in kept_in(folder)] == ["head"]
+    assert [path.relative_to(folder).parts for path in kept_in(folder)] == [("head", COMPARED), ("head", COMPARISON)]
     assert not kept_in(tmp_path)
     monkeypatch.setattr("harness.analysis.regression.compared._compared", None)
     assert answers(folder, [command]) == first
+    (folder / "head" / COMPARISON).unlink()
+    assert answers(folder, [command]) == first
+
+
+ASKED_AGAIN = (*COMMANDS[:2], ("compare", "{head}", "{head}", "--all"), ("history", "{head}", "--method", "rtn"))
+
+
+@pytest.mark.parametrize("command", ASKED_AGAIN)
+def test_the_last_answer_is_read_whole_without_building_a_record(
+    command: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    first = answers(folder, [command])
+    assert first == derived_anew(folder, [command])
+    monkeypatch.setattr("harness.storage.entry.IndexEntry.record", None)
+    assert answers(folder, [command]) == first
+
+
+def test_an_answer_names_what_the_user_names_and_all_damage_however_it_was_asked_before(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    compared, traced = ("compare", "{head}", "./head", "--format", "json"), ("history", "./head", "--format", "json")
+    answers(folder, COMMANDS)
+    damaged = min(folder.glob(f"head/*/*/*/{RECORD}"))
+    damaged.write_bytes(damaged.read_bytes()[1:])
+    monkeypatch.chdir(folder)
+    for command in (compared, traced):
+        answered = answers(folder, [command, command])
+        assert answered[0] == answered[1] == derived_anew(folder, [command])[0]
+        assert damaged.parent.parent.name in answered[1][1]
 
 
 def test_a_look_at_one_run_drops_nothing_that_was_kept_of_the_others(
@@ -190,7 +229,7 @@ def test_what_is_kept_lasts_until_code_changes_that_reads_records_or_derives_it(
 
     Which packages a machine has chooses the records that are compared, and these are in the keys.
     """
-    kept = (compared, values, summaries, recommend, tradeoff, keyed, reading)
+    kept = (compared, track, trace, values, summaries, recommend, tradeoff, keyed, reading)
     rooms = {path.partition("/")[0] for path in all_imported([each.__file__ for each in kept])}
     assert rooms - {"errors.py", "plugins.py", "recipe", "host"} == set(CODE)
 

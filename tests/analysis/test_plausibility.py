@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.regression import track
+from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
 from harness.api.recommend import recommend
 from harness.core.model import MethodRef, ModelRef

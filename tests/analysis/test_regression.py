@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_specs import changed
 
-from harness.analysis.regression import Finding, Regression, track
 from harness.analysis.regression.family import together
+from harness.analysis.regression.findings import Finding, Regression
+from harness.analysis.regression.track import track
 from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord

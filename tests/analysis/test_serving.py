@@ -12,7 +12,7 @@ from served_records import RTN, WORKLOAD, answers, baseline, failed, measurement
 
 from harness.analysis.query import Query, parse_limits, parse_objective
 from harness.analysis.recommend import recommend
-from harness.analysis.regression import track
+from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
 from harness.core.record import Outcome, RunRecord

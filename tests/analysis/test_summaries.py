@@ -20,6 +20,7 @@ import pytest
 from harness import recommend, write_report
 from harness.analysis.summaries import Summaries
 from harness.analysis.tradeoff import tradeoff
+from harness.core.exact_text import as_text
 from harness.core.record import RunRecord
 from harness.figures import summary
 from harness.figures.evidence import Evidence
@@ -75,9 +76,9 @@ def test_a_figure_of_a_kept_row_is_decoded_when_it_is_used(bench: Bench, monkeyp
 
     monkeypatch.setattr(summary, "_decode", spy)
     row = tradeoff(records, Summaries(seals(records), first.used))[0].rows[1]
-    assert summary.as_text(derived.kl_by_position) not in decoded
+    assert as_text(derived.kl_by_position) not in decoded
     assert row.altered(front=not row.front).kl_by_position == row.kl_by_position == derived.kl_by_position
-    assert decoded.count(summary.as_text(derived.kl_by_position)) == 2
+    assert decoded.count(as_text(derived.kl_by_position)) == 2
 
 
 def test_numbers_that_json_lacks_are_kept(bench: Bench) -> None:
@@ -235,10 +236,3 @@ def test_reports_and_recommendations_are_the_same_with_what_was_kept(
     assert (results / SUMMARIES).read_bytes() != kept
     (results / SUMMARIES).write_bytes(kept)  # out of date
     assert [path.read_bytes() for path in write_report(results, tmp_path / "3", ("md", "csv"))] == after
-
-
-@pytest.mark.parametrize("parts", [[1], [1, "a", 2]])
-def test_a_tuple_of_another_length_is_not_read(parts: list[object]) -> None:
-    assert summary.builder(tuple[int, str])([1, "a"]) == (1, "a")
-    with pytest.raises(ValueError, match="parts of a tuple of 2"):
-        summary.builder(tuple[int, str])(parts)

@@ -17,7 +17,7 @@ from run_specs import run_spec
 from typer.testing import CliRunner, Result
 
 import harness
-from harness.analysis.regression import track
+from harness.analysis.regression.track import track
 from harness.api.baselines import Baselines
 from harness.api.results import read_named
 from harness.cli.app import app

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_specs import run_spec
 
-from harness.analysis.regression import track
+from harness.analysis.regression.track import track
 from harness.api.bundle import bundle
 from harness.api.replay import Replay, replay
 from harness.cli.render.replay import show

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_specs import run_spec
 
-from harness.analysis.regression import track
+from harness.analysis.regression.track import track
 from harness.core.engine import LoadRequest
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef

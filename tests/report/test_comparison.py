@@ -12,8 +12,9 @@ from xml.etree import ElementTree as Xml
 import pytest
 from run_specs import changed
 
-from harness.analysis.history import trace
-from harness.analysis.regression import Regression, track
+from harness.analysis.history.trace import trace
+from harness.analysis.regression.findings import Regression
+from harness.analysis.regression.track import track
 from harness.core.model import MethodRef
 from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError

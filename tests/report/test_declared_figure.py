@@ -20,8 +20,8 @@ from served_records import served
 from typer.testing import CliRunner
 
 from harness import plugins
-from harness.analysis.history import trace
-from harness.analysis.regression import track
+from harness.analysis.history.trace import trace
+from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
 from harness.api.recommend import recommend
 from harness.cli.app import app

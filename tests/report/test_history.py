@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import harness
-from harness.analysis.history import History, trace
+from harness.analysis.history.series import History
+from harness.analysis.history.trace import trace
 from harness.cli.app import app
 from harness.core.model import MethodRef
 from harness.core.record import Damaged, RunRecord

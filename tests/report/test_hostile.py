@@ -29,8 +29,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from typer.testing import CliRunner
 
-from harness.analysis.history import trace
-from harness.analysis.regression import track
+from harness.analysis.history.trace import trace
+from harness.analysis.regression.track import track
 from harness.api.plan import PlanState
 from harness.api.recommend import recommend
 from harness.cli import app as command_line

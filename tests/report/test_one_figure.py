@@ -25,8 +25,8 @@ from mixture_records import OVERLAPS, ROUTER_KLS, of_a_mixture
 from run_specs import UNDER_LOAD
 from served_records import served
 
-from harness.analysis.history import trace
-from harness.analysis.regression import track
+from harness.analysis.history.trace import trace
+from harness.analysis.regression.track import track
 from harness.api.recommend import recommend
 from harness.core.record import Measurement, RunRecord
 from harness.figures.formats import significant

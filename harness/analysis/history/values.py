@@ -18,13 +18,13 @@ from harness.analysis.comparability import (
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression import exact, paired, processes
 from harness.analysis.regression.cases import Case
+from harness.core.exact_text import as_text, builder
 from harness.core.identity import digest
 from harness.core.record import Measurement
 from harness.core.run import RunSpec
 from harness.figures.derived.peaks import source_that_says_most
 from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
-from harness.figures.summary import as_text, builder
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput")
 """Parts of a question that change none of its figures; points of the grid are separate series."""

@@ -19,10 +19,10 @@ from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, start
 from harness.analysis.regression.processes import processes
 from harness.core.column import LazyColumn
+from harness.core.exact_text import as_text, builder
 from harness.core.record import Outcome
 from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
-from harness.figures.summary import as_text, builder
 from harness.stats.repeats import FEW_VALUES
 
 

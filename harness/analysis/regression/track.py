@@ -15,10 +15,10 @@ from harness.analysis.regression.family import together
 from harness.analysis.regression.findings import Finding, Regression, Side
 from harness.analysis.regression.matching import Match, match
 from harness.analysis.regression.pending import Gated, Pending, settled
+from harness.core.exact_text import as_text
 from harness.core.job import MeasureQuality
 from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError
-from harness.figures.summary import as_text
 from harness.plugins import gates as gated_figures
 
 ALPHA = 0.05

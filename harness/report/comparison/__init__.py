@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from harness.analysis.regression import Regression
+from harness.analysis.regression.findings import Regression
 from harness.errors import refuse_unknown
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from harness.analysis.history import Series
+from harness.analysis.history.series import Series
 from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side, Verdict
 from harness.core.variant import shown_variant
 from harness.figures.formats import BLANK, signed, significant

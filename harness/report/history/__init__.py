@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from harness.analysis.history import History
+from harness.analysis.history.series import History
 from harness.errors import refuse_unknown
 
 

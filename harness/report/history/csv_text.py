@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from harness.analysis.history import History, Series
+from harness.analysis.history.series import History, Series
 from harness.report.escape import csv_cell
 
 COLUMNS = (

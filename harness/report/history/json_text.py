@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from harness.analysis.history import History
+from harness.analysis.history.series import History
 from harness.core.json_values import finite
 from harness.report import escape
 from harness.report.comparison.json_text import DIGITS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.analysis.history import History, LevelChange, Series
+from harness.analysis.history.series import History, LevelChange, Series
 from harness.report.comparison.words import variant
 from harness.report.escape import markdown as escape
 from harness.report.history import words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.analysis.history import History, LevelChange, Series
+from harness.analysis.history.series import History, LevelChange, Series
 from harness.report.comparison.words import variant
 from harness.report.history import words
 from harness.report.terminal import Head, Rows, line, written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from harness.analysis.history import History, LevelChange, Series
+from harness.analysis.history.series import History, LevelChange, Series
 from harness.figures.formats import BLANK, signed, significant
 from harness.figures.gate import shown
 from harness.plugins import gates
