@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import starmap
 
 from harness.core.protocols import DEVICE_PEAKS, DRIVER_SINCE_LOADING
 from harness.core.record import Measurement
@@ -65,8 +66,9 @@ class MemoryPhase:
         return f"{self.run}, {self.phase}"
 
 
-def _phase_of(peak: Peak) -> MemoryPhase:
-    return MemoryPhase(peak.run, peak.phase, peak.source, peak.point)
+def _phase(of: Peak | MemoryPhase) -> tuple[str, str, str, GridPoint | None]:
+    """The fields of its phase: a table has many thousands of peaks in few phases."""
+    return of.run, of.phase, of.source, of.point
 
 
 def _all_peaks(table: Table) -> list[Peak]:
@@ -81,7 +83,7 @@ def _format(table: Table, place: object) -> NumberStyle:
     return in_unit(_unit(table))
 
 
-def _in_grid(peak: Peak, table: Table) -> bool:
+def _in_grid(peak: Peak | MemoryPhase, table: Table) -> bool:
     """Whether it belongs to no point of the grid, or to one that has columns; halves of prompts have none."""
     return peak.point is None or peak.point in table.grid
 
@@ -136,14 +138,14 @@ def _every(name: str, when: str, pick: Peaks) -> Figure[MemoryPhase]:
     """For programs: every phase by every source."""
 
     def places(table: Table) -> tuple[MemoryPhase, ...]:
-        found = (_phase_of(peak) for row in table.rows for peak in pick(row) if _in_grid(peak, table))
-        return tuple(dict.fromkeys(found))
+        found = dict.fromkeys(_phase(peak) for row in table.rows for peak in pick(row))
+        return tuple(phase for phase in starmap(MemoryPhase, found) if _in_grid(phase, table))
 
-    def by_phase(row: VariantRow) -> dict[MemoryPhase, int]:
-        return {_phase_of(peak): peak.bytes for peak in reversed(pick(row))}
+    def by_phase(row: VariantRow) -> dict[tuple[str, str, str, GridPoint | None], int]:
+        return {_phase(peak): peak.bytes for peak in reversed(pick(row))}
 
     def value(row: VariantRow, place: MemoryPhase) -> Value:
-        return row.remember(f"{name} by phase", lambda: by_phase(row)).get(place)
+        return row.remember(f"{name} by phase", lambda: by_phase(row)).get(_phase(place))
 
     return Figure(
         f"{name}_of_phase",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from harness.figures.figure import Figure, Place, Value
 from harness.figures.formats import BLANK, NumberStyle
@@ -48,8 +48,7 @@ class Column:
         return self.format.text(value)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A figure as readers see it, with interval and notes separate, and the number to sort by."""
 
     text: str

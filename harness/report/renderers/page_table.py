@@ -222,5 +222,8 @@ def _marked(flags: Sequence[bool]) -> list[int]:
 
 def _line(text: str) -> str:
     """As the page prints it. Line ends look like spaces there; here they would separate the parts of a cell."""
-    shown = escape.visible(escape.bounded(text))
+    shown = escape.bounded(text)
+    if shown.isprintable():  # as nearly all are
+        return shown
+    shown = escape.visible(shown)
     return shown if shown.isprintable() else " ".join(shown.split())
