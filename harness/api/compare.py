@@ -40,7 +40,7 @@ def compare(
     read = {word: read_named(word, results, Path(baselines)) for word in dict.fromkeys(words)}
     sides = [read[word] for word in words]
     sides = redacted(sides) if redact else sides
-    asked = _Asked(
+    asked = _ComparisonQuery(
         None if recipe is None else _gates_of(recipe),
         _checked(gates or {}),
         None if recipe is None else "a recipe" if redact else Anonymizer.for_terminals().path(str(recipe)),
@@ -56,7 +56,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ComparisonQuery:
     """What a comparison depends on beside the records: see ``harness.analysis.regression.track``."""
 
     gates: Mapping[str, float] | None
@@ -65,7 +65,7 @@ class _Asked:
     strict: bool
 
 
-def _tracked(sides: Sequence[NamedRecords], asked: _Asked) -> Regression:
+def _tracked(sides: Sequence[NamedRecords], asked: _ComparisonQuery) -> Regression:
     """The comparison of all records; their damage is not in it."""
     from harness.analysis.regression.track import track  # an answer that was kept need not wait for it
 
