@@ -27,6 +27,7 @@ from harness.engines.transformers.engine import TRANSFORMERS, load
 from harness.engines.transformers.streamed import StreamedModel
 from harness.errors import HarnessError, SourceError, StorageError, UnsupportedError
 from harness.execution import reference as references
+from harness.execution.checkpoints import copy_tokenizer
 from harness.execution.forward import observe
 from harness.execution.local import local_site
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
@@ -411,6 +412,8 @@ DISK_TO_DISK: dict[str, dict[str, Any]] = {
     "llmc-fp8": {"scheme": "static"},
     "llmc-int8": {"smoothquant": True},
     "llmc-nvfp4": {},
+    "autoround": {"group_size": 32, "iterations": 2},
+    "autoround-fp8": {},
 }
 
 
@@ -423,14 +426,17 @@ DISK_TO_DISK: dict[str, dict[str, Any]] = {
         ("llmc-rtn", "gpt_oss"),
         ("gptq", "qwen3"),
         pytest.param("awq", "qwen3", marks=pytest.mark.slow),
-        *((name, "llama") for name in ("llmc-awq", "llmc-fp8", "llmc-int8", "llmc-nvfp4")),
+        *((name, "llama") for name in ("llmc-awq", "llmc-fp8", "llmc-int8", "llmc-nvfp4", "autoround-fp8")),
+        *(("autoround", name) for name in ("llama with a tied head", "gemma3", "mixtral")),
     ],
 )
 def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model_in_memory(
-    method: str, name: str, tmp_path: Path
+    method: str, name: str, tmp_path: Path, tiny: Path
 ) -> None:
     chosen = available(method)
     request = saved(tmp_path / "source", CONFIGS[name]())
+    if method.startswith("autoround"):
+        copy_tokenizer(tiny, request.path)
     untouched = modules(read_directory(request.path).shapes).untouched
     tokens = batches()[0]
     logits = {}
@@ -459,19 +465,36 @@ def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model
     assert files["parts"] == files["whole"]
 
 
-def test_layers_on_disk_are_loaded_as_the_run_loads_its_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma3"])
+def test_auto_round_says_what_to_do_with_a_model_that_it_only_quantizes_whole(name: str, tmp_path: Path) -> None:
+    chosen = available("autoround")
+    config = CONFIGS[name]() if name == "gpt_oss" else transformers.AutoConfig.for_model(name, **MULTIMODAL[name])
+    auto = transformers.AutoModelForCausalLM if name == "gpt_oss" else transformers.AutoModelForImageTextToText
+    auto.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    job = QuantizeJob(
+        chosen.params(), tmp_path, tmp_path / "out", "cpu", "float32", 0, partial(auto.from_pretrained, tmp_path)
+    )
+    with pytest.raises(UnsupportedError, match="set residency: resident on a machine where it fits"):
+        chosen.quantize_parts(job)
+
+
+@pytest.mark.parametrize("method", ["llmc-rtn", "autoround"])
+def test_layers_on_disk_are_loaded_as_the_run_loads_its_source(method: str, tmp_path: Path, tiny: Path) -> None:
     """With the recipe's attention above all: what a calibrated method sees depends on it, and an id does too."""
     request, attentions = saved(tmp_path / "source", CONFIGS["llama"]()), []
-    chosen = available("llmc-rtn")
+    copy_tokenizer(tiny, request.path)
+    chosen = available(method)
     load = transformers.AutoModelForCausalLM.from_pretrained
     job = QuantizeJob(
-        params=chosen.params.model_validate(DISK_TO_DISK["llmc-rtn"]),
+        params=chosen.params.model_validate(DISK_TO_DISK[method]),
         source=request.path,
         out=tmp_path / "out",
         device="cpu",
         dtype="float32",
         seed=0,
         load=partial(load, request.path, dtype=torch.float32, attn_implementation="eager"),
+        calibration=CalibrationSet(CALIBRATION_ROWS, [32] * len(CALIBRATION_ROWS), ""),
+        untouched=("lm_head",),
         probe=lambda model: attentions.append(model.config._attn_implementation),
     )
     chosen.quantize_parts(job)

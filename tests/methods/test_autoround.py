@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from kernel_families import families
+import tempfile
+from functools import partial
+from pathlib import Path
 
+import pytest
+import torch
+from kernel_families import families
+from transformers import AutoModelForCausalLM
+
+from harness.core.method import CalibrationSet, QuantizeJob
+from harness.methods.autoround import driver as autoround
 from harness.methods.autoround.autoround import AUTOROUND, AutoRoundParams
 from harness.models import stored
 from harness.models.headers import read_directory
@@ -57,6 +65,43 @@ def test_it_stores_what_it_says_in_the_layers_that_it_was_told_to(make, tiny, mo
     entries = [entry for entry in made.model.weight_ledger() if entry.quantized]
     assert {entry.name.removesuffix(".weight") for entry in entries} == set(bits)
     assert sum(entry.value_bytes for entry in entries) * 8 == 2 * sum(entry.parameters for entry in entries)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_from_disk_it_writes_the_same_files_and_leaves_no_others(
+    tiny: Path, tmp_path: Path, calibration: CalibrationSet, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever dtype the checkpoint has: it is read in that of the recipe, and the library works in float32."""
+    folders = {name: tmp_path / name for name in ("whole", "parts", "current", "temporary")}
+    for name in ("current", "temporary"):
+        folders[name].mkdir()
+    monkeypatch.chdir(folders["current"])
+    monkeypatch.setattr(tempfile, "tempdir", str(folders["temporary"]))
+    autoround.enable()
+    probe = torch.arange(2, 34).unsqueeze(0)
+    logits: dict[str, torch.Tensor] = {}
+    for way, quantize in (("whole", AUTOROUND.quantize), ("parts", AUTOROUND.quantize_parts)):
+        assert quantize is not None
+        job = QuantizeJob(
+            AutoRoundParams(bits=4, group_size=32, symmetric=False, iterations=1),
+            tiny,
+            folders[way],
+            "cpu",
+            dtype,
+            0,
+            partial(AutoModelForCausalLM.from_pretrained, tiny, dtype=getattr(torch, dtype)),
+            calibration,
+            untouched=("lm_head", "model.layers.1.mlp.down_proj"),
+            overrides={"model.layers.0.mlp.up_proj": {"bits": 8}},
+            probe=lambda model, way=way: logits.update({way: model(input_ids=probe).logits.detach()}),
+        )
+        quantize(job)
+    assert torch.equal(logits["parts"], logits["whole"])
+    written = {way: {file.name: file.read_bytes() for file in folders[way].iterdir()} for way in logits}
+    assert "model.safetensors" in written["parts"]
+    assert written["parts"] == written["whole"]
+    assert not [*folders["current"].iterdir(), *folders["temporary"].iterdir()]
 
 
 def test_static_float8_does_not_come_back_as_it_was(make, tiny) -> None:

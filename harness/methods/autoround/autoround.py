@@ -32,6 +32,14 @@ class AutoRoundParams(MethodParams):
 
 
 def quantize(job: QuantizeJob[AutoRoundParams]) -> None:
+    autoround.quantize(job, _rounding(job))
+
+
+def quantize_parts(job: QuantizeJob[AutoRoundParams]) -> None:
+    autoround.quantize_parts(job, _rounding(job))
+
+
+def _rounding(job: QuantizeJob[AutoRoundParams]) -> autoround.Rounding:
     """Raises ValueError if an override changes the iterations, which all layers of a block share."""
     from auto_round.algorithms.quantization.sign_round.config import SignRoundConfig
 
@@ -42,9 +50,7 @@ def quantize(job: QuantizeJob[AutoRoundParams]) -> None:
             raise ValueError(f"{name}: the layers of a block learn together, so none has iterations of its own")
         layers[name] = _scheme(params)
     algorithm = SignRoundConfig(iters=job.params.iterations, **_scheme(job.params))
-    rounding = autoround.prepare(job, f"W{job.params.bits}A16", algorithm, layers)
-    rounding.quantize()
-    autoround.save(rounding, job, stored=SCALES)
+    return autoround.Rounding(f"W{job.params.bits}A16", algorithm, layers, stored=SCALES)
 
 
 def _scheme(params: AutoRoundParams) -> dict[str, int | bool]:
@@ -70,6 +76,7 @@ AUTOROUND = Method(
     packages=autoround.PACKAGES,
     extra=autoround.EXTRA,
     quantize=quantize,
+    quantize_parts=quantize_parts,
     enable=autoround.enable,
     calibrated=lambda params: True,
     passes=lambda params, samples: 4.0 + 3.0 * autoround.ROWS * params.iterations / samples,

@@ -6,8 +6,11 @@ ids with their masks, and ``seqlen`` is their length, so that it uses every row.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.method import QuantizeJob
@@ -24,8 +27,6 @@ ROWS = 8
 """Calibration rows per forward pass and per optimizer step: the library's default."""
 WORD = 32
 """The library silently leaves layers unquantized whose width is not a multiple of this."""
-UNFUSES_ITSELF = frozenset({"gpt_oss"})
-"""The types of mixtures whose blocks the library replaces by its own, with the same names of layers."""
 PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 16}
 """The library's layer configuration that leaves a layer unquantized."""
 
@@ -44,8 +45,63 @@ def enable() -> None:
             dtypes.append("float32")
 
 
-def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[str, Mapping[str, Any]]) -> Any:
-    """An AutoRound for the job's model and calibration set; ``layers`` maps layer names to their own configurations.
+@dataclass(frozen=True)
+class Rounding:
+    """What the library is to do: its scheme's name, its algorithm, and configurations of single ``layers`` by name.
+
+    ``stored`` is the dtype that the loaded layers round their matrices to, code times scale, before they convert them
+    to the job's dtype.
+    """
+
+    scheme: str
+    algorithm: Any
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stored: str | None = None
+
+
+def quantize(job: QuantizeJob[Any], how: Rounding) -> None:
+    """Quantizes the model in memory, probes it, packs it in place and writes it in auto-round's format.
+
+    Weights that are not quantized get the job's dtype.
+    """
+    from harness.methods.autoround.layers import UNFUSES_ITSELF
+    from harness.models.unfuse import unfuse
+
+    model = job.load()
+    if model.config.model_type not in UNFUSES_ITSELF:
+        unfuse(model, job.untouched)
+    rounding = _prepare(job, how, model)
+    rounding.quantize()
+    _cast_plain(model, job.dtype)
+    _probe(job, how, model)
+    _choose_format(rounding)
+    rounding.save_quantized(str(job.out), inplace=True)
+
+
+def quantize_parts(job: QuantizeJob[Any], how: Rounding) -> None:
+    """The same, byte by byte, of a model whose decoder layers are on disk but for the one that is worked on.
+
+    Raises UnsupportedError for a model that can only be quantized whole.
+    """
+    from harness.methods.autoround.layers import LayersOnDisk
+
+    with (
+        tempfile.TemporaryDirectory(prefix="qharness-layers-") as folder,
+        closing(LayersOnDisk(job, Path(folder), lambda layer: _cast_plain(layer, job.dtype))) as layers,
+    ):
+        with layers.looks_whole():
+            rounding = _prepare(job, how, layers.model, from_disk=True)
+        layers.enter(rounding)
+        rounding.quantize()
+        _cast_plain(layers.model, job.dtype)
+        layers.load_when_called()
+        _probe(job, how, layers.model)
+        _choose_format(rounding)
+        layers.save(rounding, job.out)
+
+
+def _prepare(job: QuantizeJob[Any], how: Rounding, model: Any, from_disk: bool = False) -> Any:
+    """An AutoRound for a model and the job's calibration set.
 
     It works in float32 whatever the job's dtype (``amp=False``): in bfloat16, its default, the model that it leaves in
     memory is rounded once more than the checkpoint.
@@ -54,17 +110,12 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
     from auto_round import AutoRound
     from transformers import AutoTokenizer
 
-    from harness.models.unfuse import unfuse
-
     calibration = job.calibration_set
-    model = job.load()
-    if model.config.model_type not in UNFUSES_ITSELF:
-        unfuse(model, job.untouched)
     _as_text(model)
     rounding = AutoRound(
         model,
-        scheme=scheme,
-        alg_configs=algorithm,
+        scheme=how.scheme,
+        alg_configs=how.algorithm,
         # The library requires a tokenizer for a model in memory, but uses it only to detect padding, by ids alone.
         tokenizer=AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code),
         dataset=[
@@ -76,9 +127,12 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
         batch_size=min(ROWS, len(calibration.tokens)),
         device_map=device_map(job.device),
         seed=job.seed,
-        layer_config={**{name: dict(PLAIN) for name in job.untouched}, **{n: dict(own) for n, own in layers.items()}},
+        layer_config={
+            **{name: dict(PLAIN) for name in job.untouched},
+            **{name: dict(own) for name, own in how.layers.items()},
+        },
         to_quant_block_names=_text_layers(model),
-        low_cpu_mem_usage=False,  # otherwise it would write to its own folder in the current one
+        low_cpu_mem_usage=from_disk,  # of a model in memory it would write to its own folder in the current one
         amp=False,
     )
     # Without a tokenizer, only a repeated token at the end of a row counts as padding, whatever its id.
@@ -102,28 +156,30 @@ def _text_layers(model: Any) -> str | None:
     return name
 
 
-def save(rounding: Any, job: QuantizeJob[Any], stored: str | None = None) -> None:
-    """Probes the quantized model, packs it in place and writes it in auto-round's format.
-
-    Weights that are not quantized get the job's dtype. ``stored`` is the dtype that the loaded layers round their
-    matrices to, code times scale, before they convert them to the job's dtype.
-    """
+def _cast_plain(root: torch.nn.Module, dtype: str) -> None:
+    """Gives the weights that are not quantized, below a model or a layer, the job's dtype."""
     import torch
 
-    model, dtype = rounding.model_context.model, getattr(torch, job.dtype)
-    for module in model.modules():
+    for module in root.modules():
         if not hasattr(module, "scale"):
             for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
-    with _rounded(model, [getattr(torch, stored), dtype] if stored else [dtype]):
+                parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def _probe(job: QuantizeJob[Any], how: Rounding, model: Any) -> None:
+    import torch
+
+    with _rounded(model, [getattr(torch, dtype) for dtype in (how.stored, job.dtype) if dtype]):
         job.probe(model)
+
+
+def _choose_format(rounding: Any) -> None:
     rounding.formats = rounding.compress_context.formats = rounding._resolve_format_string("auto_round")
     for chosen in rounding.formats:
         if type(chosen.backend).__name__ == "AutoAWQFormat":
             # 4 bits with zero points would use AWQ's layout, whose packing fails in 0.15.1 (WQLinear_GEMM takes no
             # weight_dtype); auto-round's own layout, used for other widths with zero points, works too.
             chosen.backend = None
-    rounding.save_quantized(str(job.out), inplace=True)
 
 
 @contextmanager

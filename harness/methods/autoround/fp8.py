@@ -19,11 +19,17 @@ class AutoRoundFp8Params(MethodParams):
 
 
 def quantize(job: QuantizeJob[AutoRoundFp8Params]) -> None:
+    autoround.quantize(job, _rounding())
+
+
+def quantize_parts(job: QuantizeJob[AutoRoundFp8Params]) -> None:
+    autoround.quantize_parts(job, _rounding())
+
+
+def _rounding() -> autoround.Rounding:
     from auto_round.algorithms.quantization.rtn.config import RTNConfig
 
-    rounding = autoround.prepare(job, "FP8_STATIC", RTNConfig(), {})
-    rounding.quantize()
-    autoround.save(rounding, job)
+    return autoround.Rounding("FP8_STATIC", RTNConfig())
 
 
 def _beside(params: AutoRoundFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
@@ -42,6 +48,7 @@ AUTOROUND_FP8 = Method(
     packages=autoround.PACKAGES,
     extra=autoround.EXTRA,
     quantize=quantize,
+    quantize_parts=quantize_parts,
     enable=autoround.enable,
     calibrated=lambda params: True,
     needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),

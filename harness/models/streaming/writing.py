@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -24,15 +24,16 @@ class CheckpointWriter:
 
     transformers itself saves the configuration, names the tensors and divides them into files; only the files' contents
     are written here, each tensor at its place. Raises StorageError, with what to do, if the disk has no room.
+    ``save`` is what calls ``save_pretrained`` of a library that writes more than that.
     """
 
-    def __init__(self, model: Any, folder: Path) -> None:
+    def __init__(self, model: Any, folder: Path, save: Callable[[], object] | None = None) -> None:
         self._model = model
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._left: set[str] = set()
         self._files: dict[Path, int] = {}
         with mock.patch("transformers.modeling_utils.safe_save_file", self._lay_out):
-            model.save_pretrained(folder)
+            save() if save else model.save_pretrained(folder)
         self._left = set(self._places)
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
