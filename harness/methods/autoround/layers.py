@@ -34,7 +34,7 @@ EXPORTS = ("auto_round.export.export_to_autoround.export", "auto_round.export.ex
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _LayerFile:
     """What a layer holds while its numbers are in ``file``: in which mapping, under which name, on which device."""
 
     file: Path
@@ -58,7 +58,7 @@ class LayersOnDisk:
         self._parts = Parts(replace(request, read=lambda _: job.load()))
         self.model = self._parts.model
         self._folder, self._finish = folder, finish
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _LayerFile] = {}
         if any(reads_other_inputs(name) for name, _ in self.model.named_parameters()):
             raise UnsupportedError(f"a model with parts for images or sound: auto-round {WHOLE}")
         if self.model.config.model_type in UNFUSES_ITSELF:
@@ -126,7 +126,7 @@ class LayersOnDisk:
         previous = self._kept.get(name)
         file = self._folder / f"{name}.{0 if previous is None else 1}.safetensors"  # never one that is still mapped
         save_file(content, file)
-        self._kept[name] = _Kept(file, [(mapping, key, str(tensor.device)) for mapping, key, tensor in held])
+        self._kept[name] = _LayerFile(file, [(mapping, key, str(tensor.device)) for mapping, key, tensor in held])
         if previous is not None:
             previous.file.unlink()
         self.free(name)
