@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,13 +194,18 @@ def _of_processes(
     effects, variances, degrees = [], [], []
     for each in members:
         found = [
-            statistic.of(measurement)
+            statistic.number(measurement)
             for process in processes.measured(each.case, statistic)
             for measurement in process.values()
             if processes.where(measurement) == each.value.where
         ]
-        if found and min(found) <= 0:
-            return same, None, "", f"{each.source} has a figure that is zero or negative: no ratio can be made of it"
+        if found and not all(0 < number < math.inf for number in found):
+            return (
+                same,
+                None,
+                "",
+                f"{each.source} has a figure that is zero, negative or without an end: no ratio can be made of it",
+            )
         if len(found) < 2:
             return same, None, "", f"{each.source} has {len(found)} processes, and its noise takes two or more to tell"
         logarithms = np.log(np.asarray(found))

@@ -17,7 +17,7 @@ from harness.figures.derived.answers import (
     TOKENS_PER_RIGHT,
     key_of,
 )
-from harness.figures.figure import Figure, Value
+from harness.figures.figure import Figure, Note, Value
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed
 from harness.figures.gate import Gate
 from harness.figures.notes import judgement, verdict_note
@@ -84,11 +84,11 @@ def _pair(
     if direction == "neither":
         return (value,)
 
-    def notes(row: VariantRow, place: AnswersKey) -> tuple[str, ...]:
+    def notes(row: VariantRow, place: AnswersKey) -> tuple[Note, ...]:
         found = row.answer_figure(name, place)
         if found is None or found.comparison is None:
             return ()
-        return verdict_note(found.comparison) if written is PERCENT else (found.comparison.verdict,)
+        return verdict_note(found.comparison) if written is PERCENT else (Note(found.comparison.verdict),)
 
     change = Figure(
         f"{name}_change",
@@ -170,9 +170,9 @@ def _of_aspect(aspect: Aspect) -> tuple[Figure[AnswersKey], ...]:
     )
 
 
-def _spread_notes(row: VariantRow, key: AnswersKey) -> tuple[str, ...]:
+def _spread_notes(row: VariantRow, key: AnswersKey) -> tuple[Note, ...]:
     found = row.answer_figure(SEED_SPREAD, key)
-    return (found.estimate.method,) if found else ()
+    return (Note(found.estimate.method),) if found else ()
 
 
 SPREAD = Figure(
@@ -224,7 +224,7 @@ def _is_last(table: Table, place: PassKey) -> bool:
     return place.k == max(each.k for each in _passes(table) if each.key == place.key)
 
 
-def _pass_notes(row: VariantRow, place: PassKey) -> tuple[str, ...]:
+def _pass_notes(row: VariantRow, place: PassKey) -> tuple[Note, ...]:
     found = _passed(row, place)
     return verdict_note(found.comparison) if found else ()
 

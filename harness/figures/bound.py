@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.figures.figure import Figure, Value, at_first_point
+from harness.figures.figure import Figure, Note, Value, at_first_point
 from harness.figures.formats import DECIMAL, PERCENT, significant, size_unit
 from harness.figures.notes import interval_note
 from harness.figures.table import GridPoint, SpeedBound, Table, VariantRow
@@ -21,14 +21,14 @@ def _of(phase: str, pick: Callable[[SpeedBound], Value]) -> Callable[[VariantRow
     return lambda row, point: pick(bound) if (bound := row.bound_at(point, phase)) else None
 
 
-def _notes(bound: SpeedBound | None) -> tuple[str, ...]:
+def _notes(bound: SpeedBound | None) -> tuple[Note, ...]:
     """The limiting resource, and a mark if layers are unpacked first."""
     if bound is None:
         return ()
-    notes = (f"of {significant(bound.tok_per_s)} tok/s, {BINDS[bound.binds]}", *interval_note(bound.share))
+    notes = (Note(f"of {significant(bound.tok_per_s)} tok/s, {BINDS[bound.binds]}"), *interval_note(bound.share))
     if not bound.dequantize_bytes:
         return notes
-    return (*notes, f"⚠ unpacks first: +{_decimal(bound.dequantize_bytes)} beside {_decimal(bound.read_bytes)}")
+    return (*notes, Note(f"⚠ unpacks first: +{_decimal(bound.dequantize_bytes)} beside {_decimal(bound.read_bytes)}"))
 
 
 def _decimal(size: float) -> str:

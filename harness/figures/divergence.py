@@ -20,7 +20,7 @@ from harness.figures.ask import (
 from harness.figures.control import where_any, with_engine_share
 from harness.figures.derived.breakdown import Bin
 from harness.figures.derived.divergences import MEDIAN, MOST, P90, P99, P99_9
-from harness.figures.figure import Axis, Figure, Whole
+from harness.figures.figure import Axis, Figure, Note, Whole
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import judgement, noise_note, with_interval
@@ -59,9 +59,9 @@ def _read_agreement(row: VariantRow, use: Use) -> Reading:
     return replace(found, includes=alone)
 
 
-def _engine_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
+def _engine_note(row: VariantRow, place: Whole) -> tuple[Note, ...]:
     own = row.kl_control
-    return () if own is None or row.is_control else (f"the engine's own: {with_interval(own)}",)
+    return () if own is None or row.is_control else (Note(f"the engine's own: {with_interval(own)}"),)
 
 
 def _quantile(name: str, heading: str, text: str, share: float, shown: bool = False) -> Figure[Whole]:
@@ -137,11 +137,13 @@ KL_CONTROL: Figure[Whole] = Figure(
 )
 
 
-def _growth_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
+def _growth_note(row: VariantRow, place: Whole) -> tuple[Note, ...]:
     found = row.kl_growth
     if found is None or found.low is None or found.high is None:
         return ()
-    return ("grows along an answer",) if found.low > 1 else ("falls along an answer",) if found.high < 1 else ()
+    if found.low > 1:
+        return (Note("grows along an answer"),)
+    return (Note("falls along an answer"),) if found.high < 1 else ()
 
 
 KL_GROWTH: Figure[Whole] = Figure(

@@ -45,6 +45,21 @@ class Whole:
     label: str = ""
 
 
+@dataclass(frozen=True)
+class Note:
+    """A remark below a figure; ``detail`` stands in brackets behind its ``word``, and is left out where room is short.
+
+    A comparison's note has the verdict as its word.
+    """
+
+    word: str
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.word} ({self.detail})" if self.detail else self.word
+
+
 WHOLE = Whole()
 P = TypeVar("P", bound=Place)
 
@@ -110,7 +125,7 @@ class Figure(Generic[P]):
     shown: bool | Callable[[Table, P], bool] = True
     key: bool = False
     interval: bool = False
-    notes: Callable[[VariantRow, P], tuple[str, ...]] = lambda row, place: ()
+    notes: Callable[[VariantRow, P], tuple[Note, ...]] = lambda row, place: ()
     statistic: Items | PerProcess | Count | None = None
     gate: Gate | None = None
     ask: Ask | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from harness.figures.figure import Figure, Place, Value
+from harness.figures.figure import Figure, Note, Place, Value
 from harness.figures.formats import significant
 from harness.figures.table import Table, VariantRow
 from harness.stats.comparison import Comparison
@@ -25,28 +25,28 @@ def with_interval(estimate: Estimate, write: Callable[[float], str] = significan
     return f"{write(estimate.value)}{suffix}{interval}"
 
 
-def interval_note(estimate: Estimate | None) -> tuple[str, ...]:
+def interval_note(estimate: Estimate | None) -> tuple[Note, ...]:
     """For a figure measured per process: why it has no interval, or that the interval covers one process alone."""
     if estimate is None:
         return ()
     if estimate.low is None or estimate.high is None:
-        return (estimate.method,)
-    return ("one process",) if estimate.n == 1 else ()
+        return (Note(estimate.method),)
+    return (Note("one process"),) if estimate.n == 1 else ()
 
 
-def verdict_note(found: Comparison | None) -> tuple[str, ...]:
+def verdict_note(found: Comparison | None) -> tuple[Note, ...]:
     """The verdict; if it is inconclusive, the detectable difference, times 100."""
     if found is None:
         return ()
     if found.verdict != "inconclusive" or found.detectable is None:
-        return (found.verdict,)
-    return (f"inconclusive (±{significant(found.detectable * 100, 2)} would show)",)
+        return (Note(found.verdict),)
+    return (Note(found.verdict, f"±{significant(found.detectable * 100, 2)} would show"),)
 
 
-def noise_note(found: Comparison | None) -> tuple[str, ...]:
+def noise_note(found: Comparison | None) -> tuple[Note, ...]:
     """How a divergence compares with its noise floor."""
     words = {"worse": "above noise", "equivalent": "at noise level", "better": "below noise"}
-    return () if found is None else (words.get(found.verdict, found.verdict),)
+    return () if found is None else (Note(words.get(found.verdict, found.verdict)),)
 
 
 def judgement(

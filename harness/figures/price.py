@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.core.run import HourlyPrice
 from harness.figures.ask import Ask, Objective, Reading, Ties, Use, measured
 from harness.figures.derived.energies import per_million_tokens
-from harness.figures.figure import Figure, Value, at_first_point
+from harness.figures.figure import Figure, Note, Value, at_first_point
 from harness.figures.formats import NumberStyle
 from harness.figures.speed import Picked, decode_tok_per_s, prefill_tok_per_s, read_speed, speed_notes
 from harness.figures.table import GridPoint, Table, VariantRow
@@ -44,7 +44,7 @@ def _cost(pick: Picked) -> Callable[[VariantRow, Priced], Value]:
     return value
 
 
-def _notes(pick: Picked) -> Callable[[VariantRow, Priced], tuple[str, ...]]:
+def _notes(pick: Picked) -> Callable[[VariantRow, Priced], tuple[Note, ...]]:
     return lambda row, place: speed_notes(pick)(row, place.point)
 
 

@@ -9,11 +9,11 @@ from functools import partial
 
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, delay, measured, positive
-from harness.figures.figure import Direction, Figure
+from harness.figures.figure import Direction, Figure, Note
 from harness.figures.formats import NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import interval_note
-from harness.figures.statistic import PerProcess
+from harness.figures.statistic import PerProcess, Unanswered
 from harness.figures.table import Load, Table, VariantRow
 from harness.stats.crossover import Crossover
 from harness.stats.estimate import quantile
@@ -28,6 +28,7 @@ SECONDS = NumberStyle("ms", factor=1000)
 TIMES = NumberStyle("×")
 OVER = "median over processes, with their range"
 FAILURES = "serving_failures"
+ENDLESS, NONE_PER_S = Unanswered(FAILURES, math.inf), Unanswered(FAILURES, 0.0)
 
 
 def loads(table: Table) -> tuple[Load, ...]:
@@ -70,9 +71,18 @@ def _read_at_highest(statistic: PerProcess) -> Callable[[VariantRow, Use], Readi
         if not use.table.loads:
             return Reading(None, "no load was measured")
         load = use.table.loads[-1]
-        return measured(statistic.value(row, load), f"at {load.short}", scale="log")
+        silent = _silent(statistic, row, load)
+        lacking = f"{silent} at {load.short}" if silent else "not measured"
+        return measured(statistic.value(row, load), f"at {load.short}", lacking, scale="log")
 
     return read
+
+
+def _silent(statistic: PerProcess, row: VariantRow, load: Load) -> str:
+    """How many of the processes answered no request; empty if all answered some."""
+    found = statistic.by_process(row, load)
+    silent = sum(not statistic.answered(each) for each in found)
+    return f"{silent} of {len(found)} processes answered no request" if silent else ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def _latency(
     name: str, metric: str, title: str, meaning: str, percentile: int, asked: _Asked | None = None
 ) -> Figure[Load]:
     told = percentile == PERCENTILES[TELLING]
-    statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100), failures=FAILURES)
+    statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100), unanswered=ENDLESS)
     return Figure(
         f"{name}_p{percentile}",
         GROUP,
@@ -114,6 +124,7 @@ def _latency(
         column=f"{name}_p{percentile}_s_{{place}}",
         shown=at_highest_load if told else False,
         interval=True,
+        notes=lambda row, load: (Note(silent),) if (silent := _silent(statistic, row, load)) else (),
         statistic=statistic,
         gate=Gate("relative", HARMLESS, f"{title} of 95% of the requests, at each load", asked is not None)
         if told
@@ -154,6 +165,7 @@ def _rate(
     gate: Gate | None = None,
     ask: Ask | None = None,
     style: NumberStyle | None = None,
+    unanswered: Unanswered | None = None,
 ) -> Figure[Load]:
     return Figure(
         name,
@@ -165,7 +177,7 @@ def _rate(
         places=loads,
         shown=shown,
         interval=True,
-        statistic=PerProcess(metric, unit, of),
+        statistic=PerProcess(metric, unit, of, unanswered=unanswered),
         gate=gate,
         ask=ask,
     )
@@ -207,6 +219,7 @@ THROUGHPUT = _rate(
     "Output tokens of all requests per second, from the first request to the last answer",
     "tok/s",
     gate=Gate("relative", HARMLESS, "output tokens per second of a server, at each load", usual=False),
+    unanswered=NONE_PER_S,
 )
 
 
@@ -217,12 +230,12 @@ def _read_capacity(row: VariantRow, use: Use) -> Reading:
     return measured(found[0].capacity, found[0].load.unit)
 
 
-def _capacity_notes(row: VariantRow, load: Load) -> tuple[str, ...]:
+def _capacity_notes(row: VariantRow, load: Load) -> tuple[Note, ...]:
     found = row.ladder_of(load)
     if found is None or found.capacity is None:
         return ()
     if not found.capacity.value:
-        return (f"no load holds {found.slo.label}",) if found.slo else ()
+        return (Note(f"no load holds {found.slo.label}"),) if found.slo else ()
     return interval_note(found.capacity)
 
 
@@ -239,7 +252,7 @@ CAPACITY: Figure[Load] = Figure(
     interval=True,
     notes=_capacity_notes,
     key=True,
-    statistic=PerProcess("serving_largest_load", "", _first),
+    statistic=PerProcess("serving_largest_load", "", _first, step="one level of the ladder"),
     gate=Gate("relative", HARMLESS, "the largest load that holds the SLO"),
     ask=Ask(
         "largest load",
@@ -308,6 +321,7 @@ FIGURES: tuple[Figure[Load], ...] = (
         "Requests answered per second, from the first request to the last answer",
         "requests/s",
         shown=False,
+        unanswered=NONE_PER_S,
     ),
     GOODPUT,
     _rate(
@@ -329,7 +343,7 @@ FIGURES: tuple[Figure[Load], ...] = (
         places=loads,
         shown=False,
         interval=True,
-        statistic=PerProcess(FAILURES, "", _answered, counted=_says_how_many),
+        statistic=PerProcess(FAILURES, "", _answered, counted=_says_how_many, step="one request"),
         gate=Gate("relative", HARMLESS, "the share of the requests that were answered, at each load"),
     ),
     _rate("failures", FAILURES, "Failures", "Requests without an answer", "requests", "lower"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, measured, positive
 from harness.figures.derived.speeds import point_of
-from harness.figures.figure import Axis, Figure, Value, at_first_point, grid
+from harness.figures.figure import Axis, Figure, Note, Value, at_first_point, grid
 from harness.figures.formats import NumberStyle
 from harness.figures.gate import Gate
 from harness.figures.notes import interval_note
@@ -44,14 +44,14 @@ def at_point(pick: Callable[[Speed], Value]) -> Callable[[VariantRow, GridPoint]
 
 def speed_notes(
     pick: Picked, outliers: Callable[[Speed], Outliers | None] = lambda speed: None
-) -> Callable[[VariantRow, GridPoint], tuple[str, ...]]:
+) -> Callable[[VariantRow, GridPoint], tuple[Note, ...]]:
     """Notes: that an interval covers one process or is missing, and how many timings are outliers."""
 
-    def notes(row: VariantRow, point: GridPoint) -> tuple[str, ...]:
+    def notes(row: VariantRow, point: GridPoint) -> tuple[Note, ...]:
         speed = row.speed_at(point)
         found, far = (pick(speed), outliers(speed)) if speed else (None, None)
         alone = interval_note(found)
-        return (*alone, f"{far.count} of {far.timings} timings far out") if far and far.count else alone
+        return (*alone, Note(f"{far.count} of {far.timings} timings far out")) if far and far.count else alone
 
     return notes
 

@@ -5,8 +5,9 @@ Reports, comparisons and histories take their numbers from here, so that one set
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec
@@ -58,6 +59,18 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """What a process counts with at a load of which its server answered no request, so that it measured nothing.
+
+    ``failures`` is the metric that counts the requests without an answer; ``number`` is the worst that a figure can be:
+    infinite for a time, zero for a rate.
+    """
+
+    failures: str
+    number: float
+
+
+@dataclass(frozen=True)
 class PerProcess:
     """One number per process, at each point of the grid or level of load. Sets of processes are compared by a
     permutation test.
@@ -65,8 +78,8 @@ class PerProcess:
     ``of`` computes the number of one process, ``over`` the figure of several. ``counted`` excludes measurements that
     are not the variant's own. ``timed`` figures are not taken from runs with suspect timings. ``pooled``: for each
     process, the highest value over all points and phases counts, from the source with the highest priority.
-    ``failures`` names the metric that counts the requests without an answer, of which a time has no value: where that
-    is all of them, the time counts as infinite when processes are compared.
+    ``unanswered`` is what a server counts with that answers nothing; None for a figure that does not depend on answers.
+    ``step`` is the smallest change that the figure can show, in words, if it is not negligible.
     """
 
     metric: str
@@ -76,25 +89,60 @@ class PerProcess:
     counted: Callable[[Measurement], bool] = lambda measurement: True
     timed: bool = True
     pooled: bool = False
-    failures: str = ""
+    unanswered: Unanswered | None = None
+    step: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
         return (self.metric,)
 
+    def measured(self, run: RunRecord) -> list[Measurement]:
+        """What a process measured; at each load of which it answered nothing, a measurement in its place.
+
+        Older records have no rates of such a load, newer ones rates of zero.
+        """
+        found = [m for m in _measured(run, self.metric) if self.counted(m)]
+        if self.unanswered is None:
+            return found
+        silent = [m for m in _measured(run, self.unanswered.failures) if m.values[0] == m.protocol.get("requests")]
+        if not silent:
+            return found
+        places, number = {place_of(m) for m in silent}, (self.unanswered.number,)
+        return [
+            *(m for m in found if place_of(m) not in places),
+            *(replace(m, unit=self.unit, evidence="samples", values=number) for m in silent),
+        ]
+
+    def answered(self, measurement: Measurement) -> bool:
+        """Whether it was measured; if not, it is in the place of one, because no request was answered."""
+        return measurement.metric == self.metric
+
+    def number(self, measurement: Measurement) -> float:
+        """That of one process."""
+        return self.of(measurement) if self.answered(measurement) else measurement.values[0]
+
+    def figure(self, found: Sequence[Measurement]) -> float | None:
+        """That of several processes, from one measurement of each.
+
+        None if there is none, or if it is infinite: a time of which half of the processes or more answered nothing.
+        """
+        value = self.over([self.number(each) for each in found]) if found else math.inf
+        return value if math.isfinite(value) else None
+
     def value(self, row: VariantRow, point: GridPoint | Load | None = None) -> Estimate | None:
         """At a place (pooled: over all points of the grid), by one source, with the range over processes."""
-        processes = [
-            [m for m in _measured(run, self.metric) if self.counted(m)]
-            for run in row.runs_that_ended_well
-            if run.spec.job.repeated
-        ]
+        found = self.by_process(row, point)
+        value = self.figure(found)
+        return None if value is None else with_range(value, [self.number(each) for each in found])
+
+    def by_process(self, row: VariantRow, point: GridPoint | Load | None = None) -> list[Measurement]:
+        """The measurement of each process of a row from which the figure at a place is taken."""
+        processes = [self.measured(run) for run in row.runs_that_ended_well if run.spec.job.repeated]
         at_point = [[m for m in own if self.pooled or place_of(m) == point] for own in processes]
         sources = [str(m.protocol.get("source")) for own in at_point for m in own]
         source = source_that_says_most(sources) if self.pooled else next(iter(sources), None)
-        by_process = [[self.of(m) for m in own if str(m.protocol.get("source")) == source] for own in at_point]
-        numbers = [max(own) if self.pooled else own[0] for own in by_process if own]
-        return with_range(self.over(numbers), numbers) if numbers else None
+        by_source = [[m for m in own if str(m.protocol.get("source")) == source] for own in at_point]
+        return [max(own, key=self.of) if self.pooled else own[0] for own in by_source if own]
 
 
 def summed(metric: str) -> Callable[[Measured], float | None]:

@@ -11,7 +11,7 @@ from harness.core.run import RunSpec
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, share
 from harness.figures.control import with_engine_share
 from harness.figures.derived.scores import SCORE_MARGIN, figure_of, headline
-from harness.figures.figure import Figure, Value
+from harness.figures.figure import Figure, Note, Value
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed
 from harness.figures.gate import Gate
 from harness.figures.notes import PAIRED, judgement, verdict_note
@@ -56,11 +56,11 @@ def _compared(row: VariantRow, key: TaskKey) -> Comparison | None:
     return score.comparison if score else None
 
 
-def _notes(row: VariantRow, key: TaskKey) -> tuple[str, ...]:
+def _notes(row: VariantRow, key: TaskKey) -> tuple[Note, ...]:
     score = row.task(key)
     if score is None or not score.headline:
         return ()
-    turned = (f"{score.flips.right_to_wrong} lost, {score.flips.wrong_to_right} won",) if score.flips else ()
+    turned = (Note(f"{score.flips.right_to_wrong} lost, {score.flips.wrong_to_right} won"),) if score.flips else ()
     return (*verdict_note(score.comparison), *turned)
 
 

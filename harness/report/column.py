@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
-from harness.figures.figure import Figure, Place, Value
+from harness.figures.figure import Figure, Note, Place, Value
 from harness.figures.formats import BLANK, NumberStyle
 from harness.figures.table import Table, VariantRow
 from harness.plugins import figures
@@ -41,7 +41,7 @@ class Column:
     def value(self, row: VariantRow) -> Value:
         return self.figure.of(row, self.place)
 
-    def notes(self, row: VariantRow) -> tuple[str, ...]:
+    def notes(self, row: VariantRow) -> tuple[Note, ...]:
         return self.figure.notes(row, self.place)
 
     def text(self, value: float) -> str:
@@ -54,7 +54,7 @@ class Cell(NamedTuple):
     text: str
     interval: str = ""
     sort: float | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def sort_key(self) -> str:
@@ -63,7 +63,9 @@ class Cell(NamedTuple):
 
     @property
     def whole(self) -> str:
-        return " ".join(part for part in (self.text, self.interval, ", ".join(self.notes)) if part)
+        return " ".join(
+            part for part in (self.text, self.interval, ", ".join(note.text for note in self.notes)) if part
+        )
 
 
 def columns(table: Table) -> tuple[Column, ...]:

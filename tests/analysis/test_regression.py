@@ -489,6 +489,30 @@ class TestTheFigureOfSeveralProcesses:
         assert (two.effect.low, two.effect.high, two.notes) == (None, None, ("2 processes: no interval",))
         assert three.effect.low is not None
 
+    @pytest.mark.parametrize("head_j_per_tok", [0.0, 2.0])
+    def test_an_energy_of_zero_is_no_measurement(self, bench: Any, head_j_per_tok: float) -> None:
+        """A counter that stands still on both sides shows no equality."""
+
+        def side(session: str, j_per_tok: float) -> list[RunRecord]:
+            runs = [replace(bench, session=session).performance(RTN, 1.0, r) for r in range(5)]
+            return [
+                replace(
+                    run,
+                    outcome=replace(
+                        run.outcome,
+                        measurements=tuple(
+                            replace(m, values=(j_per_tok,)) if m.metric == "decode_j_per_tok" else m
+                            for m in run.outcome.measurements
+                        ),
+                    ),
+                )
+                for run in runs
+            ]
+
+        found = only(track(side("s1", 0.0), side("s2", head_j_per_tok), {"decode_energy": 0.1}), "decode_energy")
+        assert (found.verdict, found.change) == ("incomparable", None)
+        assert found.reasons == ("a figure is not positive: no ratio can be made of it",)
+
     def test_a_peak_is_the_highest_of_all_processes_and_energy_a_median(self, makes: Makes) -> None:
         def side(session: str, peaks: Sequence[float]) -> list[RunRecord]:
             made = makes.timed(makes.side(session), jittered(1)[: len(peaks)])

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import product
 
 import pytest
 from run_specs import NONE
-from served_records import RTN, WORKLOAD, answers, baseline, failed, measurements, served_record
+from served_records import RTN, WORKLOAD, Times, answers, baseline, failed, measurements, served_record
 
+from harness.analysis.history.trace import trace
 from harness.analysis.query import Query, parse_limits, parse_objective
 from harness.analysis.recommend import recommend
+from harness.analysis.regression.baseline import by
 from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
 from harness.core.record import Outcome, RunRecord
 from harness.core.workload import Slo
+from harness.figures.figure import Note
 from harness.figures.serving import CAPACITY, E2E, FIGURES, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT
 from harness.figures.table import Load, Table, VariantRow
 from harness.report.column import columns
+from harness.report.comparison import words
+from harness.report.comparison.json_text import json_text
 from harness.stats.estimate import Estimate
 
 BY_NAME = {each.name: each for each in FIGURES}
@@ -112,7 +118,7 @@ def test_an_slo_that_nobody_meets_has_a_largest_load_of_none() -> None:
     (table,) = tradeoff([record])
     (load,) = (each.load for each in table.rows[0].ladders)
     assert value(CAPACITY.of(table.rows[0], load)) == 0.0
-    assert CAPACITY.notes(table.rows[0], load) == ("no load holds ttft ≤ 0.001 s for 90%",)
+    assert CAPACITY.notes(table.rows[0], load) == (Note("no load holds ttft ≤ 0.001 s for 90%"),)
 
 
 def test_a_server_that_fails_is_a_row() -> None:
@@ -188,14 +194,27 @@ def test_few_processes_are_inconclusive_and_fail_nothing(processes: int, code: i
     assert not any(each.verdict in ("regressed", "incomparable") for each in found.findings)
 
 
-def test_a_goodput_of_zero_on_both_sides_is_unchanged() -> None:
-    strict = replace(WORKLOAD, slo=Slo(ttft_s=0.001))
-    sides = [[baseline(each, lambda *_: (0.1, 0.01), strict) for each in range(3)] for _ in range(2)]
-    found = track(
-        sides[0], [replace(each, session="two") for each in sides[1]], {"goodput": 0.05, "largest_load": 0.05}
-    )
-    assert {(each.verdict, each.base, each.head) for each in found.gated} == {("unchanged", 0.0, 0.0)}
-    assert found.exit_code == 0
+@pytest.mark.parametrize(
+    ("processes", "verdict", "needed", "code"),
+    [(2, "inconclusive", 5, 4), (4, "inconclusive", 5, 4), (5, "unchanged", None, 0)],
+)
+@pytest.mark.parametrize("limit_s", [0.001, 1.0])
+def test_a_figure_with_steps_that_is_the_same_in_every_process_is_unchanged_from_five_on(
+    limit_s: float, processes: int, verdict: str, needed: int | None, code: int
+) -> None:
+    """If its median had changed, each of n processes would show that with probability a half or more: 2⁻⁵ is 3%."""
+    workload = replace(WORKLOAD, slo=Slo(ttft_s=limit_s))
+    sides = [[baseline(each, lambda *_: (0.1, 0.01), workload) for each in range(processes)] for _ in range(2)]
+    gates = {"largest_load": 0.05, "goodput": 0.05} if limit_s < 0.1 else {"largest_load": 0.05, "answered": 0.05}
+    found = track(sides[0], [replace(each, session="two") for each in sides[1]], gates)
+    assert {each.metric for each in found.gated} == gates.keys()
+    assert {(each.verdict, each.needed) for each in found.gated} == {(verdict, needed)}
+    assert {each.change and each.change.value for each in found.gated} == {0.0}
+    assert found.exit_code == code
+    load = next(each for each in found.gated if each.metric == "largest_load")
+    same = f"{'zero' if limit_s < 0.1 else 'the same'} in all {2 * processes} processes"
+    hidden = ("a change of less than one level of the ladder would not show",)
+    assert load.reasons == ((same, *hidden) if code == 0 and limit_s > 0.1 else (same,))
 
 
 @pytest.mark.parametrize(("holds", "verdict", "code"), [("BASE", "regressed", 1), ("HEAD", "improved", 0)])
@@ -212,21 +231,37 @@ def test_a_server_that_no_longer_holds_the_slo_at_all_has_regressed(holds: str, 
     assert found.exit_code == code
     for each in found.gated:
         assert (each.base == 0.0, each.head == 0.0) == (holds == "HEAD", holds == "BASE")
-        assert each.change is not None
-        assert each.change.value == (-1.0 if holds == "BASE" else math.inf)
+        assert each.change is None  # a rate to or from zero has no percentage
 
 
-def answering(share: float, processes: int = 5, session: str = "one", method: MethodRef = NONE) -> list[RunRecord]:
+def steadily(level: float, number: int, repetition: int) -> tuple[float, float]:
+    return 0.3, 0.02
+
+
+def later(level: float, number: int, repetition: int) -> tuple[float, float]:
+    """Each process is a tenth of a second slower than the one before."""
+    return 0.3 + repetition / 10, 0.02
+
+
+def answering(
+    share: float, processes: int = 5, session: str = "one", method: MethodRef = NONE, times: Times = steadily
+) -> list[RunRecord]:
     """Servers that answer only that share of the highest level's requests, the first, and no SLO is given."""
     plain, made = replace(WORKLOAD, slo=None), []
     for repetition in range(processes):
-        levels = {level: answers(level, repetition, lambda *_: (0.3, 0.02), plain) for level in plain.levels}
+        levels = {level: answers(level, repetition, times, plain) for level in plain.levels}
         highest = levels[plain.levels[-1]]
         for number in range(round(share * len(highest)), len(highest)):
             highest[number] = replace(highest[number], error="Service Unavailable")
-        record = served_record(method, repetition, lambda *_: (0.3, 0.02), plain, session)
+        record = served_record(method, repetition, times, plain, session)
         made.append(replace(record, outcome=Outcome("ok", measurements=tuple(measurements(levels, plain)))))
     return made
+
+
+def partly(silent: int, session: str = "one") -> list[RunRecord]:
+    """Five processes, the first of which answer nothing at the highest load; those that do take 0.3 to 0.7 s."""
+    nothing, all_of_them = (answering(share, 5, session, times=later) for share in (0.0, 1.0))
+    return [*nothing[:silent], *all_of_them[silent:]]
 
 
 @pytest.mark.parametrize(("base", "head", "verdict", "code"), [(1, 0, "regressed", 1), (0, 1, "improved", 0)])
@@ -248,6 +283,68 @@ def test_a_load_that_a_server_no_longer_answers_at_all_has_regressed(
     time, side = at[32]["ttft_p95"], "HEAD" if base else "BASE"
     assert (time.base, time.head) == ((0.3, None) if base else (None, 0.3))
     assert time.reasons[-1] == f"{side} answered no request in 5 of 5 processes"
+    assert {each.change for each in at[32].values()} == {None}
+    assert {words.change(each) for each in at[32].values()} == {"—"}
+    told = json.loads(json_text(found))["findings"]
+    assert {each["change"] for each in told if each["where"].startswith("32 ")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("silent", "median", "slowest"), [(0, 0.5, 0.7), (1, 0.6, math.inf), (2, 0.7, math.inf), (3, None, None)]
+)
+def test_a_process_that_answers_nothing_counts_as_infinitely_slow_everywhere(
+    silent: int, median: float | None, slowest: float | None
+) -> None:
+    """Comparison, report and history have the same figure; there is none where most of the processes have no time."""
+    records = partly(silent, "two")
+    compared = track(answering(1.0, times=later), records, {"ttft_p95": 0.05})
+    (at_highest,) = (each for each in compared.gated if each.where.startswith("32 "))
+    assert (at_highest.base, at_highest.head) == (0.5, pytest.approx(median))
+    assert (at_highest.change is None) == (median is None)
+
+    (table,) = tradeoff(records)
+    row, load = table.rows[0], table.loads[-1]
+    shown = TTFT[1].of(row, load)
+    assert (shown and (shown.value, shown.high)) == (median and pytest.approx((median, slowest)))  # type: ignore[union-attr]
+    told = f"{silent} of 5 processes answered no request"
+    assert TTFT[1].notes(row, load) == ((Note(told),) if silent else ())
+
+    lines = [each for each in trace(records, metrics=["ttft_p95"]).series if each.where.startswith("32 ")]
+    assert [point.value for line in lines for point in line.points] == (
+        [] if median is None else [pytest.approx(median)]
+    )
+
+    (advice,) = recommend(records, Query(parse_limits({"max_ttft": "10s"}), parse_objective("ttft", None)))
+    basis = f"{told} at {load.short}" if median is None else f"at {load.short}"
+    every = (*advice.admissible, *advice.rejected)
+    assert [each.objective.basis for each in every] == [basis]
+    assert bool(advice.admissible) == (median is not None)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_an_old_record_of_a_load_without_an_answer_has_the_rates_of_a_new_one(both: bool) -> None:
+    """Rates of zero were once left out."""
+    rates = ("serving_output_tok_per_s", "serving_requests_per_s")
+    new = answering(0.0, session="two")
+    old = [
+        replace(
+            each,
+            outcome=replace(
+                each.outcome,
+                measurements=tuple(m for m in each.outcome.measurements if m.metric not in rates or m.values != (0.0,)),
+            ),
+        )
+        for each in new
+    ]
+    assert all(len(a.outcome.measurements) == len(b.outcome.measurements) - 2 for a, b in zip(old, new, strict=True))
+    base = answering(0.0) if both else answering(1.0)
+    gates = {"output_throughput": 0.05}
+    assert track(base, old, gates).gated == track(base, new, gates).gated
+    assert track(old, base, gates).gated == track(new, base, gates).gated
+    shown = [THROUGHPUT.of(table.rows[0], table.loads[-1]) for each in (old, new) for table in tradeoff(each)]
+    assert shown[0] == shown[1]
+    assert value(shown[0]) == 0.0
+    assert trace(old, metrics=["output_throughput"]) == trace(new, metrics=["output_throughput"])
 
 
 def test_requests_that_a_server_loses_are_a_regression_however_fast_the_others_are() -> None:
@@ -273,7 +370,7 @@ def test_a_load_that_neither_side_answers_is_unchanged() -> None:
 @pytest.mark.parametrize(
     ("gate", "shares", "change"),
     [
-        ("answered", (1.0, 0.0), "by -100.0% (regressed)"),
+        ("answered", (1.0, 0.0), "from 1.00 to 0 (regressed)"),
         ("answered", (0.0, 1.0), "from 0 to 1.00 (improved)"),
         ("ttft_p95", (1.0, 0.0), "from 0.300 s to no answer (regressed)"),
         ("ttft_p95", (0.0, 1.0), "from no answer to 0.300 s (improved)"),
@@ -288,6 +385,10 @@ def test_a_change_of_the_baseline_that_no_percentage_says_is_said_in_words(
     )
     (own,) = (e for e in track(base, head, {gate: 0.05}).gated if "rtn" in e.method and e.where.startswith("32 "))
     assert own.reasons[-1] == f"the unquantized baseline changed {change}"
+
+
+def test_a_change_that_rounds_to_nothing_is_said_in_words() -> None:
+    assert [by(each) for each in (0.03, -0.2, 0.0004, 0.0)] == ["by +3.0%", "by -20.0%", *["by less than 0.05%"] * 2]
 
 
 def test_a_load_without_the_baselines_stands_alone() -> None:

@@ -13,14 +13,15 @@ import pytest
 from run_specs import changed
 
 from harness.analysis.history.trace import trace
-from harness.analysis.regression.findings import Regression
+from harness.analysis.regression.findings import Finding, Regression
 from harness.analysis.regression.track import track
 from harness.core.model import MethodRef
 from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError
-from harness.report.comparison import FORMATS, render
+from harness.report.comparison import FORMATS, render, words
 from harness.report.comparison.terminal import terminal
 from harness.report.history import render as history
+from harness.stats.estimate import Estimate
 
 SUFFIXES = {"terminal": "txt", "markdown": "md", "json": "json", "junit": "xml"}
 HOSTILE = "x<script>alert(1)</script> | `a` [b](http://evil) \x1b[31m \x00 ]]> & \ufffe"
@@ -130,6 +131,39 @@ def test_hostile_text_is_one_json_object(bench: Any) -> None:
     assert told["outcome"] == "regressed"
     assert told["exit_code"] == 1
     assert told["findings"][0]["method"] == HOSTILE
+
+
+def finding(base: float | None, head: float | None, unit: str = "tok/s", change: Estimate | None = None) -> Finding:
+    return Finding(
+        *("c", "m", "q", "e", "output_throughput", ""),
+        "regressed",
+        True,
+        base,
+        head,
+        unit,
+        relative=True,
+        change=change,
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "unit", "text"),
+    [
+        (19.4, 19.6, "tok/s", "19.40 → 19.60 tok/s"),
+        (1.0, 0.0, "", "1.000 → 0"),
+        (0.3, None, "s", "0.3000 → — s"),
+        (None, None, "s", "—"),
+    ],
+)
+def test_figures_end_with_their_unit_or_with_the_figure(
+    base: float | None, head: float | None, unit: str, text: str
+) -> None:
+    assert words.figures(finding(base, head, unit)) == text
+
+
+def test_a_change_without_a_percentage_is_a_dash() -> None:
+    assert words.change(finding(5.0, 0.0)) == "—"
+    assert words.change(finding(5.0, 4.0, change=Estimate(-0.2, None, None, 5, ""))) == "−20%"
 
 
 def test_an_unknown_format_is_refused(found: Regression) -> None:

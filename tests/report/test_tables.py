@@ -13,12 +13,14 @@ import pytest
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
+from harness.figures.figure import Note
 from harness.figures.table import Table
 from harness.report import write_report
 from harness.report.breakdown import breakdowns
-from harness.report.column import cell, column, column_groups, columns, raw, shown_columns
+from harness.report.column import Cell, cell, column, column_groups, columns, raw, shown_columns
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
+from harness.report.renderers.page_table import Footnotes
 
 
 def only(records: list[RunRecord]) -> Table:
@@ -40,8 +42,21 @@ def test_an_interval_is_in_brackets(records: list[RunRecord]) -> None:
     change = cell(column(table, "perplexity_change_fraction"), table.rows[1])
     assert change.text.startswith("+0.")
     assert change.interval.startswith("[+0.")
-    assert change.notes == ("equivalent",)
+    assert change.notes == (Note("equivalent"),)
     assert change.whole == f"{change.text} {change.interval} equivalent"
+
+
+def test_a_short_note_stands_beside_its_figure_and_the_whole_of_it_below() -> None:
+    """Brackets in a note's own words are no sign of a detail."""
+    footnotes = Footnotes()
+    cells = [
+        Cell("1", notes=(Note("inconclusive", "±0.35 would show"), Note("2 lost, 1 won"))),
+        Cell("2", "[1, 3]", notes=(Note("slow (by far)"),)),
+        Cell("3", "[2, 4]", notes=(Note("too long for its cell"),)),
+    ]
+    assert list(map(footnotes.of, cells)) == [("inconclusive", "1 2"), ("slow (by far)", ""), ("", "3")]
+    assert list(footnotes.notes) == ["inconclusive (±0.35 would show)", "2 lost, 1 won", "too long for its cell"]
+    assert cells[0].whole == "1 inconclusive (±0.35 would show), 2 lost, 1 won"
 
 
 def test_blank_is_a_dash_that_does_not_sort(records: list[RunRecord]) -> None:
@@ -155,8 +170,8 @@ def test_a_speed_says_what_its_interval_leaves_out(records: list[RunRecord]) -> 
     table = only(kept)
     by_name = {each.name: each for each in columns(table)}
     decode, prefill = (by_name[f"{phase}_tok_per_s_b1_p128_n32"] for phase in ("decode", "prefill"))
-    assert cell(decode, table.rows[0]).notes == ("one process", "1 of 30 timings far out")
-    assert cell(prefill, table.rows[0]).notes == ("one process",)
+    assert cell(decode, table.rows[0]).notes == (Note("one process"), Note("1 of 30 timings far out"))
+    assert cell(prefill, table.rows[0]).notes == (Note("one process"),)
     assert by_name["decode_outliers_b1_p128_n32"].value(table.rows[0]) == 1
     assert by_name["prefill_outliers_b1_p128_n32"].value(table.rows[0]) == 0
 

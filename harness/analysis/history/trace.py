@@ -12,7 +12,7 @@ import numpy as np
 from harness.analysis.history.series import Failed, History, LevelChange, Noise, Point, Series
 from harness.analysis.history.values import CaseValue, conditions_of, values_of
 from harness.analysis.kept import NOTHING, KeptEntries
-from harness.analysis.regression.baseline import engine_changed
+from harness.analysis.regression.baseline import by, engine_changed
 from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.compared import of_the_variant
 from harness.analysis.regression.endings import title
@@ -232,7 +232,7 @@ def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange], engine: s
     """``engine`` is the one whose own change is part of the variant's; None if the figure is no quality of another."""
     for other in (each for each in baseline if each.session == own.session):
         if engine is None and other.size is not None:
-            yield f"the unquantized baseline changed there too, by {other.size:+.1%}"
+            yield f"the unquantized baseline changed there too, {by(other.size)}"
         elif engine is not None and other.matters:
             levels = f"from {significant(other.before)} to {significant(other.after)}"
             yield engine_changed(engine, levels, (other.after > other.before) == (own.after > own.before))

@@ -158,7 +158,8 @@ def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Ite
         return
     for key in dict.fromkeys(key for process in measured for key in process):
         found = [process[key] for process in measured if key in process]
-        yield _typical(case, figure, statistic, found, processes.where(found[0]), _conditions(case, found[0]))
+        shown = processes.representative(statistic, found)
+        yield from _typical(case, figure, statistic, found, processes.where(shown), _conditions(case, shown))
 
 
 def _pooled(
@@ -171,7 +172,7 @@ def _pooled(
     of_source = [[m for key, m in process.items() if key[0] == source] for process in measured]
     found = [max(each, key=statistic.of) for each in of_source if each]
     own = _conditions(case, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
-    yield _typical(case, figure, statistic, found, source, own)
+    yield from _typical(case, figure, statistic, found, source, own)
 
 
 def _typical(
@@ -181,10 +182,11 @@ def _typical(
     found: Sequence[Measurement],
     where: str,
     own: Mapping[str, str],
-) -> CaseValue:
-    """One number for all processes, as in reports."""
-    value = statistic.over([statistic.of(each) for each in found])
-    return _valued(case, where, value, len(found), statistic.unit, figure.direction, True, own)
+) -> Iterator[CaseValue]:
+    """One number for all processes, as in reports; none if most of them answered nothing."""
+    value = statistic.figure(found)
+    if value is not None:
+        yield _valued(case, where, value, len(found), statistic.unit, figure.direction, True, own)
 
 
 def _is_relative(figure: Figure[Any]) -> bool:

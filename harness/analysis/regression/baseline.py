@@ -27,7 +27,7 @@ def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> li
     """
     places = {each.head.spec.case_id: _place(each.head) for each in matches}
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
-    known = sorted(findings, key=lambda found: found.change is not None)  # of several, one with a change counts
+    known = sorted(findings, key=_measured_again)  # of several, one that was compared counts
     theirs = {_key(found, places): found for found in known if found.case_id in base_ids and found.metric != RUNS}
     return [
         replace(found, reasons=(*found.reasons, *_baseline_note(found, theirs.get(_key(found, places)))))
@@ -49,18 +49,32 @@ def _baseline_note(own: Finding, baseline: Finding | None) -> tuple[str, ...]:
     if baseline is None:
         return ()
     statistic = gates()[baseline.metric].statistic
-    if isinstance(statistic, PerProcess) and baseline.change is not None:
-        return (f"the unquantized baseline changed {_moved(baseline, baseline.change.value)} ({baseline.verdict})",)
+    if isinstance(statistic, PerProcess) and _measured_again(baseline):
+        return (f"the unquantized baseline {_moved(baseline)}",)
     if isinstance(statistic, Items) and baseline.engine != MAIN_ENGINE:
         return (_engine_note(own, baseline),)
     return ()
 
 
-def _moved(found: Finding, change: float) -> str:
-    """``by +3.0%``, or from what to what if no percentage says it: from zero, or to no answer at all."""
-    if found.base and found.head is not None:
-        return f"by {change:+.1%}"
-    return f"from {_figure(found.base, found.unit)} to {_figure(found.head, found.unit)}"
+def _measured_again(found: Finding) -> bool:
+    """Whether two figures were compared, and not the same run with itself."""
+    return found.change is not None or (found.n is not None and found.base != found.head)
+
+
+def _moved(found: Finding) -> str:
+    """``changed by +3.0% (unchanged)``; from what to what if no percentage says it."""
+    if found.change is None:
+        change = f"from {_figure(found.base, found.unit)} to {_figure(found.head, found.unit)}"
+    elif found.verdict == "unchanged" and not round(found.change.value, 3):
+        return "did not change"
+    else:
+        change = by(found.change.value)
+    return f"changed {change} ({found.verdict})"
+
+
+def by(change: float) -> str:
+    """``by +3.0%``."""
+    return f"by {change:+.1%}" if round(change, 3) else "by less than 0.05%"
 
 
 def _figure(value: float | None, unit: str) -> str:
@@ -75,12 +89,12 @@ def engine_changed(engine: str, change: str, same_way: bool) -> str:
 
 def _engine_note(own: Finding, control: Finding) -> str:
     """Whether an engine itself changed, by what its unquantized model did."""
+    moved = control.change.value if control.change else 0.0
+    if control.verdict == "unchanged" and not (round(moved, 4) if control.relative else moved):
+        return f"the unquantized model on {control.engine} did not change"
     if control.change is None:
-        end = "did not change" if control.verdict == "unchanged" else f"is {control.verdict}"
-        return f"the unquantized model on {control.engine} {end}"
-    value = (
-        f"{control.change.value:+.2%}" if control.relative else f"{control.change.value:+.3g} {control.unit}".strip()
-    )
+        return f"the unquantized model on {control.engine} is {control.verdict}"
+    value = f"{moved:+.2%}" if control.relative else f"{moved:+.3g} {control.unit}".strip()
     change = f"by {value} ({control.verdict})"
     if control.verdict in ("improved", "regressed"):
         return engine_changed(control.engine, change, control.verdict == own.verdict)

@@ -24,10 +24,12 @@ RUNS = "runs"
 class Finding:
     """One metric of one case. ``where`` gives the conditions: a task, a protocol, a point of the grid.
 
-    ``base`` and ``head`` are figures as in tables, in ``unit``. ``change`` is HEAD − BASE with its interval: a
-    fraction of BASE's figure if ``relative``, otherwise in the unit. ``threshold`` is the change that does not
-    matter, in the same terms. ``n`` counts the independent ``units`` behind a test. If undecided, ``detectable`` is
-    the smallest true change that would be found in four of five cases, and ``needed`` the units to settle it.
+    ``base`` and ``head`` are figures as in tables, in ``unit``; None also for a time where half of the processes or
+    more answered nothing. ``change`` is HEAD − BASE with its interval: a fraction of BASE's figure if ``relative``,
+    otherwise in the unit; None where there is no such fraction, as from or to zero or no answer. ``threshold`` is the
+    change that does not matter, in the same terms. ``n`` counts the independent ``units`` behind a test. If undecided,
+    ``detectable`` is the smallest true change that would be found in four of five cases, and ``needed`` the units to
+    settle it.
     """
 
     case_id: str

@@ -78,7 +78,7 @@ def settled(pending: Pending) -> Finding:
     return replace(
         pending.finding,
         verdict=verdict,
-        change=_estimate(found.effect, in_terms),
+        change=_change(pending, in_terms),
         test=found.test,
         p=found.adjusted_p,
         n=found.effect.n,
@@ -124,9 +124,14 @@ def _shown(pending: Pending) -> Callable[[float], float]:
     return lambda effect: exponential(effect) - 1
 
 
-def _estimate(effect: Estimate, shown: Callable[[float], float]) -> Estimate:
+def _change(pending: Pending, shown: Callable[[float], float]) -> Estimate | None:
+    """None if no number says it: a side has no figure, or the ratio is one to zero or to an overflow."""
+    effect, finding = pending.comparison.effect, pending.finding
+    value = shown(effect.value)
+    if finding.base is None or finding.head is None or math.isinf(effect.value) or math.isinf(value):
+        return None
     low, high = (None if end is None or math.isinf(end) else shown(end) for end in (effect.low, effect.high))
-    return replace(effect, value=shown(effect.value), low=low, high=high)
+    return replace(effect, value=value, low=low, high=high)
 
 
 def _detectable(found: Comparison) -> float | None:

@@ -20,7 +20,7 @@ from harness.figures.figure import Figure
 from harness.figures.statistic import PerProcess
 from harness.stats.comparison import Better
 from harness.stats.estimate import Estimate
-from harness.stats.repeats import FEWEST_PROCESSES, too_few
+from harness.stats.repeats import FEWEST_PROCESSES
 from harness.stats.rule import compare_speeds
 
 Key = tuple[str, ...]
@@ -71,17 +71,18 @@ def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pe
         yield from _peak(match, asked, alpha, sides, keys)
         return
     for key in keys:
-        measured = [process[key] for side in sides for process in side.every if key in process]
-        found = next((each for each in measured if not _endless(each)), None)
-        if found is None:
-            continue  # neither side's requests were answered
+        every = [process[key] for side in sides for process in side.every if key in process]
+        found = representative(statistic, every)
+        if all(math.isinf(statistic.number(each)) for each in every):
+            continue  # neither side answered anything in any time
         blank = start(match, asked, where(found), statistic.unit, True)
         missing = [each for side in sides if (each := side.missing(key))]
         if missing:
             yield _unevaluated(blank, asked, sides, key, missing)
         else:
-            alike = [[_like(found, each) for each in side.at(key)] for side in sides]
-            yield _one(match, asked, alpha, blank, alike, (*_left_out(sides), *_unanswered(sides, key)))
+            measured = [side.at(key) for side in sides]
+            notes = (*_left_out(sides), *_unanswered(statistic, sides, key))
+            yield _one(match, asked, alpha, blank, measured, notes)
 
 
 def _unevaluated(
@@ -92,7 +93,7 @@ def _unevaluated(
     missing: Sequence[tuple[Literal["inconclusive", "incomparable"], str]],
 ) -> Finding:
     """For figures that are usable on at most one side. That nothing was measured at all has priority."""
-    base, head = (_typical(per_process(asked.figure), side.at(key)) for side in sides)
+    base, head = (per_process(asked.figure).figure(side.at(key)) for side in sides)
     verdict = max((verdict for verdict, _ in missing), key=("inconclusive", "incomparable").index)
     return replace(blank, base=base, head=head, verdict=verdict, reasons=tuple(why for _, why in missing))
 
@@ -104,7 +105,7 @@ def per_process(figure: Figure[Any]) -> PerProcess:
 
 def _side(name: str, case: Case, statistic: PerProcess) -> _Side:
     used: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
-    usable, every = (tuple(_or_endless(run, statistic) for run in runs) for runs in (used, case.well))
+    usable, every = (tuple(_process(run, statistic) for run in runs) for runs in (used, case.well))
     return _Side(name, usable, every, _suspects(name, case) if statistic.timed else "")
 
 
@@ -112,13 +113,13 @@ def _left_out(sides: Sequence[_Side]) -> tuple[str, ...]:
     return tuple(side.left_out for side in sides if side.left_out)
 
 
-def _unanswered(sides: tuple[_Side, _Side], key: Key) -> Iterator[str]:
+def _unanswered(statistic: PerProcess, sides: tuple[_Side, _Side], key: Key) -> Iterator[str]:
     """How many processes of a side answered no request at all."""
     for side in sides:
-        every = side.at(key)
-        silent = sum(map(_endless, every))
+        used = side.at(key)
+        silent = sum(not statistic.answered(each) for each in used)
         if silent:
-            yield f"{side.name} answered no request in {silent} of {len(every)} processes"
+            yield f"{side.name} answered no request in {silent} of {len(used)} processes"
 
 
 def _peak(
@@ -169,72 +170,78 @@ def _one(
     alpha: float,
     blank: Finding,
     measured: Sequence[Sequence[Measurement]],
-    left_out: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> Finding | Pending:
     statistic = per_process(asked.figure)
     base, head = measured
-    theirs, ours = ([_number(statistic, each) for each in side] for side in (base, head))
-    blank = replace(blank, base=_typical(statistic, base), head=_typical(statistic, head))
+    theirs, ours = ([statistic.number(each) for each in side] for side in (base, head))
+    blank = replace(blank, base=statistic.figure(base), head=statistic.figure(head))
     hardware = ("hardware", match.base.spec.hardware, match.head.spec.hardware)
-    bars = (*match.bars, *differing([hardware]), *unlike_conditions(base[-1], head[-1]))
+    bars = (*match.bars, *differing([hardware]), *_unlike(statistic, base, head))
     if bars:
         return replace(blank, reasons=bars)
     if match.same_runs:
         return replace(blank, verdict="unchanged", n=len(base), units="processes", reasons=("the same runs",))
     better: Better = "higher" if asked.figure.direction == "higher" else "lower"
-    if len({*theirs, *ours}) == 1:
-        return _equal(replace(blank, reasons=left_out), theirs[0], min(len(base), len(head)))
+    blank = replace(blank, reasons=notes)
+    if len({*theirs, *ours}) == 1 and (better == "higher" or theirs[0] > 0):
+        return _equal(blank, statistic, theirs, ours, alpha)
     try:
         found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, statistic.over)
     except (ValueError, ZeroDivisionError):
-        return replace(blank, reasons=("a figure is not positive: no ratio can be made of it",))
-    return Pending(replace(blank, reasons=left_out), found, True)
+        return replace(blank, reasons=("a figure is not positive: no ratio can be made of it", *notes))
+    return Pending(blank, found, True)
 
 
-def _equal(blank: Finding, value: float, count: int) -> Finding:
+def _unlike(statistic: PerProcess, base: Sequence[Measurement], head: Sequence[Measurement]) -> tuple[str, ...]:
+    """The conditions in which two sides differ. A side that answered nothing has those of its load."""
+    one, other = representative(statistic, base), representative(statistic, head)
+    if not statistic.answered(one):
+        one = replace(other, values=one.values, protocol=one.protocol, weights=(), item_ids=(), cluster_ids=())
+    elif not statistic.answered(other):
+        other = replace(one, values=other.values, protocol=other.protocol, weights=(), item_ids=(), cluster_ids=())
+    return unlike_conditions(one, other)
+
+
+def _equal(
+    blank: Finding, statistic: PerProcess, theirs: Sequence[float], ours: Sequence[float], alpha: float
+) -> Finding:
     """For figures that are the same in every process, such as the goodput under a load at which no request meets the
-    SLO, or the share that is answered under one that the server bears."""
-    blank = replace(blank, change=Estimate(0.0, None, None, count, "none"))
-    if count < FEWEST_PROCESSES:
-        return replace(blank, verdict="inconclusive", reasons=(too_few(count), *blank.reasons))
-    why = f"{'the same' if value else 'zero'} in all processes"
-    return replace(blank, verdict="unchanged", n=count, units="processes", reasons=(why, *blank.reasons))
+    SLO, or the share that is answered under one that the server bears.
+
+    A figure that has steps, or is zero, may be the same by chance. If its median had changed, no more than half of the
+    processes of one side would have the old value in the long run: that all n of them have it is then as probable as
+    2⁻ⁿ at most.
+    """
+    value, count = theirs[0], min(len(theirs), len(ours))
+    coarse = bool(statistic.step) or not value
+    fewest = max(FEWEST_PROCESSES, math.ceil(-math.log2(alpha))) if coarse else FEWEST_PROCESSES
+    same = f"{'the same' if value else 'zero'} in all {len(theirs) + len(ours)} processes"
+    blank = replace(
+        blank,
+        change=None if blank.base is None else Estimate(0.0, None, None, count, "none"),
+        n=count,
+        units="processes",
+    )
+    if count < fewest:
+        return replace(blank, verdict="inconclusive", needed=fewest, reasons=(same, *blank.reasons))
+    hidden = (f"a change of less than {statistic.step} would not show",) if statistic.step and value else ()
+    return replace(blank, verdict="unchanged", reasons=(same, *hidden, *blank.reasons))
 
 
 def measured(case: Case, statistic: PerProcess) -> list[Process]:
     """The measurements of each process whose figures may be used."""
     runs: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
-    return [_measured(run, statistic) for run in runs]
+    return [_process(run, statistic) for run in runs]
 
 
-def _measured(run: RunRecord, statistic: PerProcess) -> Process:
-    return {_key(m): m for m in _at_named_loads(run, statistic.metric) if statistic.counted(m)}
+def representative(statistic: PerProcess, found: Sequence[Measurement]) -> Measurement:
+    """The last that was measured; if a server answered nothing in any process, what is in its place."""
+    return next((each for each in reversed(found) if statistic.answered(each)), found[-1])
 
 
-def _or_endless(run: RunRecord, statistic: PerProcess) -> Process:
-    """What a process measured; where none of its requests was answered, an endless time."""
-    silent = (m for m in _at_named_loads(run, statistic.failures) if m.values[0] == m.protocol.get("requests"))
-    return {**{_key(m): replace(m, values=(math.inf,)) for m in silent}, **_measured(run, statistic)}
-
-
-def _at_named_loads(run: RunRecord, metric: str) -> Iterator[Measurement]:
-    return (m for m in run.outcome.measured(metric) if m.values and not _bisects(run, m))
-
-
-def _endless(measurement: Measurement) -> bool:
-    """Whether it stands for a time that nobody measured, because no request was answered; others are finite."""
-    return measurement.values == (math.inf,)
-
-
-def _like(time: Measurement, other: Measurement) -> Measurement:
-    """An endless time as a measurement of the same kind as another; a measured one as it is."""
-    if not _endless(other):
-        return other
-    return replace(time, values=other.values, protocol=other.protocol, weights=(), item_ids=(), cluster_ids=())
-
-
-def _number(statistic: PerProcess, measurement: Measurement) -> float:
-    return math.inf if _endless(measurement) else statistic.of(measurement)
+def _process(run: RunRecord, statistic: PerProcess) -> Process:
+    return {_key(m): m for m in statistic.measured(run) if not _bisects(run, m)}
 
 
 def _bisects(run: RunRecord, measurement: Measurement) -> bool:
@@ -261,9 +268,3 @@ def where(measurement: Measurement) -> str:
     """The point of the grid or the level of load; with several counters, also which one."""
     label, source = place_of(measurement).label, measurement.protocol.get("source")
     return f"{label}, {source}" if source else label
-
-
-def _typical(statistic: PerProcess, found: Sequence[Measurement]) -> float | None:
-    """The figure as in reports; None if nothing usable was measured, or if it has no end."""
-    value = statistic.over([_number(statistic, each) for each in found]) if found else math.inf
-    return value if math.isfinite(value) else None

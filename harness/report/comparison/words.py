@@ -59,11 +59,11 @@ def figures(finding: Finding) -> str:
     """``19.4 → 19.6 perplexity``; a dash for runs, whose end is described in words."""
     if finding.metric == RUNS or (finding.base is None and finding.head is None):
         return BLANK
-    return f"{_figure(finding.base)} → {_figure(finding.head)} {finding.unit}"
+    return f"{_figure(finding.base)} → {_figure(finding.head)} {finding.unit}".rstrip()
 
 
 def change(finding: Finding) -> str:
-    """``+0.61% [+0.4, +0.8]``."""
+    """``+0.61% [+0.4, +0.8]``; a dash if no number says it."""
     if finding.change is None:
         return BLANK
     times, unit = _terms(finding)

@@ -69,6 +69,25 @@ class _Point:
 
 
 @dataclass(frozen=True)
+class _Markers:
+    """The sizes of a plot's markers. ``fastest`` is the largest third value, that of the largest marker."""
+
+    fastest: float
+    crowded: bool
+
+    @property
+    def scale(self) -> float:
+        return CROWDED if self.crowded else 1.0
+
+    def size_px(self, point: _Point) -> float:
+        """The area is proportional to the third value, with a minimum so that the slowest remains visible."""
+        if len(point.values) < 3 or self.fastest <= 0:
+            return self.scale * PLAIN_PX
+        share = max(point.values[2].value, 0.0) / self.fastest
+        return self.scale * max(SMALLEST_PX, LARGEST_PX * math.sqrt(share))
+
+
+@dataclass(frozen=True)
 class _Respects:
     """The horizontal and vertical axes and, if there is a third, the figure that a marker's area shows."""
 
@@ -124,10 +143,10 @@ def _plot(table: Table, plot: _Respects) -> Plot | None:
     drawing = Drawing(paper() | {"xaxis": ruler(x.title, ranges[0], x.log), "yaxis": ruler(y.title, ranges[1], y.log)})
     _draw_front(drawing, points, plot)
     _draw_baseline(drawing, table, x, ranges[0])
-    drawn = _thinned(points)
-    _draw_points(drawing, table, drawn, plot)
+    drawn, markers = _thinned(points), _Markers(_fastest(points), len(points) > MOST_INTERVALS)
+    _draw_points(drawing, table, drawn, plot, markers)
     best = [point for point in points if point.best]
-    _draw_names(drawing, points if len(points) <= MOST_NAMES else _spread(best), points, x, y, ranges)
+    _draw_names(drawing, points if len(points) <= MOST_NAMES else _spread(best), points, plot, ranges, markers)
     listed = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
     lines = tuple((point.row.label, *_value_texts(point, plot), "yes" if point.best else "no") for point in listed)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
@@ -182,39 +201,35 @@ def _value_texts(point: _Point, plot: _Respects) -> list[str]:
 
 
 def _fastest(points: Sequence[_Point]) -> float:
-    """The largest third value: that of the largest marker."""
+    """The largest third value; 0 if there is none."""
     return max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
 
 
-def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Respects) -> None:
+def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Respects, markers: _Markers) -> None:
     """A trace per method, so that each has its colour and marker in all plots of a table."""
-    fastest = _fastest(points)
     groups: dict[str, list[_Point]] = {}
     for point in points:
         groups.setdefault(point.row.method, []).append(point)
     for method, family in families(table.rows).items():
         if method in groups:
-            _draw_markers(drawing, family, groups[method], plot, fastest, len(points) <= MOST_INTERVALS)
+            _draw_markers(drawing, family, groups[method], plot, markers)
 
 
-def _draw_markers(
-    drawing: Drawing, family: int, points: Sequence[_Point], plot: _Respects, fastest: float, with_intervals: bool
-) -> None:
+def _draw_markers(drawing: Drawing, family: int, points: Sequence[_Point], plot: _Respects, markers: _Markers) -> None:
     symbol, colour = family_symbol(family), family_colour(family)
-    scale = 1.0 if with_intervals else CROWDED
     drawing.trace(
         "scatter",
         x=[plot.x.place(point.x.value) for point in points],
         y=[plot.y.place(point.y.value) for point in points],
         mode="markers",
         marker={
-            "size": [scale * _size_px(point, fastest) for point in points],
+            "size": [markers.size_px(point) for point in points],
             "color": colour,
             "symbol": [symbol if point.best else f"{symbol}-open" for point in points],
-            "line": {"width": 1.5 * scale, "color": colour},
-            **({} if with_intervals else {"opacity": CROWDED}),
+            "line": {"width": 1.5 * markers.scale, "color": colour},
+            **({"opacity": CROWDED} if markers.crowded else {}),
         },
-        **(_with_intervals(points, plot) if with_intervals else _without(points, plot)),
+        **(_without(points, plot) if markers.crowded else _with_intervals(points, plot)),
     )
 
 
@@ -237,13 +252,6 @@ def _without(points: Sequence[_Point], plot: _Respects) -> dict[str, Any]:
         "hovertemplate": "<br>".join(["<b>%{text}</b>", *figures]) + "<extra></extra>",
         **({"customdata": third} if third else {}),
     }
-
-
-def _size_px(point: _Point, fastest: float) -> float:
-    """The area is proportional to the third value, with a minimum so that the slowest remains visible."""
-    if len(point.values) < 3 or fastest <= 0:
-        return PLAIN_PX
-    return max(SMALLEST_PX, LARGEST_PX * math.sqrt(max(point.values[2].value, 0.0) / fastest))
 
 
 def _hover(point: _Point, plot: _Respects) -> list[str]:
@@ -301,18 +309,18 @@ def _draw_names(
     drawing: Drawing,
     named: Sequence[_Point],
     points: Sequence[_Point],
-    x: ColumnAxis,
-    y: ColumnAxis,
+    plot: _Respects,
     ranges: tuple[tuple[float, float], tuple[float, float]],
+    markers: _Markers,
 ) -> None:
+    x, y = plot.x, plot.y
     width = WIDTH_PX - LEFT_PX - RIGHT_PX
     height = HEIGHT_PX - TOP_PX - BOTTOM_PX
     (left, right), (bottom, top) = ranges
     others = [] if len(named) == len(points) else points[:MOST_INTERVALS]
     places = [(x.coordinate(point.x.value), y.coordinate(point.y.value)) for point in (*named, *others)]
     pixels = [((a - left) / (right - left) * width, (b - bottom) / (top - bottom) * height) for a, b in places]
-    fastest = _fastest(points)
-    radii = [_size_px(point, fastest) / 2 for point in named]
+    radii = [markers.size_px(point) / 2 for point in named]
     names = [point.row.label for point in named]
     offsets = place(pixels[: len(named)], names, width, height, radii, pixels[len(named) :])
     for point, (a, b), radius, (dx, dy) in zip(named, places, radii, offsets, strict=False):

@@ -46,9 +46,9 @@ def badge(table: Table, row: VariantRow) -> Badge | None:
     if column is None:
         return None
     shown = cell(column, row)
-    verdict, *_ = shown.notes or ("",)
+    verdict = next((note.word for note in shown.notes), "")
     named = f"Δ {column.place.label}" if column.figure is ACCURACY_CHANGE else column.heading
-    finding = " ".join(each for each in (f"{shown.text}{_unit(column)}", shown.interval, _word(verdict)) if each)
+    finding = " ".join(each for each in (f"{shown.text}{_unit(column)}", shown.interval, verdict) if each)
     return Badge(named, finding, _title(table, row, (column,)), FILLS.get(verdict, NEUTRAL))
 
 
@@ -71,11 +71,6 @@ def _title(table: Table, row: VariantRow, told: tuple[Column, ...]) -> str:
     warnings = [label.sentence for label in (*table_labels(table), *row.labels)]
     protocol = f"perplexity protocol: {table.protocol}"
     return ". ".join([f"{table.model} {row.label}", *figures, protocol, *warnings, "Measured with qharness"])
-
-
-def _word(note: str) -> str:
-    """A verdict without what stands in brackets behind it."""
-    return note.partition(" (")[0]
 
 
 def _unit(column: Column) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from harness.figures.figure import Note
 from harness.figures.table import Table, VariantRow
 from harness.report import escape
 from harness.report.column import Cell, Column, cells, shown_columns, values
@@ -61,7 +62,7 @@ class Footnotes:
     """Notes, each once, numbered from 1 as they appear."""
 
     notes: dict[str, int] = field(default_factory=dict)
-    _known: dict[tuple[tuple[str, ...], bool], tuple[str, str]] = field(default_factory=dict)
+    _known: dict[tuple[tuple[Note, ...], bool], tuple[str, str]] = field(default_factory=dict)
 
     def number(self, note: str) -> int:
         return self.notes.setdefault(note, len(self.notes) + 1)
@@ -75,12 +76,11 @@ class Footnotes:
             self._known[key] = self._split(*key)
         return self._known[key]
 
-    def _split(self, notes: tuple[str, ...], beside_interval: bool) -> tuple[str, str]:
-        word = notes[0].partition(" (")[0]
-        if len(word) > (LONGEST_WORD if beside_interval else LONGEST_ALONE):
-            word = ""
-        below = notes[1:] if word == notes[0] else notes
-        return word, " ".join(str(self.number(note)) for note in below)
+    def _split(self, notes: tuple[Note, ...], beside_interval: bool) -> tuple[str, str]:
+        first, *others = notes
+        word = first.word if len(first.word) <= (LONGEST_WORD if beside_interval else LONGEST_ALONE) else ""
+        below = others if word and not first.detail else notes
+        return word, " ".join(str(self.number(note.text)) for note in below)
 
 
 @dataclass(frozen=True)
