@@ -144,7 +144,7 @@ def sides(row: VariantRow, use: Use) -> list[str]:
         parts.append(_size(row.size_ratio))
     speed = row.speed_at(use.point) if use.point else None
     if speed and speed.decode_ratio:
-        why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
+        why = "".join(f" ({note.text})" for note in interval_note(speed.decode_ratio))
         fast = f"decodes {with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row)}"
         parts.append(fast)
     load = CAPACITY.read(row, use)
