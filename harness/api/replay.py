@@ -151,11 +151,12 @@ def replay(
             part = {case_id: case for case_id, case in part.items() if case_id not in reasons}
             if not part:
                 continue
-            chosen = _AskedPart(part, reasons)
+            chosen = _AskedPart(part)
             try:
                 recipe = Recipe.model_validate_json(json.dumps(recipe_of(_specs(part, base), here.place)))
                 leak = any(getattr(case.spec.job, "allow_leak", False) for case in part.values())
                 head += run_part(recipe, replace(settings, allow_leak=leak), chosen.of)
+                reasons |= chosen.reasons
             except UsageError as error:
                 reasons |= dict.fromkeys(part, str(error))
         compared = [record for record in base if record.spec.case_id not in reasons]
@@ -177,12 +178,16 @@ def _refuse_own_runs(results: str | Path, recipes: Sequence[str], base: Sequence
 
 @dataclass(frozen=True)
 class _AskedPart:
-    """The part of a plan that asks what these cases asked, and what it needs; ``reasons`` gets what cannot be asked."""
+    """The part of a plan that asks what these cases asked, and what it needs.
+
+    ``reasons`` are why cases of the last plan cannot be asked.
+    """
 
     asked: Mapping[str, Case]
-    reasons: dict[str, str]
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def of(self, planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+        self.reasons.clear()
         repetitions = {case_id: {run.spec.repetition for run in case.well} for case_id, case in self.asked.items()}
         mine = [run for run in planned if run.spec.repetition in repetitions.get(run.spec.case_id, ())]
         answered = {run.spec.case_id for run in mine}

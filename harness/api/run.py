@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
+from harness.core.site import Artifacts
 from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.events import Cleared, Event, GpuUnused, Waiting
@@ -81,7 +82,10 @@ def run_part(
     settings: RunSettings,
     part: Callable[[Sequence[PlannedRun]], Sequence[PlannedRun]] = lambda planned: planned,
 ) -> tuple[RunRecord, ...]:
-    """As ``run``, but only the ``part`` of the plan that the caller chooses; nothing happens if it chooses none."""
+    """As ``run``, but only the ``part`` of the plan that the caller chooses; nothing happens if it chooses none.
+
+    It chooses anew whenever it is planned anew: what a model needs may be known only once it is fetched.
+    """
     place, on_event = settings.place, settings.on_event
     site = place.reachable_site(chosen.device)
     debris = clear([site.artifacts.root, *([] if is_url(place.results) else [local_path(place.results)])])
@@ -99,7 +103,8 @@ def run_part(
     with closing(open_executor(settings.executor, site, report)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
-        planned = tuple(part(_planned(chosen, settings, opened, store, site.spill_roots)))
+        ask = partial(_ask_servers, chosen, store, site.spill_roots, opened.site.artifacts)
+        planned = tuple(part(_planned(chosen, settings, opened, lambda planned: ask(part(planned)))))
         if not planned:
             return ()
         expect = partial(_forecast, planned, opened, site.artifacts.root, store, hourly_price(chosen))
@@ -107,14 +112,24 @@ def run_part(
             return sweep(planned, store, opened, note.following(on_event), settings.paranoid, site.spill_roots, expect)
 
 
+def _ask_servers(
+    recipe: Recipe, store: Store, spill_roots: Sequence[Path], artifacts: Artifacts, planned: Sequence[PlannedRun]
+) -> None:
+    """Asks the servers of the runs that are left: a recipe of which every run is done needs none of them."""
+    if endpoints(planned):
+        ask_servers(recipe, resume_point(planned, store, spill_roots, artifacts).left)
+
+
 def _planned(
-    recipe: Recipe, settings: RunSettings, executor: OpenExecutor, store: Store, spill_roots: Sequence[Path]
+    recipe: Recipe,
+    settings: RunSettings,
+    executor: OpenExecutor,
+    ask: Callable[[Sequence[PlannedRun]], None],
 ) -> tuple[PlannedRun, ...]:
-    """The plan, after asking the servers of what is left, fetching what it names on a hub, and creating its stacks."""
+    """The plan, after asking the servers, fetching what it names on a hub, and creating its stacks."""
     replan = partial(plan, recipe, executor.site, settings.allow_leak)
     planned = replan()
-    if endpoints(planned):  # a recipe of which every run is done needs none of its servers
-        ask_servers(recipe, resume_point(planned, store, spill_roots, executor.site.artifacts).left)
+    ask(planned)
     planned = _fetched(planned, executor, replan)
     tried: set[str] = set()
     while settings.create_stacks is not None and (missing := _missing_stacks(planned, executor.stacks) - tried):

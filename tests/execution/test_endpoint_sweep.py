@@ -12,7 +12,7 @@ from fake_openai import KEY, FakeOpenAI
 from own_tasks import SUBJECTS, choosing, writing
 
 from harness.api.plan import plan, plan_with_state
-from harness.api.run import run
+from harness.api.run import RunSettings, run, run_part
 from harness.api.workplace import Workplace
 from harness.core.job import AnswerTask
 from harness.core.record import Outcome, RunRecord
@@ -195,6 +195,22 @@ def test_only_what_is_left_to_run_needs_its_server(
     full.rename(where[0])
     assert [record.session for record in run(path, *where)] == ["s"] * len(planned)
     assert not plan_with_state(path, Workplace(*where)).forecast.runs
+
+
+def test_only_the_servers_of_the_part_that_is_run_are_asked(
+    sweeps, tiny: Path, tokenizer: Any, servers: tuple[FakeOpenAI, FakeOpenAI]
+) -> None:
+    asked_tasks = tasks(sweeps.folder, tokenizer, servers[0])
+    recipe = load_recipe(sweeps.recipe(content(tiny, servers, tasks=asked_tasks)))
+    where = RunSettings(Workplace(sweeps.folder / "results", sweeps.folder / "cache"))
+    asked: list[str] = []
+    for server in servers:
+        server.fault = lambda path, before, server=server: asked.append(server.model) or (500, b"gone")
+    assert run_part(recipe, where, lambda planned: ()) == ()
+    assert not asked
+    with pytest.raises(RecipeError, match="HTTP 500"):
+        run_part(recipe, where, lambda planned: [each for each in planned if not each.spec.is_baseline])
+    assert set(asked) == {"other"}
 
 
 def test_what_needs_a_model_here_is_unsupported_on_a_server(
