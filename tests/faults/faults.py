@@ -24,6 +24,8 @@ Make = Callable[[Bench], Ended]
 QUANTIZE = "quantize"
 DISK_BYTES = 32 * 2**20
 FLOOD_BYTES = 2**30
+STATES_ROOM_BYTES = 20 * 2**10
+"""More than a record takes, and less than the states of two windows."""
 A_YEAR_S = 365 * 24 * 3600
 CGROUP_BYTES = 400 * 2**20
 
@@ -224,6 +226,19 @@ def damaged(which: Callable[[Bench], Path], how: Callable[[bytes], bytes], lose_
         return bench.run()
 
     return make
+
+
+def states_without_room(bench: Bench) -> Ended:
+    """The disk of the temporary folder has no room for the states of a model that is streamed."""
+    with _small_disk(bench, bench.temporary):
+        first = bench.run()
+        assert first.code == 0, first.output
+        shutil.rmtree(_quality_folder(bench))
+        room = {"QHARNESS_FAULT_BYTES": str(STATES_ROOM_BYTES)}
+        ended = bench.run(fault="crowd_states", residency="streamed", variables=room)
+        (ballast,) = bench.temporary.glob(".ballast-*")
+        ballast.unlink()
+        return ended
 
 
 def _quality_folder(bench: Bench) -> Path:

@@ -163,6 +163,15 @@ MATRIX = (
         ("ok", "failed", "unsupported"),
         (QUALITY,),  # the artifact was published before the outcome could not be written
     ),
+    Fault(
+        "states-full",
+        "the disk of the temporary folder has no room for the states of a streamed model",
+        faults.states_without_room,
+        FAILED,
+        ("ok", "ok", "failed"),
+        (QUALITY,),
+        "no room for the states of suspended windows",
+    ),
     _harmless(
         "record-cut", "half of a record is lost", damaged(of_record("record.json"), faults.cut), "damaged", slow=True
     ),

@@ -8,6 +8,7 @@ import locale
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from harness.core.method import Method, MethodParams, QuantizeJob
 
 FAULT, GO, BYTES = "QHARNESS_FAULT", "QHARNESS_FAULT_GO", "QHARNESS_FAULT_BYTES"
+BALLAST = ".ballast-"
 A_LONG_TIME_S = 600
 CHUNK_BYTES = 2**20
 
@@ -111,6 +113,16 @@ def fill_memory() -> None:
         kept.append(bytearray(os.urandom(1) * 2**23))
 
 
+def crowd_states() -> None:
+    """The states of a streamed model all wait on disk, and the disk of the temporary folder is nearly full."""
+    import harness.execution.context as contexts
+
+    contexts.STATES_SHARE = 0.0
+    disk = os.statvfs(tempfile.gettempdir())
+    with tempfile.NamedTemporaryFile(prefix=BALLAST, delete=False) as file:
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - int(os.environ[BYTES]))
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -135,8 +147,16 @@ def enable() -> None:
     from harness.methods.rtn.rtn import RTN
 
     RTN.enable()
+    if os.environ.get(FAULT) == crowd_states.__name__:
+        crowd_states()
 
 
 UNRULY = Method(
-    name="unruly", version=1, summary="rounds, unruly", params=UnrulyParams, quantize=quantize, enable=enable
+    name="unruly",
+    version=1,
+    summary="rounds, unruly",
+    params=UnrulyParams,
+    quantize=quantize,
+    enable=enable,
+    streams=True,
 )
