@@ -75,11 +75,12 @@ class QuantizeJob(Generic[P]):
     """One offline quantization: reads the checkpoint at ``source`` and writes a loadable one to ``out``.
 
     ``load`` reads the source as an unquantized transformers model on the job's device, or as keyword arguments for
-    ``from_pretrained`` say; methods whose library does its own loading do not call it. ``scope`` names the modules to
-    quantize, ``untouched`` every other module with a matrix: the head, routers, what the recipe skips. ``overrides``
-    maps module names to the parameters that differ there. ``note`` adds a fact to the run's record. ``probe`` keeps a
-    few logits of the quantized model, to compare the reloaded one with: a method whose saving changes the model calls
-    it first, so that no copy of the model is needed.
+    ``from_pretrained`` say; methods whose library does its own loading do not call it, and have it use ``attention``,
+    the implementation that the recipe names, if it names one. ``scope`` names the modules to quantize, ``untouched``
+    every other module with a matrix: the head, routers, what the recipe skips. ``overrides`` maps module names to the
+    parameters that differ there. ``note`` adds a fact to the run's record. ``probe`` keeps a few logits of the
+    quantized model, to compare the reloaded one with: a method whose saving changes the model calls it first, so that
+    no copy of the model is needed.
     """
 
     params: P
@@ -94,6 +95,7 @@ class QuantizeJob(Generic[P]):
     untouched: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     trust_remote_code: bool = False
+    attention: str | None = None
     note: Callable[[str, Scalar], None] = lambda name, value: None
     probe: Callable[[Any], None] = lambda model: None
 
@@ -139,6 +141,38 @@ class Beside:
 
 
 @dataclass(frozen=True)
+class PartsWork:
+    """What memory depends on while a checkpoint is quantized from disk to disk.
+
+    ``layer`` are the shapes (outputs, inputs) of the largest layer's matrices, one for each expert. ``plain_bytes`` is
+    the size of an unquantized weight, ``others_bytes`` that of all weights outside the layers' matrices, and
+    ``written_bytes`` that of the checkpoint that is written. ``hidden`` is the width of a token's state, ``vocabulary``
+    that of its logits, and ``heads`` the number of attention heads. ``rows`` of ``length`` tokens calibrate it, none if
+    it is not calibrated.
+    """
+
+    layer: Sequence[tuple[int, int]]
+    plain_bytes: float
+    others_bytes: int
+    written_bytes: int
+    hidden: int = 0
+    vocabulary: int = 0
+    heads: int = 0
+    rows: int = 0
+    length: int = 0
+
+    @property
+    def layer_bytes(self) -> float:
+        """Of the largest layer's matrices, unquantized."""
+        return self.plain_bytes * sum(outputs * inputs for outputs, inputs in self.layer)
+
+    @property
+    def states_bytes(self) -> float:
+        """Of all calibration tokens' states between two layers."""
+        return self.plain_bytes * self.rows * self.length * self.hidden
+
+
+@dataclass(frozen=True)
 class Method(Generic[P]):
     """A quantization algorithm as implemented by one library.
 
@@ -151,8 +185,10 @@ class Method(Generic[P]):
                      reloaded one can be compared with it; or None, if the job's ``probe`` had that model.
 
     ``quantize_parts`` does the same for a model of which one part is in memory at a time, and writes the same
-    checkpoint; ``gathers_parts`` says that at its end the whole quantized model is in memory. ``streams`` says that the
-    transformers engine may load the result part by part, bit by bit as it loads the whole.
+    checkpoint; ``gathers_parts`` says that at its end the whole quantized model is in memory, and ``parts_peak`` is
+    about the most memory that it takes in bytes, libraries included (default: two layers, or what is larger of other
+    parts). ``streams`` says that the transformers engine may load the result part by part, bit by bit as it loads the
+    whole.
     ``read`` loads what ``quantize`` wrote if transformers alone cannot; if that ``streams``, by transformers' own
     loading, with all that is to be done to loaded layers in its quantizer. ``stack`` names the environment
     that quantizes; the main stack always measures. ``packages`` are needed there to quantize, ``readers``
@@ -199,6 +235,7 @@ class Method(Generic[P]):
     quantize: Callable[[QuantizeJob[P]], Any] | None = None
     quantize_parts: Callable[[QuantizeJob[P]], Any] | None = None
     gathers_parts: bool = False
+    parts_peak: Callable[[P, PartsWork], float] | None = None
     streams: bool = False
     read: Callable[[LoadRequest], Any] | None = None
     enable: Callable[[], None] | None = None

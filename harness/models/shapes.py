@@ -290,8 +290,9 @@ def _largest(value: Any) -> int:
 class ModelSize:
     """What the time and the files of a model's runs scale with. ``active`` parameters are those that one token uses.
 
-    ``matrices`` counts the decoder's; ``hidden`` is the width of its states, ``vocabulary`` that of its logits, both 0
-    if its configuration does not say. ``router_scores`` counts those that a mixture's routers give one token.
+    ``matrices`` counts the decoder's; ``hidden`` is the width of its states, ``vocabulary`` that of its logits, and
+    ``heads`` are those of its attention, all 0 if its configuration does not say. ``router_scores`` counts those that a
+    mixture's routers give one token.
     """
 
     parameters: int
@@ -300,6 +301,7 @@ class ModelSize:
     matrices: int
     hidden: int = 0
     vocabulary: int = 0
+    heads: int = 0
     router_scores: int = 0
 
 
@@ -316,14 +318,15 @@ def size_of(source: SourceModel) -> ModelSize | None:
     held = {name: math.prod(shape) for name, shape in source.matrices.items() if holds_experts(name, len(shape))}
     unused = sum(held.values()) * (1 - routed.active / routed.experts) if routed else 0.0
     parameters = source.decoder_parameters + source.other_parameters
-    widths = {key: width if isinstance(width := text.get(key), int) else 0 for key in ("hidden_size", "vocab_size")}
+    counts = {key: _largest(text.get(key)) for key in ("hidden_size", "vocab_size", "num_attention_heads")}
     return ModelSize(
         parameters,
         round(parameters - unused),
         source.decoder_parameters,
         len(source.matrices),
-        widths["hidden_size"],
-        widths["vocab_size"],
+        counts["hidden_size"],
+        counts["vocab_size"],
+        counts["num_attention_heads"],
         routed.experts * len({layer_number(name) for name in held}) if routed else 0,
     )
 

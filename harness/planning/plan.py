@@ -45,15 +45,16 @@ from harness.core.workload import (
 )
 from harness.errors import SourceError
 from harness.models.memory import DTYPE_BITS, Quantized, plain_bytes, quantized
-from harness.models.scope import holds_experts, shape_of
+from harness.models.scope import holds_experts
 from harness.models.shapes import ModelSize, attention_of, size_of
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.residency import Residence, peak_bytes, place, room
+from harness.planning.residency import Residence, peak_bytes, place, quantizing_peak_bytes, room
 from harness.planning.support import (
     Reason,
+    in_scope,
     refusal,
     too_large,
     unpacking_note,
@@ -149,10 +150,15 @@ class _Resolved:
         method: MethodChoice,
         runtime: Engine[Any],
         weight_bytes: int | None,
+        written_bytes: int = 0,
     ) -> Residence:
         """Whether a run has its model in memory as a whole."""
         available = room(self.machine, job.conditions, self._memory_limit)
-        return place(self.recipe.residency, job, source, method, runtime, weight_bytes, available)
+        return place(self.recipe.residency, job, source, method, runtime, weight_bytes, available, written_bytes)
+
+    def skip(self, method: MethodChoice) -> tuple[str, ...]:
+        """What the recipe has a method leave unquantized."""
+        return self.recipe.scope.skip if method.ref.stage in ("on_load", "offline") else ()
 
     def conditions_on(self, choice: EngineChoice) -> Conditions:
         """Of a process that loads a model with an engine."""
@@ -458,7 +464,7 @@ class _OnEngine:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
         remote = self.engine.remote
-        weight_bytes = None if remote else _weight_bytes(method.checkpoint or self.source, method, sweep.machine.device)
+        weight_bytes = None if remote else self._weight_bytes(method)
         note = None if remote else unpacking_note(self.source, method, self.engine, sweep.machine, sweep.site)
         variant = self._variant(method, "model", self._artifacts_engine(method))
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
@@ -470,10 +476,13 @@ class _OnEngine:
         if method.ref.stage == "offline":
             quantizing = QuantizeModel(conditions, variant, base)
             source_bytes = _weight_bytes(self.source, sweep.base, sweep.machine.device)
-            placed = sweep.place(quantizing, self.source, method, registry.engine(MAIN_ENGINE), source_bytes)
+            written = _checkpoint_bytes(self.source, method, sweep.machine.device, sweep.skip(method))
+            placed = sweep.place(quantizing, self.source, method, registry.engine(MAIN_ENGINE), source_bytes, written)
             quantizing = replace(quantizing, conditions=replace(conditions, residency=placed.residency))
-            written = _checkpoint_bytes(self.source, method, sweep.machine.device)
-            gathered = written if method.method.gathers_parts else 0
+            if placed.residency == "streamed":
+                peak = quantizing_peak_bytes(self.source, method, source_bytes, written, sweep.calibration)
+            else:
+                peak = peak_bytes(self.source, source_bytes, placed.residency)
             quantize = sweep.run(
                 quantizing,
                 method,
@@ -484,7 +493,7 @@ class _OnEngine:
                 note=placed.note,
                 size=self.size,
                 checkpoint_bytes=written,
-                peak=peak_bytes(self.source, source_bytes, placed.residency, gathered),
+                peak=peak,
             )
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
@@ -601,12 +610,18 @@ class _OnEngine:
             method=method.ref,
             engine=engine,
             scope=recipe.scope.quantize,
-            skip=recipe.scope.skip if scoped else (),
+            skip=self.sweep.skip(method),
             overrides=recipe.scope.overrides if scoped else {},
             calibration=self.sweep.calibration if method.calibrated else None,
             kv_cache=kv_cache,
             seed=recipe.seed,
             engine_params=engine_params or {},
+        )
+
+    def _weight_bytes(self, method: MethodChoice) -> int | None:
+        """Of the loaded variant."""
+        return _weight_bytes(
+            method.checkpoint or self.source, method, self.sweep.machine.device, self.sweep.skip(method)
         )
 
     def _is_base(self, method: MethodChoice) -> bool:
@@ -668,28 +683,27 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         raise recipe.error(("models", index, "id"), str(error)) from None
 
 
-def _weight_bytes(source: SourceModel, method: MethodChoice, device: str) -> int | None:
+def _weight_bytes(source: SourceModel, method: MethodChoice, device: str, skip: Sequence[str] = ()) -> int | None:
     """Estimated bytes of the loaded weights; None if the model's shapes are not known yet."""
     if not source.matrices:
         return None
-    decoder, others = _estimated(source, method, device)
+    decoder, others = _estimated(source, method, device, skip)
     return int(decoder.memory + decoder.modules + others)
 
 
-def _checkpoint_bytes(source: SourceModel, method: MethodChoice, device: str) -> int:
+def _checkpoint_bytes(source: SourceModel, method: MethodChoice, device: str, skip: Sequence[str]) -> int:
     """Estimated bytes of the checkpoint that the method writes; 0 if the model's shapes are not known yet."""
     if not source.matrices:
         return 0
-    decoder, others = _estimated(source, method, device)
+    decoder, others = _estimated(source, method, device, skip)
     return int(decoder.disk + others)
 
 
-def _estimated(source: SourceModel, method: MethodChoice, device: str) -> tuple[Quantized, float]:
+def _estimated(source: SourceModel, method: MethodChoice, device: str, skip: Sequence[str]) -> tuple[Quantized, float]:
     """The matrices that the method quantizes, and the bytes of all other weights."""
     plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)
     leaves = method.method.leaves_experts(source.model_type)
-    shapes = {name: shape_of(name, shape, source.model_type) for name, shape in source.matrices.items()}
-    left = [shape for name, shape in shapes.items() if leaves and holds_experts(name, len(shape))]
-    covered = [shape for name, shape in shapes.items() if not (leaves and holds_experts(name, len(shape)))]
-    others = source.other_parameters + sum(map(math.prod, left))
+    scope = in_scope(source, skip)
+    covered = [shape for name, shape in scope.items() if not (leaves and holds_experts(name, len(shape)))]
+    others = source.other_parameters + source.decoder_parameters - sum(map(math.prod, covered))
     return quantized(method.method, method.params, plain, covered, device), plain_bytes(others, plain)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.core.engine import Engine
 from harness.core.identity import Residency
 from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob, WriteText
+from harness.core.method import PartsWork
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import Machine
+from harness.core.workload import CalibrationRef
 from harness.models import published
+from harness.models.scope import shape_of
+from harness.models.shapes import size_of
 from harness.models.sources import SourceModel
 from harness.planning.expand import MethodChoice
 
@@ -84,6 +89,46 @@ def peak_bytes(
     return LIBRARIES_BYTES + max(math.ceil(at_once * per_parameter), gathered_bytes)
 
 
+def quantizing_peak_bytes(
+    source: SourceModel,
+    method: MethodChoice,
+    weight_bytes: int | None,
+    written_bytes: int,
+    calibration: CalibrationRef | None,
+) -> int | None:
+    """About the most memory that quantizing the source from disk to disk takes, by the method's own account if it has
+    one; None if the source's shapes are not known yet.
+    """
+    size = size_of(source)
+    if weight_bytes is None or size is None or method.method.parts_peak is None:
+        gathered = written_bytes if method.method.gathers_parts else 0
+        return peak_bytes(source, weight_bytes, "streamed", gathered)
+    plain_bytes = weight_bytes / size.parameters
+    calibrated = calibration if method.calibrated else None
+    work = PartsWork(
+        layer=_largest_layer(source),
+        plain_bytes=plain_bytes,
+        others_bytes=math.ceil(plain_bytes * source.other_parameters),
+        written_bytes=written_bytes,
+        hidden=size.hidden,
+        vocabulary=size.vocabulary,
+        heads=size.heads,
+        rows=calibrated.samples if calibrated else 0,
+        length=calibrated.length if calibrated else 0,
+    )
+    return math.ceil(method.method.parts_peak(method.params, work))
+
+
+def _largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
+    """The shapes (outputs, inputs) of the matrices of the layer that has most parameters, one for each expert."""
+    layers: dict[str, list[tuple[int, int]]] = {}
+    for name, shape in source.matrices.items():
+        found = _LAYER.match(name)
+        *stacked, outputs, inputs = shape_of(name, shape, source.model_type)
+        layers.setdefault(found[0] if found else name, []).extend([(outputs, inputs)] * math.prod(stacked))
+    return max(layers.values(), key=lambda layer: sum(map(math.prod, layer)))
+
+
 def place(
     wanted: Wanted,
     job: VariantJob,
@@ -92,10 +137,12 @@ def place(
     runtime: Engine[Any],
     weight_bytes: int | None,
     available: Room,
+    written_bytes: int = 0,
 ) -> Residence:
     """``auto`` streams what does not fit, or loads it whole if it cannot be streamed and its weights alone would fit.
 
-    What can be neither loaded nor streamed is unsupported, with both reasons.
+    What can be neither loaded nor streamed is unsupported, with both reasons. ``written_bytes`` is the size of the
+    checkpoint that a job writes.
     """
     excess = available.excess(weight_bytes) if runtime.name == MAIN_ENGINE else None
     if wanted == "auto" and excess is None:
@@ -105,6 +152,12 @@ def place(
         cannot = excess is not None and on_cpu and not available.holds(weight_bytes)
         offer = "" if obstacle else "; with residency: streamed it need not be in memory as a whole"
         return Residence(unsupported=f"{excess}{offer}" if cannot else None)
+    if obstacle is None and method.method.gathers_parts and on_cpu and not available.holds(written_bytes):
+        needed, have = written_bytes / 2**30, available.all_bytes / 2**30
+        obstacle = (
+            f"{method.ref.name} has the quantized model in memory as a whole at its end, which takes {needed:.1f} GiB "
+            f"of {have:.1f} GiB; use fewer bits, or a method that leaves its layers on disk"
+        )
     if obstacle is None:
         return Residence("streamed", note=f"streamed from disk: {excess}" if excess else "streamed from disk")
     if wanted == "auto" and available.holds(weight_bytes):

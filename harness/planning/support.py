@@ -155,7 +155,7 @@ def refusal(
             codes=_codes(source, method, params),
             kv_cache=kv_cache,
             attention=attention,
-            matrices=_in_scope(source, scope.skip),
+            matrices=in_scope(source, scope.skip),
             tokens=tokens,
             batch=batch,
         )
@@ -314,7 +314,7 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
     """Why a mixture's experts prevent the method: without them, coverage would be below the required minimum."""
     if not method.method.leaves_experts(source.model_type):
         return None
-    scope = _in_scope(source, skip)
+    scope = in_scope(source, skip)
     left = sum(math.prod(shape) for name, shape in scope.items() if holds_experts(name, len(shape)))
     share = left / max(sum(map(math.prod, scope.values())), 1)
     if share <= 1 - LEAST_COVERAGE:
@@ -328,7 +328,7 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
 
 
 def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: Sequence[str]) -> str | None:
-    needs, shapes = method.method.needs(method.params), _in_scope(source, skip).values()
+    needs, shapes = method.method.needs(method.params), in_scope(source, skip).values()
     reason = misfit(method.ref.name, needs, shapes, source.model_type)
     if reason is not None or machine.device != "cuda":
         return reason
@@ -336,7 +336,7 @@ def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: S
     return f"{needs.gpu_divisor} does not divide the widths {widths} of this model, as a GPU needs" if widths else None
 
 
-def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The shapes (outputs and inputs last) of the decoder's matrices that a recipe does not skip, by name."""
     shapes = {name: shape_of(name, shape, source.model_type) for name, shape in source.matrices.items()}
     if not skip:

@@ -414,6 +414,9 @@ DISK_TO_DISK: dict[str, dict[str, Any]] = {
     "llmc-nvfp4": {},
     "autoround": {"group_size": 32, "iterations": 2},
     "autoround-fp8": {},
+    "llmc-w4a8": {"group_size": 16},
+    "llmc-mxfp4": {},
+    "llmc-mxfp8": {},
 }
 
 
@@ -428,6 +431,7 @@ DISK_TO_DISK: dict[str, dict[str, Any]] = {
         pytest.param("awq", "qwen3", marks=pytest.mark.slow),
         *((name, "llama") for name in ("llmc-awq", "llmc-fp8", "llmc-int8", "llmc-nvfp4", "autoround-fp8")),
         *(("autoround", name) for name in ("llama with a tied head", "gemma3", "mixtral")),
+        *((name, "llama") for name in ("llmc-w4a8", "llmc-mxfp4", "llmc-mxfp8")),
     ],
 )
 def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model_in_memory(
@@ -499,6 +503,61 @@ def test_layers_on_disk_are_loaded_as_the_run_loads_its_source(method: str, tmp_
     )
     chosen.quantize_parts(job)
     assert attentions == ["eager"]
+
+
+def test_gptqmodel_loads_its_source_with_the_recipes_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptqmodel import GPTQModel
+
+    class LoadedError(Exception):
+        """Nothing after loading is of interest."""
+
+    attentions, whole = [], GPTQModel.load
+
+    def load(*arguments: Any, **options: Any) -> None:
+        attentions.append(whole(*arguments, **options).model.config._attn_implementation)
+        raise LoadedError
+
+    request = saved(tmp_path / "source", CONFIGS["qwen3"]())
+    chosen = available("gptq")
+    monkeypatch.setattr(GPTQModel, "load", load)
+    for attention in (None, "eager"):
+        job = QuantizeJob(
+            params=chosen.params.model_validate(DISK_TO_DISK["gptq"]),
+            source=request.path,
+            out=tmp_path / "out",
+            device="cpu",
+            dtype="float32",
+            seed=0,
+            load=lambda: None,
+            calibration=CalibrationSet(CALIBRATION_ROWS, [32] * len(CALIBRATION_ROWS), ""),
+            attention=attention,
+        )
+        with pytest.raises(LoadedError):
+            chosen.quantize_parts(job)
+    assert attentions == ["sdpa", "eager"]
+
+
+def test_a_probe_keeps_a_layers_tensors_until_the_outermost_layer_ends() -> None:
+    from compressed_tensors.offload.cache import OffloadCache
+
+    from harness.methods.llmcompressor.driver import _probe_by_layer
+
+    kept = []
+
+    class Layer(torch.nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList([Layer(depth - 1)] if depth else [])
+
+        def forward(self) -> None:
+            for layer in self.layers:
+                layer()
+            kept.append(OffloadCache.offloading_disabled)
+
+    model = Layer(2)
+    job = QuantizeJob(None, Path(), Path(), "cpu", "float32", 0, lambda: model, probe=lambda model: model())
+    _probe_by_layer(job, model)
+    assert kept == [True, True, False], "two layers, one in the other, and the model"
 
 
 def logits_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:

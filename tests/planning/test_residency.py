@@ -13,6 +13,7 @@ import pytest
 
 from harness.api.plan import PlanState
 from harness.cli.render.plan import show_plan
+from harness.methods.gptqmodel.driver import ENDS
 from harness.models.published import READERS, STREAMED, unstreamed
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import LIBRARIES_BYTES
@@ -85,16 +86,48 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
     assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer, rel=1e-6)
 
 
+CALIBRATED = {"methods": [{"gptq": {"bits": 8, "group_size": 32}}, {"llmc-gptq": {"bits": 8, "group_size": 32}}]}
+
+
+def quantizing(runs: tuple[PlannedRun, ...]) -> list[PlannedRun]:
+    return [run for run in runs if run.spec.kind == "quantize"]
+
+
 def test_what_gptqmodel_gathers_until_its_end_counts_for_the_peak(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the model had many layers: its checkpoint is larger than two of them."""
-    monkeypatch.setattr("harness.planning.plan._checkpoint_bytes", lambda *_: 900_000)
-    eight = {"bits": 8, "group_size": 32}
-    content = {"methods": [{"gptq": eight}, {"llmc-gptq": eight}], "calibration": {"samples": 4, "length": 32}}
-    runs = make(limits=TOO_SMALL, measure=QUALITY, **content)
-    gptq, llmc = (run for run in runs if run.spec.kind == "quantize")
+    """As if the model had many layers: its checkpoint is larger than what a layer takes."""
+    calibration = {"samples": 4, "length": 32}
+    few = quantizing(make(measure=QUALITY, residency="streamed", calibration=calibration, **CALIBRATED))
+    monkeypatch.setattr("harness.planning.plan._checkpoint_bytes", lambda *_: 900_000_000)
+    gptq, llmc = quantizing(make(measure=QUALITY, residency="streamed", calibration=calibration, **CALIBRATED))
     assert gptq.spec.job.conditions.residency == llmc.spec.job.conditions.residency == "streamed"
-    assert gptq.peak_bytes == LIBRARIES_BYTES + 900_000
-    assert llmc.peak_bytes < gptq.peak_bytes  # its layers stay on disk
+    grown = [each.peak_bytes - before.peak_bytes for each, before in zip((gptq, llmc), few, strict=True)]
+    assert grown[0] == pytest.approx(ENDS * 900_000_000, rel=0.02)
+    assert grown[1] == pytest.approx(900_000_000, rel=0.02), "a file of its checkpoint"
+
+
+def test_hessians_and_calibration_rows_count_for_the_peak(make: Make) -> None:
+    rows = [{"samples": samples, "length": length} for samples, length in ((8, 64), (16, 64), (8, 128))]
+    plans = [quantizing(make(measure=QUALITY, residency="streamed", calibration=each, **CALIBRATED)) for each in rows]
+    for few, many, long in zip(*plans, strict=True):
+        assert few.peak_bytes < many.peak_bytes < long.peak_bytes
+    (rounded,) = quantizing(make(residency="streamed", methods=[{"llmc-rtn": {"bits": 8, "group_size": 32}}]))
+    assert rounded.peak_bytes < plans[0][1].peak_bytes
+
+
+def test_a_quantized_model_that_memory_cannot_hold_is_refused_where_its_library_gathers_it(make: Make) -> None:
+    runs = quantizing(make(limits={"memory": "300KB"}, measure=QUALITY, calibration={"samples": 4}, **CALIBRATED))
+    gptq, llmc = (run.unsupported for run in runs)
+    assert re.search(r"its weights take .* limits.memory leaves them, and gptq has the quantized model in memory", gptq)
+    assert llmc is None
+
+
+def test_what_a_recipe_skips_is_in_the_size_of_a_checkpoint(make: Make) -> None:
+    rtn = {"methods": [{"rtn": {"bits": 4, "group_size": 32}}]}
+    (whole,), (part,), (none,) = (
+        quantizing(make(**rtn, scope={"skip": skip})) for skip in ([], ["*.mlp.*"], ["*.mlp.*", "*.[qkv]_proj"])
+    )
+    assert whole.checkpoint_bytes < part.checkpoint_bytes < none.checkpoint_bytes < 919_808
+    assert whole.weight_bytes < part.weight_bytes < none.weight_bytes < 919_808
 
 
 def test_a_printed_plan_has_each_peak_beside_the_memory_that_there_is(

@@ -73,6 +73,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         untouched=modules.untouched,
         overrides=context.overrides(),
         trust_remote_code=variant.model.trust_remote_code,
+        attention=job.conditions.attention,
         note=context.note,
         probe=keep_logits,
     )

@@ -16,9 +16,6 @@ from harness.core.format import Codes
 from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
 
-CLIP_ROWS = 64
-"""gptqmodel searches clipping ranges in blocks of this many output rows and rejects a remainder."""
-
 HALF = "float16"
 """The dtype in which float32 models are quantized, so their plain weights are rounded to it. gptqmodel's layer rejects
 float32, and its search would corrupt the weights: the copy from which it restores them is not a copy in float32.
@@ -70,7 +67,7 @@ def _any_rows() -> Iterator[None]:
 
     def padded(self: Any, weight: Any, *arguments: Any, **options: Any) -> Any:
         rows = weight.shape[0]
-        whole = torch.nn.functional.pad(weight, (0, 0, 0, -rows % CLIP_ROWS))
+        whole = torch.nn.functional.pad(weight, (0, 0, 0, -rows % gptqmodel.CLIP_ROWS))
         return plain(self, whole, *arguments, **options)[:rows]
 
     AWQProcessor._compute_best_clip = padded
@@ -91,6 +88,7 @@ AWQ = Method(
     quantize=quantize,
     quantize_parts=partial(quantize, from_disk=True),
     gathers_parts=True,
+    parts_peak=gptqmodel.awq_peak,
     multimodal=frozenset(),
     streams=True,
     calibrated=lambda params: True,

@@ -18,17 +18,30 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.core.engine import LoadRequest
-from harness.core.method import Beside, QuantizeJob
+from harness.core.method import Beside, PartsWork, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.host.allocator import return_freed_memory
 from harness.models.loading import device_map, load_transformers
 
 LEAST_ROW = 10
 """gptqmodel drops calibration rows of this many tokens or fewer, whatever ``calibration_data_min_length`` says."""
+LIBRARIES_BYTES = 740 * 10**6
+"""What a process holds before it has a model: Python, torch, and the library once it has worked."""
+COPY_BYTES = 4
+"""Of an element while it is worked on, in float32 or int32."""
+ENDS = 3.2
+"""How often the quantized matrices are in memory at the end: as read from disk, as packed for the kernel, and freed."""
+HALF_BYTES = 2
+CLIP_ROWS, WIDE_ROWS = 64, 256
+"""AWQ's clipping ranges are searched in blocks of so many output rows, the second where it divides all rows. A
+remainder is rejected."""
+CLIP_TOKENS = 2 * 512 - 1
+"""The most tokens whose inputs take part in that: every n-th of all, so that 512 or more are left."""
 KERNEL_TOLERANCE = 0.03
 """Largest error of a kernel that rounds to bfloat16, relative to the largest output."""
 
@@ -90,13 +103,50 @@ def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arg
         return_freed_memory()
     with _scratch():
         model = GPTQModel.load(
-            str(job.source), config, device=device_map(job.device), dtype=getattr(torch, dtype or job.dtype)
+            str(job.source),
+            config,
+            device=device_map(job.device),
+            dtype=getattr(torch, dtype or job.dtype),
+            **_attention(job.attention),
         )
         model.quantize(calibration_sort=None, batch_size=1, **arguments)
         model.save(str(job.out))
     if config.offload_to_disk:
         _forget_folder(job.out)
     return model
+
+
+def gptq_peak(params: Any, work: PartsWork) -> float:
+    """The most bytes while GPTQ works from disk to disk: a layer, the one before it, which is packed meanwhile, and of
+    the matrix at work three Hessians and copies.
+    """
+    at_work = max(3 * COPY_BYTES * inputs**2 + 3 * COPY_BYTES * outputs * inputs for outputs, inputs in work.layer)
+    return _peak(work, at_work)
+
+
+def awq_peak(params: Any, work: PartsWork) -> float:
+    """The same of AWQ in 16 bits, which keeps the inputs of a layer's matrices for all rows.
+
+    Clipping ranges are searched by products of every weight with every input, for a block of rows at a time.
+    """
+    tokens, half = work.rows * work.length, min(work.plain_bytes, HALF_BYTES)
+    kept = half * tokens * sum(inputs for _, inputs in work.layer)
+    products = max(
+        half * (WIDE_ROWS if outputs % WIDE_ROWS == 0 else CLIP_ROWS) * min(tokens, CLIP_TOKENS) * inputs
+        for outputs, inputs in work.layer
+    )
+    summed = (half + COPY_BYTES) * tokens * max(inputs for _, inputs in work.layer)
+    return _peak(replace(work, plain_bytes=half), kept + max(products, summed))
+
+
+def _peak(work: PartsWork, at_work_bytes: float) -> float:
+    widest = max(outputs for outputs, _ in work.layer)
+    row = 4 * COPY_BYTES * min(work.rows, 1) * work.length * widest
+    states = 2 * work.states_bytes  # before and after the layer
+    in_layer = 2 * work.layer_bytes + at_work_bytes + states + row
+    embedding = work.plain_bytes * work.hidden * work.vocabulary  # a copy, while it is written to the temporary folder
+    codes = max(work.written_bytes - work.others_bytes, 0)
+    return LIBRARIES_BYTES + work.others_bytes + max(embedding, in_layer, ENDS * codes)
 
 
 def _forget_folder(out: Path) -> None:
@@ -205,7 +255,6 @@ def read_own(request: LoadRequest) -> Any:
     import torch
     from gptqmodel import GPTQModel
 
-    arguments = {} if request.attention is None else {"attn_implementation": request.attention}
     dtype = getattr(torch, request.dtype)
     with _scratch():
         return GPTQModel.load(
@@ -213,8 +262,12 @@ def read_own(request: LoadRequest) -> Any:
             device=device_map(request.device),
             dtype=dtype,
             trust_remote_code=request.trust_remote_code,
-            **arguments,
+            **_attention(request.attention),
         ).model.eval()
+
+
+def _attention(name: str | None) -> dict[str, str]:
+    return {} if name is None else {"attn_implementation": name}
 
 
 def read_gptq(request: LoadRequest) -> Any:

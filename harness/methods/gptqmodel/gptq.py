@@ -97,6 +97,7 @@ GPTQ = Method(
     quantize=quantize,
     quantize_parts=partial(quantize, from_disk=True),
     gathers_parts=True,
+    parts_peak=gptqmodel.gptq_peak,
     read=read,
     streams=True,
     calibrated=lambda params: True,

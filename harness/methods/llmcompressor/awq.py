@@ -53,6 +53,7 @@ AWQ = Method(
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     quantize=quantize,
     quantize_parts=llmcompressor.from_disk(quantize),
+    parts_peak=llmcompressor.awq_peak,
     streams=True,
     quantizes_experts=TRIED - LATENT,  # it fails on the widths of latent attention
     kernel="plain",

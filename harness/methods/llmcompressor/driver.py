@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.engine import LoadRequest
 from harness.core.format import Codes
-from harness.core.method import Beside, CalibrationSet, QuantizeJob
+from harness.core.method import Beside, CalibrationSet, PartsWork, QuantizeJob
 from harness.host.allocator import return_freed_memory
 from harness.models.compressed import QUANT_METHOD
 from harness.models.skeleton import skeleton
@@ -36,6 +36,12 @@ ROWS = 8
 TARGET = "Linear"
 WORD = 32
 """Bits of the words that integer codes are packed into."""
+LIBRARIES_BYTES = 700 * 10**6
+"""What a process holds before it has a model: Python, torch, and the library once it has worked."""
+COPY_BYTES = 4
+"""Of an element while it is worked on, in float32 or int32."""
+SHARD_BYTES = 20 * 10**9
+"""A file of a checkpoint: layers on disk are gathered until a file of this size is full."""
 
 
 def enable() -> None:
@@ -87,6 +93,52 @@ def from_disk(quantize: Callable[[QuantizeJob[Any]], None]) -> Callable[[Quantiz
     return quantize_parts
 
 
+def rounding_peak(params: Any, work: PartsWork) -> float:
+    """The most bytes while weights are rounded from disk to disk, alone or with ranges of activations.
+
+    A layer is in memory, with copies of the matrix at work: rounded, in codes, and packed. At the end it is a file's
+    worth of the checkpoint.
+    """
+    return _peak(work, work.layer_bytes + 4 * _largest(work) + _activations(work))
+
+
+def gptq_peak(params: Any, work: PartsWork) -> float:
+    """As ``rounding_peak``, with the Hessian of each matrix until its turn: then there are three of it."""
+    squares = [COPY_BYTES * inputs**2 for _, inputs in work.layer]
+    hessians = max(
+        sum(squares[number:]) + 2 * squares[number] + 2 * COPY_BYTES * outputs * inputs
+        for number, (outputs, inputs) in enumerate(work.layer)
+    )
+    return max(rounding_peak(params, work), _peak(work, work.layer_bytes + hessians + _activations(work)))
+
+
+def awq_peak(params: Any, work: PartsWork) -> float:
+    """As ``rounding_peak``, with the layer's original weights, and the inputs of all its blocks for all rows."""
+    inputs = work.states_bytes / max(work.hidden, 1) * (max(each for _, each in work.layer) + 6 * work.hidden)
+    return _peak(work, 2 * work.layer_bytes + 6 * _largest(work) + inputs + _activations(work))
+
+
+def _peak(work: PartsWork, bytes_at_once: float) -> float:
+    gathered = min(max(work.written_bytes - work.others_bytes, 0), SHARD_BYTES)
+    return LIBRARIES_BYTES + work.others_bytes + max(bytes_at_once, gathered)
+
+
+def _largest(work: PartsWork) -> float:
+    return COPY_BYTES * max(outputs * inputs for outputs, inputs in work.layer)
+
+
+def _activations(work: PartsWork) -> float:
+    """Of all rows the states between two layers and the masks, and what a batch in a layer takes.
+
+    The library computes attention with a matrix of tokens × tokens for each head.
+    """
+    rows = min(work.rows, ROWS)
+    masks = work.plain_bytes * work.rows * work.length**2
+    scores = 2 * COPY_BYTES * rows * work.heads * work.length**2
+    widest = max(outputs for outputs, _ in work.layer)
+    return work.states_bytes + masks + scores + 4 * COPY_BYTES * rows * work.length * widest
+
+
 def _probe_by_layer(job: QuantizeJob[Any], model: Any) -> None:
     """Probes a model whose layers are on disk, with the tensors of each in memory while it computes.
 
@@ -96,7 +148,7 @@ def _probe_by_layer(job: QuantizeJob[Any], model: Any) -> None:
 
     with ExitStack() as kept:
         for name, module in model.named_modules():
-            if is_layer(name):
+            if is_layer(name) and layer_of(f"{name}.weight") == name:  # and in no other layer
                 module.register_forward_pre_hook(lambda *_: kept.enter_context(disable_offloading()))
                 module.register_forward_hook(lambda *_: kept.pop_all().close())
         job.probe(model)

@@ -65,6 +65,9 @@ W4A8 = Method(
     calibrated=lambda params: params.gptq,
     quantize=quantize,
     quantize_parts=llmcompressor.from_disk(quantize),
+    parts_peak=lambda params, work: (llmcompressor.gptq_peak if params.gptq else llmcompressor.rounding_peak)(
+        params, work
+    ),
     streams=True,
     quantizes_experts=TRIED,
     kernel="plain",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SMALL_BYTES, SMALL_SHARE = 2**20, 0.01
 """Parts up to this size and this share of the checkpoint, such as norms, are loaded once and stay."""
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+$")
-_IN_LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks)\.\d+)\.")
+_IN_LAYER = re.compile(r"((?:.*?\.)??(?:layers|h|blocks)\.\d+)\.")
 
 
 @dataclass(frozen=True)
