@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.api.forecasting import forecast_basis
 from harness.api.workplace import Workplace
 from harness.core.record import Damaged
 from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
 from harness.execution.resume import resume_point
-from harness.execution.starter import forks
-from harness.host.speeds import machine_speeds
-from harness.planning.forecast.forecast import MOST_OTHER_RUNS, NOTHING, SweepForecast, forecast
+from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.plan import PlannedRun, hourly_price
 from harness.planning.plan import plan as plan_at
 from harness.planning.servers import ask_servers
@@ -81,10 +80,9 @@ def plan_with_state(
         on_damage(anonymizer.damaged(damaged))
     if not offline:
         ask_servers(chosen, resumed.left)
-    speeds = machine_speeds(machine, here.artifacts.root) if resumed.left else None
-    expected = NOTHING
-    if speeds is not None:
-        known = [*store.read_others(chosen.name, MOST_OTHER_RUNS), *resumed.records]
-        price = hourly_price(chosen)
-        expected = forecast(resumed.left, planned, speeds, known, lanes=machine.gpus, price=price, spawned=not forks())
-    return PlanState(planned, frozenset(resumed.done), expected, speeds)
+    done = frozenset(resumed.done)
+    if not resumed.left:
+        return PlanState(planned, done)
+    basis = forecast_basis(machine, here.artifacts.root, store, chosen.name, resumed.records)
+    expected = basis.forecast(resumed.left, planned, lanes=machine.gpus, price=hourly_price(chosen))
+    return PlanState(planned, done, expected, basis.speeds)

@@ -8,17 +8,17 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from harness import plugins as registry
+from harness.api.forecasting import forecast_basis
 from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.foreign import locate, read_file, shown
 from harness.core.identity import NAME
 from harness.errors import SourceError, UsageError
 from harness.execution.local import LocalSite
-from harness.execution.starter import forks
-from harness.host.speeds import machine_speeds
 from harness.models import hub
 from harness.models.native import FORMATS
 from harness.models.sources import HUB_ID, SourceModel, fetch, inspect, label_of
@@ -27,8 +27,6 @@ from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.propose import LEAST, Forecaster, Proposal, SweepRoom
 from harness.planning.draft.propose import propose as propose_at
 from harness.planning.estimate.gpus import budget as parse_budget
-from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
-from harness.planning.plan import PlannedRun
 from harness.recipe import Model
 from harness.recipe.fields import MAX_RECIPE_NAME
 from harness.recipe.yaml_file import MAX_BYTES
@@ -254,13 +252,8 @@ def _text(text: str, folder: Path) -> str:
 def forecaster_of(site: LocalSite, store: Store, name: str) -> Forecaster:
     """From this machine's speeds and its earlier runs."""
     machine = site.machine("auto")
-    speeds = machine_speeds(machine, site.artifacts.root)
-    known = [*store.read_others(name, MOST_OTHER_RUNS), *store.read(name).records]
-
-    def of(runs: Sequence[PlannedRun], planned: Sequence[PlannedRun]) -> SweepForecast:
-        return forecast(runs, planned, speeds, known, lanes=machine.gpus, spawned=not forks())
-
-    return of
+    basis = forecast_basis(machine, site.artifacts.root, store, name, store.read(name).records)
+    return partial(basis.forecast, lanes=machine.gpus)
 
 
 def free_bytes(folder: Path) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from harness.api.forecasting import forecast_basis
 from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
@@ -20,10 +21,8 @@ from harness.execution.executors import THIS_MACHINE, ExecutorChoice, OpenExecut
 from harness.execution.progress import ProgressNote
 from harness.execution.resume import resume_point
 from harness.execution.schedule import width
-from harness.execution.starter import forks
 from harness.execution.sweep import sweep
-from harness.host.speeds import machine_speeds
-from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
+from harness.planning.forecast.forecast import SweepForecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
 from harness.planning.servers import ask_servers, endpoints
 from harness.planning.support import StackNotReady
@@ -151,10 +150,9 @@ def _forecast(
     """Of the runs that are to do, as if the executor's nodes were as fast as this machine."""
     spec = planned[0].spec
     nodes = executor.nodes(spec.device)
-    speeds = machine_speeds(executor.site.machine(spec.device), cache_root)
-    known = [*store.read_others(spec.recipe, MOST_OTHER_RUNS), *records]
+    basis = forecast_basis(executor.site.machine(spec.device), cache_root, store, spec.recipe, records)
     lanes = width([run.spec for run in planned], nodes)
-    return forecast(todo, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
+    return basis.forecast(todo, planned, len(nodes), lanes, price)
 
 
 def _fetched(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.api import propose as proposing
+from harness.api import forecasting
 from harness.api.propose import Proposed, TryRequest, propose
 from harness.cli.app import app
 from harness.core.site import Machine
@@ -23,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder, on a machine whose speeds are known."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(proposing, "machine_speeds", lambda machine, root: TYPICAL)
+    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
     return tmp_path
 
@@ -71,7 +71,9 @@ def test_what_is_recommended_is_what_the_user_is_after(
     options: list[str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, str]] = []
-    monkeypatch.setattr(proposing, "propose", lambda *given, **named: Proposed(Path("try-m.yaml"), "try-m", None))
+    monkeypatch.setattr(
+        "harness.api.propose.propose", lambda *given, **named: Proposed(Path("try-m.yaml"), "try-m", None)
+    )
     monkeypatch.setattr("harness.cli.commands.try_._run", lambda *given: ExitCode.OK)
     monkeypatch.setattr("harness.api.report.write_folder_report", lambda *given: [])
     monkeypatch.setattr("harness.api.recommend.recommend", lambda folder, **named: asked.append(named) or ())

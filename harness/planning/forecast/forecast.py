@@ -19,9 +19,6 @@ from harness.planning.plan import PlannedRun
 QUANTILE = 1.2816
 """Of the standard normal distribution: a range to both sides holds four of five."""
 
-MOST_OTHER_RUNS = 300
-"""Runs of other recipes that a forecast learns from: to read more takes longer than it is worth."""
-
 
 @dataclass(frozen=True)
 class Span:

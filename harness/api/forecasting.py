@@ -1,0 +1,45 @@
+"""Forecasts of sweeps here, from this machine's speeds and its earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.core.record import RunRecord
+from harness.core.run import HourlyPrice
+from harness.core.site import Machine, Speeds
+from harness.execution.starter import forks
+from harness.host.speeds import machine_speeds
+from harness.planning.forecast.forecast import SweepForecast, forecast
+from harness.planning.plan import PlannedRun
+from harness.storage.store import Store
+
+MOST_OTHER_RUNS = 300
+"""Runs of other recipes that a forecast learns from: to read more takes longer than it is worth."""
+
+
+@dataclass(frozen=True)
+class ForecastBasis:
+    """What a forecast rests on: a machine's speeds, and records of its earlier runs."""
+
+    speeds: Speeds
+    known: Sequence[RunRecord]
+
+    def forecast(
+        self,
+        left: Sequence[PlannedRun],
+        planned: Sequence[PlannedRun],
+        nodes: int = 1,
+        lanes: int = 1,
+        price: HourlyPrice | None = None,
+    ) -> SweepForecast:
+        """Of the runs that are ``left`` of a plan, on machines like this one; see ``SweepForecast``."""
+        return forecast(left, planned, self.speeds, self.known, nodes, lanes, price, spawned=not forks())
+
+
+def forecast_basis(
+    machine: Machine, cache_root: Path, store: Store, recipe: str, records: Sequence[RunRecord]
+) -> ForecastBasis:
+    """A machine's speeds, the recipe's own ``records``, and some of other recipes in the same results."""
+    return ForecastBasis(machine_speeds(machine, cache_root), [*store.read_others(recipe, MOST_OTHER_RUNS), *records])
