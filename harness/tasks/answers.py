@@ -66,6 +66,25 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """What was written after a prompt.
+
+    ``text`` is what lm-eval scores: without special tokens, after the token that ends the thinking if there is one, and
+    cut at the first stop sequence. ``whole`` has the special tokens, and ``thinking`` is the thinking in it. ``tokens``
+    are all that were written, without the end token; ``truncated`` if the limit of tokens ended them and nothing else
+    did. ``seconds`` is this text's share of the time in which the model wrote: a step of a batch counts in equal parts
+    for its texts, and if the model schedules texts itself, its time is shared by their tokens.
+    """
+
+    text: str
+    whole: str
+    tokens: tuple[int, ...]
+    truncated: bool
+    seconds: float
+    thinking: Thinking
+
+
+@dataclass(frozen=True)
 class WrittenAnswer:
     """One answer: its id, its question's, the cluster it belongs to, its text, its score, and its aspects by name."""
 
@@ -86,26 +105,18 @@ class Question:
     target: str
 
 
-def aspects(
-    text: str,
-    tokens: Sequence[int],
-    truncated: bool,
-    seconds: float,
-    thought: Thinking,
-    scored: Scored,
-    score: Callable[[Sequence[str]], Iterable[Scored]],
-) -> dict[str, float]:
+def aspects(answer: Completion, scored: Scored, score: Callable[[Sequence[str]], Iterable[Scored]]) -> dict[str, float]:
     """What happened in one answer; ``score`` scores its beginnings as answers to the same question."""
     extracted = [each for each in scored.extracted.values() if each is not None]
     nothing = bool(extracted) and all(each.strip() in NOTHING for each in extracted)
     found = {
-        TOKENS.name: float(len(tokens)),
-        THINKING.name: float(thought.tokens),
-        SECONDS.name: seconds,
-        TRUNCATED.name: float(truncated),
-        UNFINISHED.name: float(nothing or not thought.ended),
-        LOOPS.name: float(loop_tokens(tokens) > 0),
-        LOST.name: float(not scored.right_by_any and any(each.right_by_any for each in score(beginnings(text)))),
+        TOKENS.name: float(len(answer.tokens)),
+        THINKING.name: float(answer.thinking.tokens),
+        SECONDS.name: answer.seconds,
+        TRUNCATED.name: float(answer.truncated),
+        UNFINISHED.name: float(nothing or not answer.thinking.ended),
+        LOOPS.name: float(loop_tokens(answer.tokens) > 0),
+        LOST.name: float(not scored.right_by_any and any(each.right_by_any for each in score(beginnings(answer.text)))),
     }
     if len(scored.scores) > 1:
         found[FORMAT.name] = float(scored.first != 1 and scored.right_by_any)

@@ -15,6 +15,7 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.aggregation import FIGURES, headline, kept, mean
 from harness.tasks.answers import (
     MOST_SCORED,
+    Completion,
     Question,
     Scored,
     WrittenAnswer,
@@ -28,7 +29,6 @@ from harness.tasks.definitions import load
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
 
-    from harness.tasks.generating import Completion
 
 VERSION = 1
 SAME = 1e-6
@@ -272,15 +272,7 @@ def _evidence(written: Sequence[_Written], protocol: Mapping[str, Scalar]) -> It
             each.cluster,
             each.generation.whole,
             each.scored.first,
-            aspects(
-                each.generation.text,
-                each.generation.tokens,
-                each.generation.truncated,
-                each.generation.seconds,
-                each.generation.thinking,
-                each.scored,
-                _scorer(each.task, each.results["doc"]),
-            ),
+            aspects(each.generation, each.scored, _scorer(each.task, each.results["doc"])),
         )
         for each in written
     ]

@@ -18,10 +18,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from harness.core.capability import Branching, Completes, Generates, as_branching
 from harness.errors import UnsupportedError
+from harness.tasks.answers import Completion
 from harness.tasks.prefix_tree import common
 from harness.tasks.sampling import OWN_SETTINGS, Sampling
 from harness.tasks.scoring import Effort
-from harness.tasks.thinking import Thinking, marks_of, thinking, tokens_of
+from harness.tasks.thinking import marks_of, thinking, tokens_of
 
 if TYPE_CHECKING:
     import torch
@@ -58,25 +59,6 @@ class WritingRules:
 
 
 AS_THE_TASK_SAYS = WritingRules()
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was written after a prompt.
-
-    ``text`` is what lm-eval scores: without special tokens, after the token that ends the thinking if there is one, and
-    cut at the first stop sequence. ``whole`` has the special tokens, and ``thinking`` is the thinking in it. ``tokens``
-    are all that were written, without the end token; ``truncated`` if the limit of tokens ended them and nothing else
-    did. ``seconds`` is this text's share of the time in which the model wrote: a step of a batch counts in equal parts
-    for its texts, and if the model schedules texts itself, its time is shared by their tokens.
-    """
-
-    text: str
-    whole: str
-    tokens: tuple[int, ...]
-    truncated: bool
-    seconds: float
-    thinking: Thinking
 
 
 def generate(

@@ -18,7 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from harness.core.capability import Completes, Encode, Generates, LoadedModel, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.tasks.generating import AS_THE_TASK_SAYS, ROWS, Completion, WritingRules, generate
+from harness.tasks.answers import Completion
+from harness.tasks.generating import AS_THE_TASK_SAYS, ROWS, WritingRules, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
 from harness.tasks.tool_calls.prompts import templated
 

@@ -22,7 +22,7 @@ from harness.report.answer_pairs import answer_pairs
 from harness.report.page import page
 from harness.report.plots.panels import panels_of
 from harness.report.renderers.html import html
-from harness.tasks.answers import Question, Scored, WrittenAnswer, aspects, evidence, majority
+from harness.tasks.answers import Completion, Question, Scored, WrittenAnswer, aspects, evidence, majority
 from harness.tasks.evaluate import VERSION
 from harness.tasks.thinking import Thinking
 
@@ -52,15 +52,8 @@ def task(bench: Any, method: MethodRef, write: Write, samples: int = SAMPLES) ->
         for question in range(QUESTIONS):
             text, truncated = write(question, sample)
             scored = score(text)
-            found = aspects(
-                text,
-                list(map(ord, text)),
-                truncated,
-                0.01 * len(text),
-                Thinking(),
-                scored,
-                lambda all: list(map(score, all)),
-            )
+            answer = Completion(text, text, tuple(map(ord, text)), truncated, 0.01 * len(text), Thinking())
+            found = aspects(answer, scored, lambda all: list(map(score, all)))
             item = f"gsm8k:{question}#{sample}"
             written.append(
                 WrittenAnswer(item, item[: item.index("#")], item[: item.index("#")], text, scored.first, found)

@@ -9,6 +9,7 @@ import pytest
 from harness.tasks.answers import (
     CUT,
     MOST_CUTS,
+    Completion,
     Question,
     Scored,
     WrittenAnswer,
@@ -33,7 +34,7 @@ def what_happened(
     def score(texts: Sequence[str]) -> list[Scored]:
         return [RIGHT if each.rstrip(".").endswith("18") else WRONG for each in texts]
 
-    found = aspects(text, tokens, truncated, 0.5, thought, scored, score)
+    found = aspects(Completion(text, text, tuple(tokens), truncated, 0.5, thought), scored, score)
     return {name.removeprefix("answer_"): value for name, value in found.items()}
 
 

@@ -22,7 +22,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval
 
 from lm_eval.api.model import TemplateLM
 
-from harness.tasks.generating import Completion
+from harness.tasks.answers import Completion
 from harness.tasks.thinking import Thinking
 
 pytestmark = pytest.mark.heavy

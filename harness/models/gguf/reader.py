@@ -45,6 +45,19 @@ _SCALARS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True)
+class _Described:
+    """A tensor as the file describes it: ggml's number of its type, and its offset from the first tensor.
+
+    ``shape`` is in transformers' order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+@dataclass(frozen=True)
 class GgufTensor:
     """A tensor as stored in the file; ``type`` is ggml's name, ``shape`` is in transformers' order.
 
@@ -205,7 +218,7 @@ class _Parser:
                 raise _Damage(f"the key {quoted(key)} appears twice")
             metadata[key] = self._value(self._number("I"), key)
         described = [self._tensor() for _ in range(tensor_count)]
-        if len({name for name, *_ in described}) != tensor_count:
+        if len({each.name for each in described}) != tensor_count:
             raise _Damage("two tensors have one name")
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
@@ -213,7 +226,7 @@ class _Parser:
         end = 8 + self._place
         start = end + -end % alignment
         sizes = _block_sizes()
-        tensors = tuple(self._placed(sizes, start, alignment, *each) for each in described)
+        tensors = tuple(self._placed(each, sizes, start, alignment) for each in described)
         return GgufHeader(self._file, metadata, tensors)
 
     @property
@@ -302,30 +315,23 @@ class _Parser:
             raise _Damage("a truth value is neither 0 nor 1")
         return list(struct.unpack_from(f"<{count}{code}", self._content, begin))
 
-    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape in transformers' order, type, and offset from the first tensor."""
+    def _tensor(self) -> _Described:
         name, dimensions = self._name("a tensor's name"), self._number("I")
         if dimensions > MAX_DIMENSIONS:
             raise _Damage(f"{quoted(name)} has {dimensions} dimensions")
         shape = tuple(self._number("Q") for _ in range(dimensions))
-        return name, shape[::-1], self._number("I"), self._number("Q")
+        return _Described(name, shape[::-1], self._number("I"), self._number("Q"))
 
     def _placed(
-        self,
-        sizes: Mapping[int, tuple[str, int, int]],
-        start: int,
-        alignment: int,
-        name: str,
-        shape: tuple[int, ...],
-        kind: int,
-        offset: int,
+        self, described: _Described, sizes: Mapping[int, tuple[str, int, int]], start: int, alignment: int
     ) -> GgufTensor:
-        if kind not in sizes:
-            raise _Damage(f"{quoted(name)} is of the unknown type {kind}")
-        known, block, block_bytes = sizes[kind]
+        name, shape = described.name, described.shape
+        if described.type not in sizes:
+            raise _Damage(f"{quoted(name)} is of the unknown type {described.type}")
+        known, block, block_bytes = sizes[described.type]
         if (shape[-1] if shape else 1) % block:
             raise _Damage(f"rows of {quoted(name)} are no whole number of blocks of {known}")
-        size, begin = math.prod(shape) // block * block_bytes, start + offset
-        if offset % alignment or begin + size > self._size:
+        size, begin = math.prod(shape) // block * block_bytes, start + described.offset
+        if described.offset % alignment or begin + size > self._size:
             raise _Damage(f"{quoted(name)} is not inside the file")
         return GgufTensor(name, known, shape, size, begin)

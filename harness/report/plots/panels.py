@@ -46,6 +46,21 @@ class _Topic:
     titles: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """One figure of a plot, in this place from the left; ``domain`` is the part of the plot's width that it takes."""
+
+    column: Column
+    title: str
+    number: int
+    domain: tuple[float, float]
+
+    @property
+    def axis(self) -> str:
+        """As plotly names it."""
+        return f"x{self.number + 1}" if self.number else "x"
+
+
 def panels_of(table: Table) -> tuple[Plot, ...]:
     """The plots that have data."""
     scores = [each for each in columns_of(table, ACCURACY) if each.shown]
@@ -131,34 +146,26 @@ def _panels(table: Table, topic: _Topic) -> Plot | None:
     cut = False
     for number, (column, title) in enumerate(named):
         left = number * (width + GAP)
-        cut |= _draw(drawing, table, rows, column, title, number, (left, left + width))
+        cut |= _draw(drawing, table, rows, _Panel(column, title, number, (left, left + width)))
     head = ("Variant", *(f"{title}, {column.unit}".removesuffix(", ") for column, title in named))
     lines = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
     caption = topic.caption + left_out(len(rows), len(measured)) + (f" {CUT_OFF}" if cut else "")
     return Plot(topic.name, topic.title, caption, head, lines, drawing.json())
 
 
-def _draw(
-    drawing: Drawing,
-    table: Table,
-    rows: Sequence[VariantRow],
-    column: Column,
-    title: str,
-    number: int,
-    domain: tuple[float, float],
-) -> bool:
+def _draw(drawing: Drawing, table: Table, rows: Sequence[VariantRow], panel: _Panel) -> bool:
     """Draws a panel; returns whether it cuts an interval off."""
+    column = panel.column
     there = [(place, row) for place, row in enumerate(rows) if _finite(column, row)]
     found = [estimate(column.value(row)) for _, row in there]
     values = [each.value * column.format.factor for each in found]
     log = min(values) > 0 and max(values) > LOG_FROM_RATIO * min(values)
-    axis = f"x{number + 1}" if number else "x"
     methods = families(table.rows)
     drawing.trace(
         "scatter",
         x=values,
         y=[place for place, _ in there],
-        xaxis=axis,
+        xaxis=panel.axis,
         error_x=intervals(found, lambda value: value * column.format.factor) | {"color": GREY},
         mode="markers",
         marker={
@@ -174,11 +181,11 @@ def _draw(
     coordinate = _coordinate(column, found, log)
     base = _beside(table, column)
     span = _range([*found, *base], coordinate, log, from_zero)
-    ruled = ruler("", span, log) | {"domain": domain, "nticks": 6}
-    drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
+    ruled = ruler("", span, log) | {"domain": panel.domain, "nticks": 6}
+    drawing.layout[f"xaxis{panel.axis[1:]}"] = ruled
     drawing.note(
-        escape.plot(title),
-        x=sum(domain) / 2,
+        escape.plot(panel.title),
+        x=sum(panel.domain) / 2,
         y=1,
         xref="paper",
         yref="paper",
@@ -193,7 +200,7 @@ def _draw(
             x1=place,
             y0=0,
             y1=1,
-            xref=axis,
+            xref=panel.axis,
             yref="paper",
             line={"color": GREY, "width": 1.2, "dash": "dash"},
         )
