@@ -23,11 +23,10 @@ from harness.api.verify import verify
 from harness.cli.app import app
 from harness.core.job import VariantJob
 from harness.errors import ExitCode, ResultsError, UsageError
-from harness.figures import summary
 from harness.recipe import load_recipe
 from harness.report import derived_files
 from harness.report.derived_files import TABLE, unlike_tables, unlike_texts
-from harness.storage import reading
+from harness.storage import reading, summaries
 from harness.storage.bundle import MANIFEST, SIGNATURE, write_bundle
 from harness.storage.json_codec import decode_text
 from harness.storage.reading import attempt_folders, read_records
@@ -109,7 +108,7 @@ def test_records_are_named_by_their_recipes_wherever_they_are_and_read_once(
 
 def test_what_is_derived_lasts_until_code_changes_that_derives_it() -> None:
     rooms = {path.partition("/")[0] for path in all_imported([derived_files.__file__])}
-    assert rooms == {*summary.CODE, *derived_files.CODE}
+    assert rooms == {*summaries.CODE, *derived_files.CODE}
 
 
 def test_a_bundle_holds_every_file_of_every_record_and_is_whole(made: Path) -> None:
