@@ -40,9 +40,10 @@ class Comparison:
     ``effect`` is variant − baseline with its interval at 1 − alpha; its ``n`` counts the independent units, each one
     of ``units``; for two samples, those of the smaller. ``p`` is that of no difference, ``equivalence_p`` that of a
     difference of ``margin`` or more (two one-sided tests), whose interval at 1 − 2 alpha is
-    ``equivalence_interval``; None if no test is valid at this n. ``detectable`` is the smallest true difference that
-    this test finds with probability POWER, and ``units_needed`` about how many units would settle it: find a true
-    difference of ``margin``, or show equivalence if there is none. ``scatter`` is the standard deviation of one unit.
+    ``equivalence_interval``; None if no test is valid at this n. ``scatter`` is the standard deviation of one unit,
+    estimated with ``degrees`` of freedom. ``step`` is by how much one more unit that changes moves the effect, for a
+    test that counts changes; else 0. ``units_needed`` is about how many units would settle it: find a true difference
+    of ``margin``, or show equivalence if there is none.
     ``tests`` counts the comparisons that were judged together; the adjusted p-values are then Holm's.
     """
 
@@ -58,8 +59,9 @@ class Comparison:
     p: float | None
     equivalence_p: float | None
     equivalence_interval: tuple[float, float] | None
-    detectable: float | None
     scatter: float | None
+    degrees: float | None = None
+    step: float = 0.0
     notes: tuple[str, ...] = ()
     tests: int = 1
     adjusted_p: float | None = None
@@ -93,13 +95,43 @@ class Comparison:
         return "better" if (self.effect.value > 0) == (self.better == "higher") else "worse"
 
     @property
+    def level(self) -> float:
+        """The p-value that Holm demands of the smallest among all tests: in the worst case, of this one."""
+        return self.alpha / self.tests
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the test has few possible p-values."""
+        return self.design != "paired" or self.test == "exact sign-flip test"
+
+    @property
+    def can_find(self) -> bool:
+        """Whether the test could find anything at ``level``, whatever the data."""
+        return self.p is not None and (not self.is_coarse or self.effect.n >= fewest_units(self.level, self.design))
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true difference that this test finds at ``level`` with probability POWER.
+
+        None if it could find none, or if the scatter is unknown. A test that counts changes finds nothing unless
+        ``fewest_units`` change alike, which is likely only if the Poisson distribution of their number makes it so.
+        """
+        from scipy.special import gammaincinv, stdtrit
+
+        if not self.can_find or self.scatter is None or self.degrees is None:
+            return None
+        error = self.scatter * math.sqrt((1 if self.design == "paired" else 2) / self.effect.n)
+        reach = stdtrit(self.degrees, 1 - self.level / 2) + stdtrit(self.degrees, POWER)
+        least = gammaincinv(fewest_units(self.level, "paired"), POWER) * self.step
+        return max(float(reach * error), float(least))
+
+    @property
     def units_needed(self) -> int | None:
         """None if the scatter of the observed units is unknown."""
-        level = self.alpha / self.tests
-        fewest = fewest_units(level, self.design)
+        fewest = fewest_units(self.level, self.design)
         if self.scatter is None:
             return fewest if self.effect.n < fewest else None
-        return max(fewest, _planned(self.scatter / self.margin, level, self.design))
+        return max(fewest, _planned(self.scatter / self.margin, self.level, self.design))
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -109,7 +141,7 @@ class Comparison:
     def _findings(self) -> list[str]:
         found = []
         if self.p is None:
-            fewest = fewest_units(self.alpha / self.tests, self.design)
+            fewest = fewest_units(self.level, self.design)
             found.append(f"no test is valid at n = {self.effect.n} {self.units}: it takes at least {fewest}")
         elif self.different:
             found.append(f"the difference is real (p = {self.adjusted_p:.2g}, {self.test})")

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.core.record import Measurement
 from harness.stats.bounds import Bound, Outer, StudentT, two_sided
-from harness.stats.comparison import POWER, Better, Comparison, Design, Test, fewest_units
+from harness.stats.comparison import Better, Comparison, Design, Test, fewest_units
 from harness.stats.estimate import Estimate, Floats
 from harness.stats.paired import Pairs, pair, refuse_protocols
 from harness.stats.repeats import FEWEST_PROCESSES, over_processes, too_few
@@ -45,15 +45,14 @@ FLOOR_KEYS = ("windows", "tokens_scored")
 class _Evidence:
     """The p-value of no difference, and what the data say about other differences, if that is known.
 
-    ``normal`` is used for planning: it holds the standard error of the mean. No true difference below ``least`` is
-    found often.
+    ``normal`` is used for planning: it holds the standard error of the mean. ``step`` is Comparison's.
     """
 
     test: Test
     p: float
     bound: Bound | None
     normal: StudentT
-    least: float = 0.0
+    step: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -184,13 +183,13 @@ def _paired(variant: Measurement, baseline: Measurement, margin: float, better: 
         blank = replace(blank, notes=(f"{pairs.left_out} values have no partner and are left out",))
     if count < 2:
         return blank
-    evidence = _evidence(pairs, alpha)
+    evidence = _evidence(pairs)
     if count < fewest_units(alpha, "paired"):
         return _untested(blank, evidence)
     return _filled(blank, evidence)
 
 
-def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
+def _evidence(pairs: Pairs) -> _Evidence:
     """Chooses the valid test by what a unit is, its possible values, and how many units differ at all."""
     sums, sizes = pairs.sums, pairs.sizes
     changed = np.flatnonzero(sums)
@@ -198,7 +197,7 @@ def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
     if not len(changed) and not pairs.bounded:
         return _Evidence("identity", 1.0, normal, normal, notes=("all values are equal",))
     if pairs.binary:
-        return _of_shares("McNemar's exact test", mcnemar_p(sums), pairs, alpha)
+        return _of_shares("McNemar's exact test", mcnemar_p(sums), pairs)
     if pairs.unit == "windows":
         found = _Evidence("t-test for dependent neighbours", two_sided(normal), normal, normal)
     elif len(changed) <= FEW_UNITS:
@@ -210,24 +209,17 @@ def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
         found = _Evidence("clustered t-test", p, _with_bootstrap(normal, sums, sizes), normal)
     if len(changed) <= FEW_UNITS and 2 * len(changed) < len(sums):
         few = f"only {len(changed)} of {len(sums)} {pairs.unit} differ"
-        found = _of_shares(found.test, found.p, pairs, alpha) if pairs.bounded else replace(found, bound=None)
+        found = _of_shares(found.test, found.p, pairs) if pairs.bounded else replace(found, bound=None)
         return replace(found, notes=(few,))
     return found
 
 
-def _of_shares(test: Test, p: float, pairs: Pairs, alpha: float) -> _Evidence:
-    """With the score interval, for units that change by at most 1: observed changes alone understate how many might.
-
-    An exact test finds nothing unless ``fewest_units`` change alike, which is likely only if the Poisson distribution
-    of their number makes it so.
-    """
-    from scipy.special import gammaincinv
-
+def _of_shares(test: Test, p: float, pairs: Pairs) -> _Evidence:
+    """With the score interval, for units that change by at most 1: observed changes alone understate how many might."""
     bound = score(pairs.sums, pairs.sizes)
     low, high = bound.ends(ONE_SIGMA)
     normal = StudentT(pairs.effect, (high - low) / 2, len(pairs.sums) - 1)
-    least = float(gammaincinv(fewest_units(alpha, "paired"), POWER)) * bound.scale / bound.count
-    return _Evidence(test, p, bound, normal, least)
+    return _Evidence(test, p, bound, normal, bound.scale / bound.count)
 
 
 def _with_bootstrap(normal: StudentT, sums: Floats, sizes: Floats) -> Bound:
@@ -265,7 +257,6 @@ def _blank(
         p=None,
         equivalence_p=None,
         equivalence_interval=None,
-        detectable=None,
         scatter=None,
     )
 
@@ -280,11 +271,8 @@ def _untested(blank: Comparison, evidence: _Evidence) -> Comparison:
 
 
 def _filled(blank: Comparison, evidence: _Evidence) -> Comparison:
-    from scipy.special import stdtrit
-
-    bound, normal, alpha = evidence.bound, evidence.normal, blank.alpha
+    bound, normal = evidence.bound, evidence.normal
     q = max(bound.tails(blank.margin)[1], bound.tails(-blank.margin)[0]) if bound else None
-    reach = stdtrit(normal.degrees, 1 - alpha / 2) + stdtrit(normal.degrees, POWER)
     return replace(
         blank,
         effect=_estimate(blank, bound) if bound else blank.effect,
@@ -293,9 +281,10 @@ def _filled(blank: Comparison, evidence: _Evidence) -> Comparison:
         adjusted_p=evidence.p,
         equivalence_p=q,
         adjusted_equivalence_p=q,
-        equivalence_interval=bound.ends(alpha) if bound else None,
-        detectable=max(float(reach) * normal.error, evidence.least),
+        equivalence_interval=bound.ends(blank.alpha) if bound else None,
         scatter=_scatter(blank, normal),
+        degrees=normal.degrees,
+        step=evidence.step,
         notes=(*blank.notes, *evidence.notes),
     )
 

@@ -31,8 +31,8 @@ def found(p: float | None, equivalence_p: float | None = None, **changes: object
         p=p,
         equivalence_p=equivalence_p,
         equivalence_interval=None,
-        detectable=0.01,
         scatter=0.05,
+        degrees=39.0,
         adjusted_p=p,
         adjusted_equivalence_p=equivalence_p,
     )

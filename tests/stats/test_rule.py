@@ -15,7 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
-from harness.stats.comparison import Comparison
+from harness.stats.comparison import Comparison, holm
 from harness.stats.paired import Flips, flips, pair
 from harness.stats.rule import above_noise_floor, compare, compare_speeds
 
@@ -194,6 +194,23 @@ class TestVerdicts:
         reach = np.mean([compare(*_apart(generator, 0.0), 0.1, "lower").detectable for _ in range(200)])
         found = [compare(*_apart(generator, float(reach)), 1e-9, "lower").different for _ in range(600)]
         assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+    def test_among_eight_comparisons_more_is_needed_and_what_is_detectable_is_found_four_times_in_five(self) -> None:
+        generator = np.random.default_rng(0)
+        alone = [compare(*_apart(generator, 0.0), 0.1, "lower") for _ in range(200)]
+        reach = float(np.mean([holm([found] * 8)[0].detectable for found in alone]))
+        assert reach > 1.2 * float(np.mean([found.detectable for found in alone]))
+        found = [compare(*_apart(generator, reach), 1e-9, "lower").p <= 0.05 / 8 for _ in range(600)]
+        assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+    def test_an_exact_test_of_few_units_finds_nothing_among_many_whatever_the_difference(self) -> None:
+        """Flipping eight signs has 256 results: p is 1/128 at least, and Holm asks for 0.05/8 of the smallest."""
+        eight = compare(nats(np.arange(1.0, 9.0)), nats(np.zeros(8)), 0.1, "lower")
+        assert eight.p == pytest.approx(1 / 128)
+        assert [holm([eight] * tests)[0].can_find for tests in (6, 7)] == [True, False]
+        assert [holm([eight] * tests)[0].different for tests in (6, 7)] == [True, False]
+        assert holm([eight] * 6)[0].detectable > eight.detectable
+        assert holm([eight] * 7)[0].detectable is None
 
     def test_answers_that_never_changed_still_have_a_detectable_difference(self) -> None:
         """Six must change alike to be found: of 100 questions no difference below that many is found often."""

@@ -8,8 +8,6 @@ from dataclasses import replace
 
 from harness.stats.comparison import Comparison, fewest_units, holm
 
-"""The paired test with few possible p-values; other tests of many items are close enough to continuous."""
-
 
 def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     """The same, adjusted by Holm among those that can become significant in so large a family.
@@ -30,7 +28,7 @@ def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 def _size(usable: Sequence[Comparison]) -> int:
     """The smallest number k for which at most k tests can find anything at the level α / k."""
-    alike = Counter((found.alpha, found.design, found.effect.n) for found in usable if _is_coarse(found))
+    alike = Counter((found.alpha, found.design, found.effect.n) for found in usable if found.is_coarse)
     fine = len(usable) - alike.total()
 
     def able(tests: int) -> int:
@@ -41,13 +39,7 @@ def _size(usable: Sequence[Comparison]) -> int:
 
 
 def _can(found: Comparison, tests: int) -> bool:
-    """Whether its test can find anything at the level that Holm leaves to the first of ``tests``."""
-    return not _is_coarse(found) or found.effect.n >= fewest_units(found.alpha / tests, found.design)
-
-
-def _is_coarse(found: Comparison) -> bool:
-    """Whether it has few possible p-values."""
-    return found.design != "paired" or found.test == "exact sign-flip test"
+    return replace(found, tests=tests).can_find
 
 
 def _untested(found: Comparison, tests: int) -> Comparison:
@@ -58,7 +50,6 @@ def _untested(found: Comparison, tests: int) -> Comparison:
         equivalence_p=None,
         adjusted_equivalence_p=None,
         equivalence_interval=None,
-        detectable=None,
         test="none",
         tests=tests,
     )

@@ -12,7 +12,7 @@ from harness.analysis.regression.matching import Match
 from harness.figures.figure import Figure
 from harness.figures.gate import shown
 from harness.plugins import gates
-from harness.stats.comparison import POWER, Comparison, fewest_units
+from harness.stats.comparison import Comparison, fewest_units
 from harness.stats.estimate import Estimate, exponential
 
 
@@ -74,7 +74,7 @@ def settled(pending: Pending) -> Finding:
         verdict = "incomparable"
     undecided = verdict == "inconclusive"
     in_terms = _shown(pending)
-    detectable = _detectable(found) if undecided else None
+    detectable = found.detectable if undecided else None
     return replace(
         pending.finding,
         verdict=verdict,
@@ -132,16 +132,3 @@ def _change(pending: Pending, shown: Callable[[float], float]) -> Estimate | Non
         return None
     low, high = (None if end is None or math.isinf(end) else shown(end) for end in (effect.low, effect.high))
     return replace(effect, value=value, low=low, high=high)
-
-
-def _detectable(found: Comparison) -> float | None:
-    """The smallest true difference found with probability POWER, at the level that Holm leaves in the worst case."""
-    from scipy.special import stdtrit
-
-    if found.detectable is None:
-        return None
-    degrees = max(1, found.effect.n - 1) * (1 if found.design == "paired" else 2)
-    alone, together = (
-        stdtrit(degrees, 1 - level / 2) + stdtrit(degrees, POWER) for level in (found.alpha, found.alpha / found.tests)
-    )
-    return found.detectable * float(together / alone)
