@@ -39,14 +39,21 @@ def verdict_note(found: Comparison | None) -> tuple[Note, ...]:
     if found is None:
         return ()
     if found.verdict != "inconclusive" or found.detectable is None:
-        return (Note(found.verdict),)
+        return (Note(found.verdict, _too_few(found)),)
     return (Note(found.verdict, f"±{significant(found.detectable * 100, 2)} would show"),)
+
+
+def _too_few(found: Comparison) -> str:
+    """Empty unless the test could find nothing among so many, whatever the difference."""
+    if found.p is None or found.can_find:
+        return ""
+    return f"{found.effect.n} {found.units} are too few for {found.tests} comparisons"
 
 
 def noise_note(found: Comparison | None) -> tuple[Note, ...]:
     """How a divergence compares with its noise floor."""
     words = {"worse": "above noise", "equivalent": "at noise level", "better": "below noise"}
-    return () if found is None else (Note(words.get(found.verdict, found.verdict)),)
+    return () if found is None else (Note(words.get(found.verdict, found.verdict), _too_few(found)),)
 
 
 def judgement(
