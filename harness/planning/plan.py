@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import plugins as registry
 from harness.core.engine import Engine, refuses_nothing
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
-from harness.core.identity import KvCache, Residency, Scalar
+from harness.core.identity import DecodeMode, KvCache, Residency, Scalar
 from harness.core.inputs import Input
 from harness.core.job import (
     AnswerTask,
@@ -53,6 +53,7 @@ from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.residency import Residence, peak_bytes, place, quantizing_peak_bytes, room
 from harness.planning.support import (
+    Combination,
     Reason,
     in_scope,
     refusal,
@@ -78,6 +79,11 @@ from harness.tasks.trust import definition
 
 MAX_RUNS = 5000
 """Measuring runs of one plan, counted before ``exclude`` and what is unsupported are taken from them."""
+
+
+Measuring = MeasureQuality | AnswerTask | MeasurePerformance | MeasureServing
+Loading = WriteText | MakeReference | QuantizeModel | Measuring
+LoadingJob = TypeVar("LoadingJob", bound=Loading)
 
 
 @dataclass(frozen=True)
@@ -139,13 +145,7 @@ class _Resolved:
 
     def place(
         self,
-        job: WriteText
-        | MakeReference
-        | QuantizeModel
-        | MeasureQuality
-        | AnswerTask
-        | MeasurePerformance
-        | MeasureServing,
+        job: Loading,
         source: SourceModel,
         method: MethodChoice,
         runtime: Engine[Any],
@@ -167,18 +167,7 @@ class _Resolved:
         return replace(self.conditions, gpus=gpus, memory=self.conditions.memory and not choice.engine.remote)
 
     def run(
-        self,
-        job: Job,
-        method: MethodChoice,
-        made: Mapping[str, str],
-        reason: Reason | None = None,
-        weight_bytes: int | None = None,
-        stack: str = MAIN,
-        repetition: int = 0,
-        note: str | None = None,
-        size: ModelSize | None = None,
-        checkpoint_bytes: int = 0,
-        peak: int | None = None,
+        self, job: Job, method: MethodChoice, made: Mapping[str, str], stack: str = MAIN, repetition: int = 0
     ) -> PlannedRun:
         """A job as a run of this sweep. ``made`` maps kinds to the ids of the runs whose artifacts it may read."""
         recipe = self.recipe
@@ -190,9 +179,8 @@ class _Resolved:
             limits=RunLimits(recipe.limits.time, self._memory_limit),
             readers=_reader_settings(recipe, job),
         )
-        memory = room(self.machine, job.conditions, self._memory_limit).all_bytes
-        inputs = self.inputs.of(job)
-        return PlannedRun(spec, weight_bytes, reason, inputs, note, size, checkpoint_bytes, peak, memory)
+        memory_bytes = room(self.machine, job.conditions, self._memory_limit).all_bytes
+        return PlannedRun(spec, inputs=self.inputs.of(job), memory_bytes=memory_bytes)
 
 
 def plan(
@@ -369,13 +357,13 @@ class _OfModel:
     def runs(self) -> Iterator[PlannedRun]:
         """The runs that several variants need, then each engine's own."""
         engines = [_OnEngine(self.sweep, self.source, choice) for choice in self.choices]
-        shared = self._shared([(on, method) for on in engines for method, unsupported in on.kept if not unsupported])
+        methods = [each for on in engines for each in on.methods]
+        shared = self._shared([each for each in methods if not each.unsupported])
         yield from shared.runs
-        for on in engines:
-            for method, unsupported in on.kept:
-                yield from on.of_method(method, unsupported, shared)
+        for each in methods:
+            yield from each.runs(shared)
 
-    def _shared(self, supported: Sequence[tuple[_OnEngine, MethodChoice]]) -> _Shared:
+    def _shared(self, supported: Sequence[_OfMethod]) -> _Shared:
         """The runs that the supported variants need."""
         sweep, model, conditions = self.sweep, self.source.ref, self.sweep.conditions
         main = registry.engine(MAIN_ENGINE)
@@ -383,11 +371,11 @@ class _OfModel:
         prepare = self._shared_run(PrepareModel(conditions, model), {}) if model.needs_preparing else None
         made = {"prepare": prepare.spec.run_id} if prepare else {}
         calibrate = probe = None
-        if sweep.calibration is not None and any(method.calibrated for _, method in supported):
+        if sweep.calibration is not None and any(each.choice.calibrated for each in supported):
             existing = tuple(text for text in sweep.texts if text.generation is None)
             job = MakeCalibration(conditions, model, sweep.calibration, existing, sweep.allow_leak)
             calibrate = self._shared_run(job, made)
-        if any(method.method.stack != MAIN or on.is_converted(method) for on, method in supported):
+        if any(each.needs_probe for each in supported):
             probe = self._shared_run(KeepProbe(on_main, model), made)
         base = Variant(model, sweep.base.ref, MAIN_ENGINE, sweep.recipe.scope.quantize, seed=sweep.recipe.seed)
         texts = sweep.texts if _has_quality(self.source) else ()
@@ -412,24 +400,21 @@ class _OfModel:
         main, note = registry.engine(MAIN_ENGINE), None
         if isinstance(job, WriteText | MakeReference):
             placed = self.sweep.place(job, self.source, self.sweep.base, main, weight_bytes)
-            job, note = replace(job, conditions=replace(job.conditions, residency=placed.residency)), placed.note
+            job, note = _placed(job, placed), placed.note
             reason = reason or placed.unsupported
         if isinstance(job, KeepProbe | WriteText | MakeReference) and job.conditions.residency == "resident":
             reason = reason or too_large(weight_bytes, job.conditions, main, machine)
-        size = size_of(self.source)
         written = weight_bytes or 0 if job.effort.writes_model else 0
         residency: Residency = "streamed" if isinstance(job, PrepareModel) else job.conditions.residency
         peak = peak_bytes(self.source, weight_bytes, residency) if job.effort.loads else None
-        return self.sweep.run(
-            job,
-            self.sweep.base,
-            made,
-            reason,
-            weight_bytes,
+        return replace(
+            self.sweep.run(job, self.sweep.base, made),
+            reason=reason,
             note=note,
-            size=size,
+            size=size_of(self.source),
+            weight_bytes=weight_bytes,
             checkpoint_bytes=written,
-            peak=peak,
+            peak_bytes=peak,
         )
 
 
@@ -446,137 +431,193 @@ class _OnEngine:
         return self.choice.engine
 
     @cached_property
-    def kept(self) -> Sequence[tuple[MethodChoice, Reason | None]]:
-        """The methods whose results the engine reads, each with why it is unsupported on it."""
-        sweep, skip = self.sweep, self.sweep.recipe.scope.skip
-        return [
-            (
-                method,
-                unsupported_engine_reason(self.engine, sweep.site)
-                or unsupported_reason(self.source, method, self.engine, sweep.machine, sweep.site, skip)
-                or self._refusal(method),
-            )
-            for method in sweep.methods
-            if method.runs_on(self.engine) and (self._is_base(method) or not self._excluded(method))
-        ]
+    def methods(self) -> tuple[_OfMethod, ...]:
+        """The methods whose results the engine reads, without those that the recipe excludes."""
+        found = (_OfMethod(self, method) for method in self.sweep.methods if method.runs_on(self.engine))
+        return tuple(each for each in found if each.is_base or not each.is_excluded())
 
-    def of_method(self, method: MethodChoice, unsupported: Reason | None, shared: _Shared) -> Iterator[PlannedRun]:
-        """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
-        sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
-        remote = self.engine.remote
-        weight_bytes = None if remote else self._weight_bytes(method)
-        note = None if remote else unpacking_note(self.source, method, self.engine, sweep.machine, sweep.site)
-        variant = self._variant(method, "model", self._artifacts_engine(method))
+    @cached_property
+    def size(self) -> ModelSize | None:
+        return size_of(self.source)
+
+    @cached_property
+    def attention(self) -> Attention | None:
+        """The model's attention, read only if the engine may refuse something."""
+        return None if self.engine.refuses is refuses_nothing else attention_of(self.source)
+
+
+@dataclass(frozen=True)
+class _OfMethod:
+    """One method on one engine: making its artifact, and measuring its variants."""
+
+    on: _OnEngine
+    choice: MethodChoice
+
+    @property
+    def sweep(self) -> _Resolved:
+        return self.on.sweep
+
+    @property
+    def source(self) -> SourceModel:
+        return self.on.source
+
+    @property
+    def engine(self) -> Engine[Any]:
+        return self.on.engine
+
+    @property
+    def is_base(self) -> bool:
+        return self.choice.ref.identity == self.sweep.base.ref.identity
+
+    def is_excluded(self, kv_cache: KvCache | None = None, mode: DecodeMode | None = None) -> bool:
+        return excluded(self.sweep.recipe, self.choice, self.source.ref.label, self.on.choice, kv_cache, mode)
+
+    @property
+    def _combination(self) -> Combination:
+        sweep = self.sweep
+        return Combination(self.source, self.choice, self.on.choice, sweep.site, sweep.machine, sweep.recipe.scope)
+
+    @cached_property
+    def unsupported(self) -> Reason | None:
+        """Why nothing of it can be measured on the engine."""
+        return (
+            unsupported_engine_reason(self.engine, self.sweep.site)
+            or unsupported_reason(self._combination)
+            or refusal(self._combination, self.on.attention)
+        )
+
+    @cached_property
+    def is_converted(self) -> bool:
+        """Whether an unquantized variant must first be converted to the engine's own format."""
+        choice, engine = self.choice, self.engine
+        if engine.convert is None or TRANSFORMERS_FORMAT in engine.reads or choice.ref.stage != "none":
+            return False
+        model = self.source.ref
+        as_it_is = choice.method.run_dtype(choice.params, model.dtype) == model.dtype
+        return not (as_it_is and source_format(model) in engine.reads and not model.altered)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether what another environment makes of the model is compared with what this one reads."""
+        return self.choice.method.stack != MAIN or self.is_converted
+
+    @cached_property
+    def _weight_bytes(self) -> int | None:
+        """Of the loaded variant; None on a server."""
+        if self.engine.remote:
+            return None
+        sweep, choice = self.sweep, self.choice
+        return _weight_bytes(choice.checkpoint or self.source, choice, sweep.machine.device, sweep.skip(choice))
+
+    @cached_property
+    def _note(self) -> str | None:
+        return None if self.engine.remote else unpacking_note(self._combination)
+
+    def runs(self, shared: _Shared) -> Iterator[PlannedRun]:
+        """Making the artifact, then measuring its variants with each key-value cache."""
+        unsupported = self.unsupported
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
-        if method.calibrated and shared.calibrate is not None:
+        if self.choice.calibrated and shared.calibrate is not None:
             made |= {"calibrate": shared.calibrate.spec.run_id}
             unsupported = unsupported or shared.calibrate.reason
-        if shared.probe is not None and (method.method.stack != MAIN or self.is_converted(method)):
+        if self.needs_probe and shared.probe is not None:
             made |= {"probe": shared.probe.spec.run_id}
-        if method.ref.stage == "offline":
-            quantizing = QuantizeModel(conditions, variant, base)
-            source_bytes = _weight_bytes(self.source, sweep.base, sweep.machine.device)
-            written = _checkpoint_bytes(self.source, method, sweep.machine.device, sweep.skip(method))
-            placed = sweep.place(quantizing, self.source, method, registry.engine(MAIN_ENGINE), source_bytes, written)
-            quantizing = replace(quantizing, conditions=replace(conditions, residency=placed.residency))
-            if placed.residency == "streamed":
-                peak = quantizing_peak_bytes(self.source, method, source_bytes, written, sweep.calibration)
-            else:
-                peak = peak_bytes(self.source, source_bytes, placed.residency)
-            quantize = sweep.run(
-                quantizing,
-                method,
-                made,
-                unsupported or placed.unsupported,
-                weight_bytes,
-                method.method.stack,
-                note=placed.note,
-                size=self.size,
-                checkpoint_bytes=written,
-                peak=peak,
-            )
+        if self.choice.ref.stage == "offline":
+            quantize = self._quantize(made, unsupported)
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
-        if self.is_converted(method) and shared.probe is not None:
-            converting = ConvertModel(conditions, self._variant(method, "model", self.engine.name), base)
-            reason = unsupported or unsupported_job_reason(converting, self.engine, sweep.site)
-            convert = sweep.run(
-                converting,
-                method,
-                made,
-                reason,
-                weight_bytes,
-                self.engine.stack,
-                size=self.size,
-                checkpoint_bytes=weight_bytes or 0,
-            )
+        if self.is_converted and shared.probe is not None:
+            convert = self._convert(made, unsupported)
             yield convert
             made |= {"convert": convert.spec.run_id}
-        for kv_cache in self._caches(method):
-            for job, repetition in self._measurements(method, kv_cache):
-                text = job.perplexity if isinstance(job, MeasureQuality) else None
-                before = shared.before(text)
+        for kv_cache in self._caches():
+            for job, repetition in self._measurements(kv_cache):
+                before = shared.before(job.perplexity if isinstance(job, MeasureQuality) else None)
                 needed = made | {kind: run.spec.run_id for kind, run in before.items()}
-                placed = sweep.place(job, self.source, method, self.engine, weight_bytes)
-                job = replace(job, conditions=replace(job.conditions, residency=placed.residency))
-                fits = placed.residency == "streamed"
-                reason = (
-                    unsupported
-                    or (before["write"].reason if "write" in before else None)
-                    or placed.unsupported
-                    or (None if fits else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
-                    or unsupported_job_reason(job, self.engine, sweep.site)
-                    or _too_long(self.source, job)
-                    or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)
-                )
-                notes = "; ".join(filter(None, (note, placed.note))) or None
-                yield sweep.run(
-                    job,
-                    method,
-                    needed,
-                    reason,
-                    weight_bytes,
-                    self.engine.stack,
-                    repetition,
-                    notes,
-                    self.size,
-                    peak=peak_bytes(self.source, weight_bytes, placed.residency),
-                )
+                unwritten = before["write"].reason if "write" in before else None
+                yield self._measure(job, repetition, needed, unsupported or unwritten)
 
-    def _measurements(
-        self, method: MethodChoice, kv_cache: KvCache
-    ) -> Iterator[tuple[MeasureQuality | AnswerTask | MeasurePerformance | MeasureServing, int]]:
-        """The measuring jobs of a variant, each with its repetition."""
-        sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
-        leak = sweep.allow_leak and method.calibrated
-        of = (
-            sweep.conditions_on(self.choice),
-            self._variant(method, kv_cache, self.engine.name, self.choice.changed),
-            base,
+    def _quantize(self, made: Mapping[str, str], unsupported: Reason | None) -> PlannedRun:
+        sweep, choice, device = self.sweep, self.choice, self.sweep.machine.device
+        job = QuantizeModel(sweep.conditions, self._variant("model", self._artifacts_engine), sweep.base.ref)
+        source_bytes = _weight_bytes(self.source, sweep.base, device)
+        written = _checkpoint_bytes(self.source, choice, device, sweep.skip(choice))
+        placed = sweep.place(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written)
+        if placed.residency == "streamed":
+            peak = quantizing_peak_bytes(self.source, choice, source_bytes, written, sweep.calibration)
+        else:
+            peak = peak_bytes(self.source, source_bytes, placed.residency)
+        return replace(
+            self._run(_placed(job, placed), made, choice.method.stack),
+            reason=unsupported or placed.unsupported,
+            note=placed.note,
+            checkpoint_bytes=written,
+            peak_bytes=peak,
         )
+
+    def _convert(self, made: Mapping[str, str], unsupported: Reason | None) -> PlannedRun:
+        sweep = self.sweep
+        job = ConvertModel(sweep.conditions, self._variant("model", self.engine.name), sweep.base.ref)
+        return replace(
+            self._run(job, made, self.engine.stack),
+            reason=unsupported or unsupported_job_reason(job, self.engine, sweep.site),
+            checkpoint_bytes=self._weight_bytes or 0,
+        )
+
+    def _measure(
+        self, job: Measuring, repetition: int, made: Mapping[str, str], unsupported: Reason | None
+    ) -> PlannedRun:
+        sweep, weight_bytes = self.sweep, self._weight_bytes
+        placed = sweep.place(job, self.source, self.choice, self.engine, weight_bytes)
+        job = _placed(job, placed)
+        streamed = placed.residency == "streamed"
+        reason = (
+            unsupported
+            or placed.unsupported
+            or (None if streamed else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
+            or unsupported_job_reason(job, self.engine, sweep.site)
+            or _too_long(self.source, job)
+            or refusal(
+                self._combination, self.on.attention, job.variant.kv_cache, job.longest_tokens, job.largest_batch
+            )
+        )
+        return replace(
+            self._run(job, made, self.engine.stack, repetition),
+            reason=reason,
+            note="; ".join(filter(None, (self._note, placed.note))) or None,
+            peak_bytes=peak_bytes(self.source, weight_bytes, placed.residency),
+        )
+
+    def _run(self, job: Job, made: Mapping[str, str], stack: str, repetition: int = 0) -> PlannedRun:
+        run = self.sweep.run(job, self.choice, made, stack, repetition)
+        return replace(run, weight_bytes=self._weight_bytes, size=self.on.size)
+
+    def _measurements(self, kv_cache: KvCache) -> Iterator[tuple[Measuring, int]]:
+        """The measuring jobs of a variant, each with its repetition."""
+        sweep, measure = self.sweep, self.sweep.recipe.measure
+        leak = sweep.allow_leak and self.choice.calibrated
+        variant = self._variant(kv_cache, self.engine.name, self.on.choice.changed)
+        of = (sweep.conditions_on(self.on.choice), variant, sweep.base.ref)
         verify = not (sweep.texts and _has_quality(self.source))
         for text in sweep.texts if _has_quality(self.source) else ():
             yield MeasureQuality(*of, text, measure.divergence is not None, leak, sweep.observers), 0
         for task in sweep.tasks if _has_quality(self.source) else ():
             yield AnswerTask(*of, task, leak, verify), 0
-        for grid in self._grids(method, kv_cache):
+        for grid in self._grids(kv_cache):
             for repetition in range(sweep.recipe.repetitions):
                 yield MeasurePerformance(*of, grid, measure.energy is not None, verify, sweep.workloads), repetition
         if sweep.serving is not None:
-            conditions, variant, _ = of
+            conditions, variant, base = of
             apart = replace(conditions, memory=False)  # the server is another process than that of the run
             for repetition in range(sweep.recipe.repetitions):
                 yield MeasureServing(apart, variant, base, sweep.serving, measure.energy is not None), repetition
 
-    def _grids(self, method: MethodChoice, kv_cache: KvCache) -> Iterator[ThroughputWorkload | None]:
+    def _grids(self, kv_cache: KvCache) -> Iterator[ThroughputWorkload | None]:
         """What performance runs time: the grid in each decode mode, or None if only memory or plugins measure."""
         measure = self.sweep.recipe.measure
         if measure.throughput is not None:
             for mode in self.sweep.recipe.decode_mode:
-                always = self._is_base(method) and kv_cache == "model"
-                if always or not excluded(
-                    self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache, mode
-                ):
+                if (self.is_base and kv_cache == "model") or not self.is_excluded(kv_cache, mode):
                     yield ThroughputWorkload(**measure.throughput.model_dump(), decode_mode=mode)
         elif self.sweep.workloads or (self._shows_memory and not (self.sweep.texts and _has_quality(self.source))):
             yield None
@@ -586,83 +627,37 @@ class _OnEngine:
         """Whether the recipe asks for memory and the engine has the model where it can be measured."""
         return self.sweep.recipe.measure.memory is not None and not self.engine.remote
 
-    def _caches(self, method: MethodChoice) -> tuple[KvCache, ...]:
-        """The key-value caches that a method is measured with. The baseline always includes the model's own."""
-        wanted = tuple(each for each in self.sweep.recipe.kv_cache if not self._excluded(method, each))
-        return tuple(dict.fromkeys(("model", *wanted))) if self._is_base(method) else wanted
+    def _caches(self) -> tuple[KvCache, ...]:
+        """The key-value caches that the method is measured with. The baseline always includes the model's own."""
+        wanted = tuple(each for each in self.sweep.recipe.kv_cache if not self.is_excluded(each))
+        return tuple(dict.fromkeys(("model", *wanted))) if self.is_base else wanted
 
-    def _artifacts_engine(self, method: MethodChoice) -> str:
+    @property
+    def _artifacts_engine(self) -> str:
         """The engine that an artifact's runs name: one for all that read it, so that it is made once."""
-        return MAIN_ENGINE if method.runs_on(registry.engine(MAIN_ENGINE)) else self.engine.name
+        return MAIN_ENGINE if self.choice.runs_on(registry.engine(MAIN_ENGINE)) else self.engine.name
 
-    def _variant(
-        self,
-        method: MethodChoice,
-        kv_cache: KvCache,
-        engine: str,
-        engine_params: Mapping[str, Scalar] | None = None,
-    ) -> Variant:
+    def _variant(self, kv_cache: KvCache, engine: str, engine_params: Mapping[str, Scalar] | None = None) -> Variant:
         """Pass ``engine_params`` only for jobs that run on the engine: artifacts are shared by all of its settings."""
         recipe = self.sweep.recipe
-        scoped = method.ref.stage in ("on_load", "offline")
+        scoped = self.choice.ref.stage in ("on_load", "offline")
         return Variant(
             model=self.source.ref,
-            method=method.ref,
+            method=self.choice.ref,
             engine=engine,
             scope=recipe.scope.quantize,
-            skip=self.sweep.skip(method),
+            skip=self.sweep.skip(self.choice),
             overrides=recipe.scope.overrides if scoped else {},
-            calibration=self.sweep.calibration if method.calibrated else None,
+            calibration=self.sweep.calibration if self.choice.calibrated else None,
             kv_cache=kv_cache,
             seed=recipe.seed,
             engine_params=engine_params or {},
         )
 
-    def _weight_bytes(self, method: MethodChoice) -> int | None:
-        """Of the loaded variant."""
-        return _weight_bytes(
-            method.checkpoint or self.source, method, self.sweep.machine.device, self.sweep.skip(method)
-        )
 
-    def _is_base(self, method: MethodChoice) -> bool:
-        return method.ref.identity == self.sweep.base.ref.identity
-
-    def _excluded(self, method: MethodChoice, kv_cache: KvCache | None = None) -> bool:
-        return excluded(self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache)
-
-    def is_converted(self, method: MethodChoice) -> bool:
-        """Whether an unquantized variant must first be converted to the engine's own format."""
-        if self.engine.convert is None or TRANSFORMERS_FORMAT in self.engine.reads or method.ref.stage != "none":
-            return False
-        model = self.source.ref
-        as_it_is = method.method.run_dtype(method.params, model.dtype) == model.dtype
-        return not (as_it_is and source_format(model) in self.engine.reads and not model.altered)
-
-    @cached_property
-    def size(self) -> ModelSize | None:
-        return size_of(self.source)
-
-    @cached_property
-    def _attention(self) -> Attention | None:
-        """The model's attention, read only if the engine may refuse something."""
-        return None if self.engine.refuses is refuses_nothing else attention_of(self.source)
-
-    def _refusal(
-        self, method: MethodChoice, kv_cache: KvCache = "model", tokens: int = 0, batch: int = 0
-    ) -> str | None:
-        """Why the engine refuses this variant here; None if it may load it."""
-        sweep = self.sweep
-        return refusal(
-            self.choice,
-            self.source,
-            method,
-            self._attention,
-            sweep.machine,
-            sweep.recipe.scope,
-            kv_cache,
-            tokens,
-            batch,
-        )
+def _placed(job: LoadingJob, residence: Residence) -> LoadingJob:
+    """The job where its model is."""
+    return replace(job, conditions=replace(job.conditions, residency=residence.residency))
 
 
 def _too_long(source: SourceModel, job: Job) -> str | None:

@@ -44,29 +44,44 @@ Reason = str | StackNotReady
 """Why a run is unsupported: a sentence, or a type that makes the sentence, for what code must recognize."""
 
 
-def unsupported_reason(
-    source: SourceModel,
-    method: MethodChoice,
-    runtime: Engine[Any],
-    machine: Machine,
-    site: Site,
-    skip: Sequence[str] = (),
-) -> Reason | None:
+@dataclass(frozen=True)
+class Combination:
+    """A method of a model on an engine, on a site's machine, with the recipe's scope."""
+
+    source: SourceModel
+    method: MethodChoice
+    engine: EngineChoice
+    site: Site
+    machine: Machine
+    scope: Scope
+
+    @property
+    def runtime(self) -> Engine[Any]:
+        return self.engine.engine
+
+    @property
+    def checkpoint(self) -> SourceModel:
+        """What is loaded if nothing is quantized first."""
+        return self.method.checkpoint or self.source
+
+
+def unsupported_reason(wanted: Combination) -> Reason | None:
     """The first reason found, with what to do about it; None if there is no known reason."""
-    if runtime.remote:  # it is served already
+    source, method, machine, site = wanted.source, wanted.method, wanted.machine, wanted.site
+    if wanted.runtime.remote:  # it is served already
         return None
     return (
         source.degrid_obstacle
-        or _already_quantized(source, method, runtime, machine, site)
+        or _already_quantized(wanted)
         or _other_model(source, method)
         or _device(method.method.needs(method.params), machine)
         or _dtype(source, method, machine)
         or _untokenized(source, method)
         or _lacking(method, site)
-        or _uncompiled(source, method, runtime, machine, site)
+        or _uncompiled(wanted)
         or _multimodal(source, method)
-        or _experts(source, method, skip)
-        or _shapes(source, method, machine, skip)
+        or _experts(source, method, wanted.scope.skip)
+        or _shapes(source, method, machine, wanted.scope.skip)
     )
 
 
@@ -134,32 +149,25 @@ def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> Reason | None
 
 
 def refusal(
-    choice: EngineChoice,
-    source: SourceModel,
-    method: MethodChoice,
-    attention: Attention | None,
-    machine: Machine,
-    scope: Scope,
-    kv_cache: KvCache = "model",
-    tokens: int = 0,
-    batch: int = 0,
+    wanted: Combination, attention: Attention | None, kv_cache: KvCache = "model", tokens: int = 0, batch: int = 0
 ) -> str | None:
     """Why an engine refuses to load this variant here, with what its run needs; None if it may load it.
 
     Layers with parameters of their own are each put to the engine: it must read them all.
     """
-    for params in _parameters(method, scope):
+    source, method, engine = wanted.source, wanted.method, wanted.engine
+    for params in _parameters(method, wanted.scope):
         planned = PlannedLoad(
-            machine=machine,
+            machine=wanted.machine,
             dtype=method.method.run_dtype(params, source.ref.dtype),
-            codes=_codes(source, method, params),
+            codes=_codes(wanted, params),
             kv_cache=kv_cache,
             attention=attention,
-            matrices=in_scope(source, scope.skip),
+            matrices=in_scope(source, wanted.scope.skip),
             tokens=tokens,
             batch=batch,
         )
-        if reason := choice.engine.refuses(planned, choice.params):
+        if reason := engine.engine.refuses(planned, engine.params):
             return reason
     return None
 
@@ -173,38 +181,30 @@ def _parameters(method: MethodChoice, scope: Scope) -> Iterator[Any]:
             yield type(method.params).model_validate({**method.params.model_dump(), **own})
 
 
-def _codes(source: SourceModel, method: MethodChoice, params: Any) -> Codes | None:
+def _codes(wanted: Combination, params: Any) -> Codes | None:
     """How the checkpoint to load stores its weights; None if they are not quantized."""
-    quantized = method.checkpoint or source
-    if quantized.quantization is None:
-        return method.method.stored(params)
-    return published.codes(published.quantization_config(Path(quantized.ref.path)))
+    if wanted.checkpoint.quantization is None:
+        return wanted.method.method.stored(params)
+    return published.codes(published.quantization_config(Path(wanted.checkpoint.ref.path)))
 
 
-def unpacking_note(
-    source: SourceModel, method: MethodChoice, runtime: Engine[Any], machine: Machine, site: Site
-) -> str | None:
+def unpacking_note(wanted: Combination) -> str | None:
     """That the engine unpacks a published checkpoint while loading it here, and why; None if it is not known to."""
-    quantized = method.checkpoint or source
-    if runtime.name != MAIN_ENGINE or quantized.quantization is None or not quantized.ref.path:
+    loaded = wanted.checkpoint
+    if wanted.runtime.name != MAIN_ENGINE or loaded.quantization is None or not loaded.ref.path:
         return None
-    return published.unpacking(published.quantization_config(Path(quantized.ref.path)), machine, site)
+    return published.unpacking(published.quantization_config(Path(loaded.ref.path)), wanted.machine, wanted.site)
 
 
-def _already_quantized(
-    source: SourceModel, method: MethodChoice, runtime: Engine[Any], machine: Machine, site: Site
-) -> str | None:
+def _already_quantized(wanted: Combination) -> str | None:
     """Why a checkpoint that was published quantized cannot be measured, or quantized again; None if it can."""
-    if method.checkpoint is not None:
-        return _unreadable(method.checkpoint, runtime, machine, site)
-    if source.quantization is None:
-        return None
-    if method.method.stage != "none":
+    again = wanted.method.checkpoint is None and wanted.method.method.stage != "none"
+    if again and wanted.source.quantization is not None:
         return (
-            f"the model is already quantized ({source.quantization}); measure it with 'none', "
+            f"the model is already quantized ({wanted.source.quantization}); measure it with 'none', "
             "or name it as 'checkpoint' of the model it was made from"
         )
-    return _unreadable(source, runtime, machine, site)
+    return _unreadable(wanted)
 
 
 def _other_model(source: SourceModel, method: MethodChoice) -> str | None:
@@ -226,19 +226,20 @@ def _untokenized(source: SourceModel, method: MethodChoice) -> str | None:
     return None
 
 
-def _unreadable(source: SourceModel, runtime: Engine[Any], machine: Machine, site: Site) -> str | None:
+def _unreadable(wanted: Combination) -> str | None:
     """What transformers lacks to read a quantized checkpoint; engines of other libraries refuse what they cannot."""
-    method = source.quantization
-    if method is None or not source.matrices:  # a float checkpoint, or one not fetched yet
+    loaded, runtime = wanted.checkpoint, wanted.runtime
+    method = loaded.quantization
+    if method is None or not loaded.matrices:  # a float checkpoint, or one not fetched yet
         return None
     if runtime.stack != MAIN:
         return None
     if method not in published.READERS:
-        return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"
-    reason = published.missing(method, site)
+        return f"{loaded.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"
+    reason = published.missing(method, wanted.site)
     if reason is not None or runtime.name != MAIN_ENGINE:
         return reason
-    return published.missing_kernels(published.quantization_config(Path(source.ref.path)), machine, site)
+    return published.missing_kernels(published.quantization_config(Path(loaded.ref.path)), wanted.machine, wanted.site)
 
 
 def _lacking(chosen: MethodChoice, site: Site) -> Reason | None:
@@ -283,18 +284,17 @@ def _dtype(source: SourceModel, method: MethodChoice, machine: Machine) -> str |
     )
 
 
-def _uncompiled(
-    source: SourceModel, method: MethodChoice, runtime: Engine[Any], machine: Machine, site: Site
-) -> str | None:
+def _uncompiled(wanted: Combination) -> str | None:
     """What is absent to compile the CUDA kernels that the variant runs on; None if nothing is."""
-    codes = _codes(source, method, method.params)
+    method, machine = wanted.method, wanted.machine
+    codes = _codes(wanted, method.params)
     if machine.device != "cuda" or machine.capability is None or not machine.absent_compilers or codes is None:
         return None
-    dtype = method.method.run_dtype(method.params, source.ref.dtype)
+    dtype = method.method.run_dtype(method.params, wanted.source.ref.dtype)
     package = compiled_by(codes, dtype, machine.capability)
-    if package is None or site.version(package) is None:
+    if package is None or wanted.site.version(package) is None:
         return None
-    if runtime.stack != MAIN and package not in method.method.packages:  # the engine has kernels of its own
+    if wanted.runtime.stack != MAIN and package not in method.method.packages:  # the engine has kernels of its own
         return None
     return uncompiled(package, machine.absent_compilers)
 
