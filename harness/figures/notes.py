@@ -44,10 +44,11 @@ def verdict_note(found: Comparison | None) -> tuple[Note, ...]:
 
 
 def _too_few(found: Comparison) -> str:
-    """Empty unless the test could find nothing among so many, whatever the difference."""
-    if found.p is None or found.can_find:
+    """Empty if the test could find a difference; otherwise that its units are too few, whatever the difference."""
+    if found.verdict != "inconclusive" or found.can_find:
         return ""
-    return f"{found.effect.n} {found.units} are too few for {found.tests} comparisons"
+    among = "" if found.p is None else f" for {found.tests} comparisons"
+    return f"{found.effect.n} {found.units} are too few{among}"
 
 
 def noise_note(found: Comparison | None) -> tuple[Note, ...]:
