@@ -44,7 +44,8 @@ class Comparison:
     estimated with ``degrees`` of freedom. ``step`` is by how much one more unit that changes moves the effect, for a
     test that counts changes; else 0. ``units_needed`` is about how many units would settle it: find a true difference
     of ``margin``, or show equivalence if there is none.
-    ``tests`` counts the comparisons that were judged together; the adjusted p-values are then Holm's.
+    ``tests`` counts the comparisons that were judged together; the adjusted p-values are then Holm's. For one without a
+    valid test it counts all of the family, as if each had enough units.
     """
 
     metric: str
@@ -102,7 +103,7 @@ class Comparison:
     @property
     def is_coarse(self) -> bool:
         """Whether the test has few possible p-values."""
-        return self.design != "paired" or self.test == "exact sign-flip test"
+        return self.design != "paired" or self.test in ("exact sign-flip test", "McNemar's exact test")
 
     @property
     def can_find(self) -> bool:
@@ -114,7 +115,8 @@ class Comparison:
         """The smallest true difference that this test finds at ``level`` with probability POWER.
 
         None if it could find none, or if the scatter is unknown. A test that counts changes finds nothing unless
-        ``fewest_units`` change alike, which is likely only if the Poisson distribution of their number makes it so.
+        ``fewest_units`` change alike, which is likely only if the Poisson distribution of their number makes it so. If
+        all units change alike, it finds that for certain.
         """
         from scipy.special import gammaincinv, stdtrit
 
@@ -123,7 +125,8 @@ class Comparison:
         error = self.scatter * math.sqrt((1 if self.design == "paired" else 2) / self.effect.n)
         reach = stdtrit(self.degrees, 1 - self.level / 2) + stdtrit(self.degrees, POWER)
         least = gammaincinv(fewest_units(self.level, "paired"), POWER) * self.step
-        return max(float(reach * error), float(least))
+        found = max(float(reach * error), float(least))
+        return min(found, self.step * self.effect.n) if self.step else found
 
     @property
     def units_needed(self) -> int | None:
@@ -165,10 +168,16 @@ def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     """
     if len({found.alpha for found in comparisons}) > 1:
         raise ValueError("comparisons that are judged together must share one alpha")
+    tested = sum(found.p is not None for found in comparisons)
     differences = _adjusted([found.p for found in comparisons])
     equivalences = _adjusted([found.equivalence_p for found in comparisons])
     return tuple(
-        replace(found, tests=len(comparisons), adjusted_p=difference, adjusted_equivalence_p=equivalence)
+        replace(
+            found,
+            tests=len(comparisons) if found.p is None else tested,
+            adjusted_p=difference,
+            adjusted_equivalence_p=equivalence,
+        )
         for found, difference, equivalence in zip(comparisons, differences, equivalences, strict=True)
     )
 

@@ -91,6 +91,8 @@ def test_what_could_not_be_tested_costs_the_others_nothing() -> None:
     judged = holm([found(0.04), untested])
     assert (judged[0].adjusted_p, judged[0].verdict) == (pytest.approx(0.04), "worse")
     assert (judged[1].adjusted_p, judged[1].verdict) == (None, "inconclusive")
+    assert [each.tests for each in judged] == [1, 2]
+    assert judged[0].detectable == found(0.04).detectable
     assert holm([]) == ()
 
 

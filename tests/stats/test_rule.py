@@ -212,6 +212,14 @@ class TestVerdicts:
         assert holm([eight] * 6)[0].detectable > eight.detectable
         assert holm([eight] * 7)[0].detectable is None
 
+    @pytest.mark.parametrize(("questions", "tests", "detectable"), [(6, 1, 1), (7, 1, 1), (7, 8, None), (10, 8, 1)])
+    def test_no_more_than_all_answers_change(self, questions: int, tests: int, detectable: int | None) -> None:
+        """Among eight tests, nine answers must change alike: of seven questions no difference shows that."""
+        alike = compare(answers([1.0] * questions), answers([1.0] * questions), 0.01, "higher")
+        every = compare(answers([1.0] * questions), answers([0.0] * questions), 0.01, "higher")
+        assert holm([alike] * tests)[0].detectable == detectable
+        assert holm([every] * tests)[0].different == holm([every] * tests)[0].can_find == (detectable is not None)
+
     def test_answers_that_never_changed_still_have_a_detectable_difference(self) -> None:
         """Six must change alike to be found: of 100 questions no difference below that many is found often."""
         found = compare(answers([1.0] * 100), answers([1.0] * 100), 0.01, "higher")
