@@ -200,12 +200,8 @@ def _of_processes(
             if processes.where(measurement) == each.value.where
         ]
         if found and not all(0 < number < math.inf for number in found):
-            return (
-                same,
-                None,
-                "",
-                f"{each.source} has a figure that is zero, negative or without an end: no ratio can be made of it",
-            )
+            why = f"{each.source} has a figure that is zero, negative or infinite: no ratio can be made of it"
+            return same, None, "", why
         if len(found) < 2:
             return same, None, "", f"{each.source} has {len(found)} processes, and its noise takes two or more to tell"
         logarithms = np.log(np.asarray(found))
