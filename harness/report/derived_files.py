@@ -31,7 +31,7 @@ CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
 TABLE = f"{REPORT}/report.csv"
 """The one file whose numbers are compared if other code wrote it."""
 FORMATS = ("html", "md", "csv")
-CODE = ("errors.py", "host", "planning", "plugins.py", "recipe", "report", "text")
+CODE = ("errors.py", "host", "planning", "recipe", "report", "text")
 """What ``derived_files`` imports beside the rooms of ``harness.storage.summaries.CODE``."""
 LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 CLOSE = 1e-6

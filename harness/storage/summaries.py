@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -33,8 +33,8 @@ COMPARISON = ".comparison"
 """The whole of the last comparison."""
 HISTORY = ".history"
 """The whole of the last history."""
-CODE = ("analysis", "core", "figures", "stats", "storage", "tasks")
-"""The rooms whose code reads records, and derives rows and findings from them."""
+CODE = ("analysis", "core", "figures", "plugins.py", "stats", "storage", "tasks")
+"""The rooms whose code reads records, and derives rows and findings from them; and the list of the figures."""
 LIBRARIES = ("numpy", "scipy")
 MAX_BYTES = 2**30
 SPARE_ENTRIES = 1_000
@@ -47,9 +47,13 @@ def code() -> str:
     versions = (*(version(library) for library in LIBRARIES), sys.version)  # Python 3.12 adds floats up differently
     digest = hashlib.sha256(" ".join(versions).encode())
     root = Path(__file__).parents[1]
-    for path in sorted(path for room in CODE for path in (root / room).rglob("*.py")):
+    for path in sorted(path for name in CODE for path in _python_files(root / name)):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _python_files(path: Path) -> Iterable[Path]:
+    return path.rglob("*.py") if path.is_dir() else [path]
 
 
 class SummaryFile:

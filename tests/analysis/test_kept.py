@@ -225,13 +225,14 @@ def test_a_look_at_one_run_drops_nothing_that_was_kept_of_the_others(
 
 
 def test_what_is_kept_lasts_until_code_changes_that_reads_records_or_derives_it() -> None:
-    """Neither errors nor the list of plugins determine a figure, nor do recipes, whose fields parse options.
+    """Errors determine no figure, nor do recipes, whose fields parse options. The list of figures determines which ones
+    a whole answer has.
 
     Which packages a machine has chooses the records that are compared, and these are in the keys.
     """
     kept = (compared, track, trace, values, summaries, recommend, tradeoff, keyed, reading)
     rooms = {path.partition("/")[0] for path in all_imported([each.__file__ for each in kept])}
-    assert rooms - {"errors.py", "plugins.py", "recipe", "host"} == set(CODE)
+    assert rooms - {"errors.py", "recipe", "host"} == set(CODE)
 
 
 def test_a_new_run_is_compared_and_the_others_are_not(
