@@ -38,15 +38,13 @@ def verdict_note(found: Comparison | None) -> tuple[Note, ...]:
     """The verdict; if it is inconclusive, the detectable difference, times 100."""
     if found is None:
         return ()
-    if found.verdict != "inconclusive":
-        return (Note(found.verdict),)
-    if found.detectable is None:
+    if found.verdict != "inconclusive" or found.detectable is None:
         return (Note(found.verdict, _too_few(found)),)
     return (Note(found.verdict, f"±{significant(found.detectable * 100, 2)} would show"),)
 
 
 def _too_few(found: Comparison) -> str:
-    """Empty if the test could find a difference even if no other among so many did; else that its units are too few."""
+    """Empty unless the test, of whose units there are too few, could find nothing if no other among so many did."""
     if found.verdict != "inconclusive" or found.can_find:
         return ""
     among = "" if found.p is None else f" for {found.tests} comparisons"
@@ -56,7 +54,7 @@ def _too_few(found: Comparison) -> str:
 def noise_note(found: Comparison | None) -> tuple[Note, ...]:
     """How a divergence compares with its noise floor."""
     words = {"worse": "above noise", "equivalent": "at noise level", "better": "below noise"}
-    return () if found is None else (Note(words.get(found.verdict, found.verdict)),)
+    return () if found is None else (Note(words.get(found.verdict, found.verdict), _too_few(found)),)
 
 
 def judgement(

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from harness.analysis.tradeoff import tradeoff
-from harness.core.record import Measurement, RunRecord
+from harness.core.record import RunRecord
 from harness.figures.figure import Note
-from harness.figures.notes import verdict_note
 from harness.figures.table import Table
 from harness.report import write_report
 from harness.report.breakdown import breakdowns
@@ -22,8 +21,6 @@ from harness.report.column import Cell, cell, column, column_groups, columns, ra
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
 from harness.report.renderers.page_table import Footnotes
-from harness.stats.comparison import Comparison, holm
-from harness.stats.rule import compare
 
 
 def only(records: list[RunRecord]) -> Table:
@@ -60,22 +57,6 @@ def test_a_short_note_stands_beside_its_figure_and_the_whole_of_it_below() -> No
     assert list(map(footnotes.of, cells)) == [("inconclusive", "1 2"), ("slow (by far)", ""), ("", "3")]
     assert list(footnotes.notes) == ["inconclusive (±0.35 would show)", "2 lost, 1 won", "too long for its cell"]
     assert cells[0].whole == "1 inconclusive (±0.35 would show), 2 lost, 1 won"
-
-
-def test_units_are_too_few_only_for_a_verdict_that_is_inconclusive() -> None:
-    """A test that could find nothing alone may find something once others have: Holm asks less of the second."""
-    few = _changed([float(1 + each) for each in range(8)])
-    many = _changed([float(1 + each) for each in range(40)])
-    *_, found = holm([many, *[few] * 6])
-    assert (found.can_find, verdict_note(found)) == (False, (Note("worse"),))
-    *_, found = holm([few] * 7)
-    assert [note.text for note in verdict_note(found)] == ["inconclusive (8 items are too few for 7 comparisons)"]
-
-
-def _changed(differences: list[float]) -> Comparison:
-    items = tuple(map(str, range(len(differences))))
-    ours = Measurement("loss", 1, "nat", "lower", "paired", tuple(differences), item_ids=items)
-    return compare(ours, replace(ours, values=(0.0,) * len(items)), 0.1, "lower")
 
 
 def test_blank_is_a_dash_that_does_not_sort(records: list[RunRecord]) -> None:
