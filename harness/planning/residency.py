@@ -174,7 +174,7 @@ def _obstacle(job: VariantJob, source: SourceModel, method: MethodChoice, runtim
     if isinstance(job, QuantizeModel):
         if method.method.quantize_parts is None:
             return f"{method.ref.name} quantizes only a model that is in memory as a whole"
-        return None
+        return method.method.refuses_parts(source.model_type, source.multimodal)
     if isinstance(job, WriteText):
         return (
             "a streamed baseline writes no text, as each token would read all weights again; score a text that exists, "

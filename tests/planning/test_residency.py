@@ -105,6 +105,19 @@ def test_what_gptqmodel_gathers_until_its_end_counts_for_the_peak(make: Make, mo
     assert grown[1] == pytest.approx(900_000_000, rel=0.02), "a file of its checkpoint"
 
 
+def test_a_model_that_its_library_takes_only_whole_is_not_planned_from_disk(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the tiny model were of a type whose blocks auto-round replaces."""
+    monkeypatch.setattr("harness.methods.autoround.driver.UNFUSES_ITSELF", frozenset({"llama"}))
+    content = {"methods": [{"autoround": {"group_size": 32}}], "calibration": {"samples": 4}, "measure": QUALITY}
+    (near,), (over,) = (quantizing(make(limits=limits, **content)) for limits in (TOO_SMALL, {"memory": "900KB"}))
+    assert {run.spec.job.conditions.residency for run in (near, over)} == {"resident"}
+    assert "loaded whole although it may not fit" in str(near.note)
+    assert near.unsupported is None
+    assert re.search("its weights take .*, and auto-round quantizes llama.* set residency: resident", over.unsupported)
+
+
 def test_hessians_and_calibration_rows_count_for_the_peak(make: Make) -> None:
     rows = [{"samples": samples, "length": length} for samples, length in ((8, 64), (16, 64), (8, 128))]
     plans = [quantizing(make(measure=QUALITY, residency="streamed", calibration=each, **CALIBRATED)) for each in rows]

@@ -77,6 +77,7 @@ AUTOROUND = Method(
     extra=autoround.EXTRA,
     quantize=quantize,
     quantize_parts=quantize_parts,
+    refuses_parts=autoround.refuses_parts,
     enable=autoround.enable,
     calibrated=lambda params: True,
     passes=lambda params, samples: 4.0 + 3.0 * autoround.ROWS * params.iterations / samples,

@@ -27,6 +27,9 @@ ROWS = 8
 """Calibration rows per forward pass and per optimizer step: the library's default."""
 WORD = 32
 """The library silently leaves layers unquantized whose width is not a multiple of this."""
+UNFUSES_ITSELF = frozenset({"gpt_oss"})
+"""The types of mixtures whose blocks the library replaces by its own, with the same names of layers."""
+WHOLE = "only when it is in memory as a whole; set residency: resident on a machine where it fits"
 PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 16}
 """The library's layer configuration that leaves a layer unquantized."""
 
@@ -64,7 +67,6 @@ def quantize(job: QuantizeJob[Any], how: Rounding) -> None:
 
     Weights that are not quantized get the job's dtype.
     """
-    from harness.methods.autoround.layers import UNFUSES_ITSELF
     from harness.models.unfuse import unfuse
 
     model = job.load()
@@ -76,6 +78,15 @@ def quantize(job: QuantizeJob[Any], how: Rounding) -> None:
     _probe(job, how, model)
     _choose_format(rounding)
     rounding.save_quantized(str(job.out), inplace=True)
+
+
+def refuses_parts(model_type: str | None, multimodal: bool) -> str | None:
+    """Why a model cannot be quantized from disk to disk; None if it can."""
+    if multimodal:
+        return f"auto-round quantizes a model with parts for images or sound {WHOLE}"
+    if model_type in UNFUSES_ITSELF:
+        return f"auto-round quantizes {model_type}, whose blocks it replaces, {WHOLE}"
+    return None
 
 
 def quantize_parts(job: QuantizeJob[Any], how: Rounding) -> None:

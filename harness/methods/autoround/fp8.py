@@ -49,6 +49,7 @@ AUTOROUND_FP8 = Method(
     extra=autoround.EXTRA,
     quantize=quantize,
     quantize_parts=quantize_parts,
+    refuses_parts=autoround.refuses_parts,
     enable=autoround.enable,
     calibrated=lambda params: True,
     needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),

@@ -18,6 +18,7 @@ from unittest import mock
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
 from harness.errors import UnsupportedError
+from harness.methods.autoround.driver import WHOLE, refuses_parts
 from harness.models.scope import reads_other_inputs
 from harness.models.streaming.parts import ModelPart, Parts, stored_tensors
 from harness.models.streaming.writing import CheckpointWriter
@@ -26,9 +27,6 @@ from harness.models.unfuse import is_fused, unfuse
 if TYPE_CHECKING:
     import torch
 
-WHOLE = "quantizes it only when it is in memory as a whole; set residency: resident on a machine where it fits"
-UNFUSES_ITSELF = frozenset({"gpt_oss"})
-"""The types of mixtures whose blocks the library replaces by its own, with the same names of layers."""
 EXPORTS = ("auto_round.export.export_to_autoround.export", "auto_round.export.export_to_autoround.export_to_fp8")
 """The library's modules that save a model, each of which would take one with empty layers for saved already."""
 
@@ -59,10 +57,9 @@ class LayersOnDisk:
         self.model = self._parts.model
         self._folder, self._finish = folder, finish
         self._kept: dict[str, _LayerFile] = {}
-        if any(reads_other_inputs(name) for name, _ in self.model.named_parameters()):
-            raise UnsupportedError(f"a model with parts for images or sound: auto-round {WHOLE}")
-        if self.model.config.model_type in UNFUSES_ITSELF:
-            raise UnsupportedError(f"{self.model.config.model_type}, whose blocks it replaces: auto-round {WHOLE}")
+        multimodal = any(reads_other_inputs(name) for name, _ in self.model.named_parameters())
+        if reason := refuses_parts(self.model.config.model_type, multimodal):
+            raise UnsupportedError(reason)
         self._loaded_as = {name: tensor.dtype for name, tensor in stored_tensors(self.model)}
         for part in self._parts.parts.values():
             if not part.is_layer:
@@ -92,7 +89,9 @@ class LayersOnDisk:
         if name is None:
             return
         if name not in self._parts.parts:
-            raise UnsupportedError(f"{name} is no decoder layer that can be read alone: auto-round {WHOLE}")
+            raise UnsupportedError(
+                f"{name} is no decoder layer that can be read alone: auto-round quantizes this model {WHOLE}"
+            )
         part = self._parts.parts[name]
         fused = {path: module for path, module in self._fused.items() if path.startswith(f"{name}.")}
         unfused = {path: self.model.get_submodule(path) for path in fused}
