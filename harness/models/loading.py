@@ -133,9 +133,15 @@ def _names_checked(check: Callable[[Iterable[str], Iterable[str]], None]) -> Ite
         yield
 
 
-def refuse_reshaped(mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Raises SourceError for tensors of another shape, each by its name with the checkpoint's and the model's."""
-    for name, found, expected in sorted(mismatched):
+def refuse_reshaped(mismatched: Iterable[tuple[str, Any, Any] | str]) -> None:
+    """Raises SourceError for tensors of another shape, by the name of the first, with both shapes.
+
+    transformers 4.51 gives names without shapes.
+    """
+    for each in sorted(mismatched):
+        if isinstance(each, str):
+            raise SourceError(f"{each}: the checkpoint's shape is not the one that config.json says")
+        name, found, expected = each
         raise SourceError(f"{name}: the checkpoint's shape is {tuple(found)}, and config.json says {tuple(expected)}")
 
 
