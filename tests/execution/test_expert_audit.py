@@ -32,6 +32,7 @@ from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.metrics.perplexity import Likelihood
 from harness.metrics.routing import RouterAgreement
+from harness.models.streaming.parts import Parts
 from harness.storage.cache import Cache
 from harness.text.calibration import digest
 
@@ -121,11 +122,18 @@ def test_the_methods_of_a_model_share_the_counts_and_a_damaged_file_is_counted_a
 def test_a_model_that_does_not_fit_is_counted_in_parts(
     mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for whole in ("load_source", "free_bytes"):
-        monkeypatch.setattr(f"harness.execution.checks.experts.{whole}", lambda *given: pytest.fail("loads it whole"))
-    found = context(tmp_path, mixture, "streamed")
+    whole = context(tmp_path / "whole", mixture)
+    audit_experts(whole, mixture, calibration())
+    for loader in ("load_source", "free_bytes"):
+        monkeypatch.setattr(f"harness.execution.checks.experts.{loader}", lambda *given: pytest.fail("loads it whole"))
+    closed = []
+    close = Parts.close
+    monkeypatch.setattr(Parts, "close", lambda self: (close(self), closed.append(self)))
+    found = context(tmp_path / "parts", mixture, "streamed")
     audit_experts(found, mixture, calibration())
     assert [fact.code for fact in found.facts] == ["experts_seen"]
+    assert found.measurements == whole.measurements
+    assert len(closed) == 1, "the checkpoint's files do not stay open while the method quantizes"
 
 
 def test_what_cannot_be_counted_is_a_fact_and_a_dense_model_leaves_nothing(

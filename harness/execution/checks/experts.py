@@ -11,7 +11,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,17 @@ def _kept_or_counted(context: Context, source: Path, calibration: CalibrationSet
 
 def _counted(context: Context, source: Path, calibration: CalibrationSet) -> ExpertTokens:
     """Runs the unquantized model over the calibration set, without its padding, one sample at a time."""
+    streaming = context.streaming()
+    opened = _in_parts(context, source, streaming) if streaming else _whole(context, source)
+    with opened as (model, run):
+        return _tokens(context, model, run, calibration)
+
+
+def _tokens(context: Context, model: Any, run: Run, calibration: CalibrationSet) -> ExpertTokens:
     import torch
 
     from harness.models.routers import expert_parameters, readable_blocks, watching_routers
 
-    streaming = context.streaming()
-    model, run = _in_parts(context, source, streaming) if streaming else _whole(context, source)
     tokens: dict[str, torch.Tensor] = {}
 
     def states(ids: torch.Tensor) -> torch.Tensor:
@@ -166,21 +171,24 @@ Run = Callable[[Sequence[Callable[[], "torch.Tensor"]]], Iterator["torch.Tensor"
 """Makes forward passes of a model and yields their results, in order."""
 
 
-def _whole(context: Context, source: Path) -> tuple[Any, Run]:
+@contextmanager
+def _whole(context: Context, source: Path) -> Iterator[tuple[Any, Run]]:
     _check_memory(context, source)
-    return load_source(context, source).eval(), lambda calls: (call() for call in calls)
+    yield load_source(context, source).eval(), lambda calls: (call() for call in calls)
 
 
-def _in_parts(context: Context, source: Path, streaming: Streaming) -> tuple[Any, Run]:
-    """With one decoder layer in memory at a time."""
+@contextmanager
+def _in_parts(context: Context, source: Path, streaming: Streaming) -> Iterator[tuple[Any, Run]]:
+    """With one decoder layer in memory at a time, and the checkpoint's files open meanwhile."""
     from harness.models.streaming.forwards import Forwards
     from harness.models.streaming.parts import Parts
 
     model, attention = context.spec.model, context.spec.job.conditions.attention
-    parts = Parts(
-        LoadRequest(source, model.dtype, context.spec.device, attention, trust_remote_code=model.trust_remote_code)
+    request = LoadRequest(
+        source, model.dtype, context.spec.device, attention, trust_remote_code=model.trust_remote_code
     )
-    return parts.model, Forwards(parts, streaming.states_bytes).run
+    with closing(Parts(request)) as parts:
+        yield parts.model, Forwards(parts, streaming.states_bytes).run
 
 
 def _check_memory(context: Context, source: Path) -> None:
