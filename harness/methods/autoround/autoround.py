@@ -77,6 +77,7 @@ AUTOROUND = Method(
     extra=autoround.EXTRA,
     quantize=quantize,
     quantize_parts=quantize_parts,
+    parts_peak=autoround.tuning_peak,
     refuses_parts=autoround.refuses_parts,
     enable=autoround.enable,
     calibrated=lambda params: True,
