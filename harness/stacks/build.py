@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -301,9 +302,35 @@ def installer_settings() -> dict[str, str]:
 
 
 def _compiler_settings(stack: Stack) -> dict[str, str]:
-    """CMAKE_ARGS with those of the stack after the user's own, which may choose a GPU's backend."""
-    own = stack.definition.cmake_args
-    return {"CMAKE_ARGS": " ".join([*os.environ.get("CMAKE_ARGS", "").split(), *own])} if own else {}
+    """CMAKE_ARGS with those of the stack after the user's own, which may choose a GPU's backend; and compiler flags."""
+    added: dict[str, Sequence[str]] = {}
+    if stack.definition.cmake_args:
+        added["CMAKE_ARGS"] = stack.definition.cmake_args
+        if _breaks_amx(os.environ.get("CXX") or "c++"):
+            added |= dict.fromkeys(("CFLAGS", "CXXFLAGS"), _WITHOUT_AMX)
+    return {name: " ".join([*os.environ.get(name, "").split(), *own]) for name, own in added.items()}
+
+
+def _breaks_amx(compiler: str) -> bool:
+    """Whether it compiles for this processor's AMX, and is a GCC that leaves out the settings of its tiles.
+
+    llama.cpp then ends by SIGILL at its first product of quantized weights (GCC's bug 114098, mended in 11.5, 12.4,
+    13.3 and 14).
+    """
+    command = [*shlex.split(compiler), "-march=native", "-dM", "-E", "-x", "c++", "-"]
+    try:
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return False  # what compiles will say so
+    macros = dict(re.findall(r"#define (__AMX_TILE__|__clang__|__GNUC__|__GNUC_MINOR__) (\d+)", said))
+    if "__AMX_TILE__" not in macros or "__clang__" in macros:
+        return False
+    version = int(macros["__GNUC__"]), int(macros["__GNUC_MINOR__"])
+    return version < _MENDED.get(version[0], (14, 0))
+
+
+_WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+_MENDED = {11: (11, 5), 12: (12, 4), 13: (13, 3)}
 
 
 @cache

@@ -347,7 +347,33 @@ def test_a_library_is_compiled_with_the_stacks_options_after_the_users_own_and_n
     monkeypatch.setattr(build, "_call", seen)
     compiled = replace(small, definition=replace(small.definition, cmake_args=("-DSERVER=ON", "-DUI=OFF")))
     assert compiled.definition.hash_pins() != small.definition.hash_pins()
-    assert build._compiler_settings(compiled) == {"CMAKE_ARGS": "-DGGML_CUDA=on -DSERVER=ON -DUI=OFF"}
-    assert build._compiler_settings(small) == {}
+    monkeypatch.setenv("CXXFLAGS", "-O2")
+    monkeypatch.delenv("CFLAGS", raising=False)
+    arguments, without = "-DGGML_CUDA=on -DSERVER=ON -DUI=OFF", "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    for breaks, flags in ((False, {}), (True, {"CFLAGS": without, "CXXFLAGS": f"-O2 {without}"})):
+        monkeypatch.setattr(build, "_breaks_amx", lambda compiler, breaks=breaks: breaks)
+        assert build._compiler_settings(compiled) == {"CMAKE_ARGS": arguments, **flags}
+        assert build._compiler_settings(small) == {}
     create(compiled, lambda line: None)
     assert ["--no-cache-dir" in command for command in calls] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("macros", "breaks"),
+    [
+        ("__GNUC__ 12;__GNUC_MINOR__ 2;__AMX_TILE__ 1", True),
+        ("__GNUC__ 13;__GNUC_MINOR__ 2;__AMX_TILE__ 1", True),
+        ("__GNUC__ 12;__GNUC_MINOR__ 4;__AMX_TILE__ 1", False),
+        ("__GNUC__ 14;__GNUC_MINOR__ 1;__AMX_TILE__ 1", False),
+        ("__GNUC__ 12;__GNUC_MINOR__ 2", False),
+        ("__GNUC__ 4;__GNUC_MINOR__ 2;__clang__ 1;__AMX_TILE__ 1", False),
+    ],
+)
+def test_a_compiler_that_breaks_amx_is_known_by_its_version(tmp_path: Path, macros: str, breaks: bool) -> None:
+    """An old GCC leaves out the settings of tiles (its bug 114098), and llama.cpp ended by SIGILL."""
+    compiler = tmp_path / "c++"
+    lines = "".join(f"echo '#define {macro}'\n" for macro in macros.split(";"))
+    compiler.write_text(f"#!/bin/sh\n{lines}", encoding="utf-8")
+    compiler.chmod(0o755)
+    assert build._breaks_amx(str(compiler)) is breaks
+    assert not build._breaks_amx(str(tmp_path / "absent"))
