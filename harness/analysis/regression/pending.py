@@ -103,7 +103,7 @@ def _reasons(pending: Pending) -> list[str]:
     limit = shown(gates()[finding.metric], finding.threshold or 0.0)
     reasons = []
     if found.p is None:
-        fewest = fewest_units(found.alpha / found.tests, found.design)
+        fewest = fewest_units(found.level, found.design)
         among = f" among {found.tests} tests" if found.tests > 1 else ""
         reasons.append(f"no test is valid at n = {found.effect.n} {found.units}: it takes at least {fewest}{among}")
     elif found.different:

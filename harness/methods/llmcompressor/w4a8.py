@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from harness.core.format import Activations, Codes
-from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, PartsWork, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 from harness.models.scope import TRIED
 
@@ -41,6 +41,11 @@ def quantize(job: QuantizeJob[LlmcW4A8Params]) -> None:
     llmcompressor.quantize(job, [rounding], calibrated=job.params.gptq)
 
 
+def parts_peak(params: LlmcW4A8Params, work: PartsWork) -> float:
+    peak = llmcompressor.gptq_peak if params.gptq else llmcompressor.rounding_peak
+    return peak(params, work)
+
+
 def _codes(params: LlmcW4A8Params) -> Codes:
     sized = isinstance(params.group_size, int)
     return Codes(
@@ -65,9 +70,7 @@ W4A8 = Method(
     calibrated=lambda params: params.gptq,
     quantize=quantize,
     quantize_parts=llmcompressor.from_disk(quantize),
-    parts_peak=lambda params, work: (llmcompressor.gptq_peak if params.gptq else llmcompressor.rounding_peak)(
-        params, work
-    ),
+    parts_peak=parts_peak,
     streams=True,
     quantizes_experts=TRIED,
     kernel="plain",
