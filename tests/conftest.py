@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -65,8 +66,13 @@ SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 def pytest_configure(config: pytest.Config) -> None:
     """Hides the GPUs from all tests but those of ``make test-gpu``, before anything imports torch.
 
+    Has this process, and so what tests start, take the signals of a terminal: a shell has its background ignore Ctrl-C,
+    and nohup the end of a terminal, which tests send and would wait for without an end.
+
     Has every test that is not marked heavy, and yet imports torch or starts a worker, fail of it.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if config.option.markexpr == LIGHT:

@@ -124,15 +124,6 @@ print(json.dumps({
 """
 
 
-@pytest.fixture
-def hangups_count() -> Iterator[None]:
-    """Under nohup this process ignores them, and a process that it starts anew would too."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hangups_count")
 def test_a_fork_begins_like_a_process_that_starts_anew(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its descriptors, folder, environment, signals and arguments; but its random numbers are its own."""
 

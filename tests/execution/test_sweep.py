@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -249,7 +248,6 @@ def test_an_interrupt_leaves_whole_records_and_no_worker(sweeps, tiny: Path) -> 
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores interrupts
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -258,7 +258,6 @@ def _command(request: dict[str, object], output: int) -> NoReturn:
         os.environ.clear()
         os.environ.update(variables)
         tempfile.tempdir = None
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if request["cold"]:
             os.execv(COMMAND[0], [*COMMAND, *arguments])
         from harness.cli import main
