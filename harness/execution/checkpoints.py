@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.execution.checks import reload as probe
 from harness.execution.context import Context
+from harness.models.completeness import names_checked, refuse_reshaped, refuse_unlike
 from harness.models.headers import TOKENIZER_FILES
-from harness.models.loading import checkpoint_class, device_map, refuse_offloaded, refuse_reshaped, refuse_unlike
+from harness.models.loading import checkpoint_class, device_map, refuse_offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 def load_source(context: Context, source: Path, **options: Any) -> Any:
     """The source as an unquantized transformers model; works with transformers 4.51 and 5.
 
-    ``options`` go to ``from_pretrained``. transformers fills what it does not find, and what has another shape, with
-    random numbers: raises SourceError for a checkpoint that is unlike its config.json.
+    ``options`` go to ``from_pretrained``. Raises SourceError for a checkpoint that is unlike its config.json.
     """
     import torch
 
@@ -27,16 +27,17 @@ def load_source(context: Context, source: Path, **options: Any) -> Any:
     arguments = {"device_map": device_map(spec.device, spec.job.conditions.gpus), **options}
     if attention:
         arguments["attn_implementation"] = attention
-    model, read = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
-        source,
-        torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
-        use_safetensors=True,
-        trust_remote_code=spec.model.trust_remote_code,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, by their names
-        **arguments,
-    )
-    refuse_reshaped(read["mismatched_keys"])
+    with names_checked(source, refuse_unlike):
+        model, read = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
+            source,
+            torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
+            use_safetensors=True,
+            trust_remote_code=spec.model.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by their names
+            **arguments,
+        )
+    refuse_reshaped(read["mismatched_keys"])  # transformers 4 says only now what it filled in
     refuse_unlike(read["missing_keys"], read["unexpected_keys"])
     refuse_offloaded(model, spec.job.conditions.gpus)
     return model

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from harness.core.engine import LoadRequest
-from harness.errors import SourceError, UnsupportedError
+from harness.errors import UnsupportedError
 from harness.models import compressed, headers, native
-from harness.models.scope import in_decoder, module_name
+from harness.models.completeness import names_checked, refuse_unlike
+from harness.models.scope import module_name
 
 _CODES_OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.(?!\w+\.(weight|bias)$)")
 GPTQ_MODULES = "modules_in_block_to_quantize"
@@ -45,9 +45,9 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
     """A language model in eval mode. Loads only safetensors weights; raises what transformers raises.
 
-    Raises MemoryError if transformers left a part of it to the host, or a quantizer refused to. transformers fills what
-    it does not find with random numbers: raises SourceError for an unquantized checkpoint that is unlike its
-    config.json, and UnsupportedError if it does not know the names of experts in a quantized one.
+    Raises MemoryError if transformers left a part of it to the host, or a quantizer refused to; SourceError for an
+    unquantized checkpoint that is unlike its config.json, and UnsupportedError if transformers does not know the names
+    of experts in a quantized one.
     """
     stored = headers.read_config(request.path).get("quantization_config") or {}
     if request.attention is not None:
@@ -60,7 +60,7 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     single = ("quantization_config" in options or bool(stored)) and _quantizes_single_experts(request.path, stored)
     try:
         with ExitStack() as reading:
-            reading.enter_context(_names_checked(_check_experts if stored else refuse_unlike))
+            reading.enter_context(names_checked(request.path, _check_experts if stored else refuse_unlike))
             reading.enter_context(native.whole_blocks(stored))
             reading.enter_context(compressed.made_dense(stored, request.dtype))
             if request.quantization is not None or single:
@@ -110,53 +110,6 @@ def _join_halves(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, UnfusedExperts):
             module.is_concatenated = True
-
-
-@contextmanager
-def _names_checked(check: Callable[[Iterable[str], Iterable[str]], None]) -> Iterator[None]:
-    """Within this context ``check`` gets the names that transformers misses in a checkpoint, and those left over.
-
-    The check comes before the quantizer unpacks the codes: where nothing was read, it would unpack what happens to be
-    in memory, and fail with an error of its own now and then.
-    """
-    from transformers import PreTrainedModel
-
-    finalize = PreTrainedModel._finalize_model_loading
-
-    def checked(model: Any, config: Any, info: Any) -> Any:
-        refuse_reshaped(info.mismatched_keys)
-        info = finalize(model, config, info)
-        check(info.missing_keys, info.unexpected_keys)
-        return info
-
-    with mock.patch.object(PreTrainedModel, "_finalize_model_loading", staticmethod(checked)):
-        yield
-
-
-def refuse_reshaped(mismatched: Iterable[tuple[str, Any, Any] | str]) -> None:
-    """Raises SourceError for tensors of another shape, by the name of the first, with both shapes.
-
-    transformers 4.51 gives names without shapes.
-    """
-    for each in sorted(mismatched):
-        if isinstance(each, str):
-            raise SourceError(f"{each}: the checkpoint's shape is not the one that config.json says")
-        name, found, expected = each
-        raise SourceError(f"{name}: the checkpoint's shape is {tuple(found)}, and config.json says {tuple(expected)}")
-
-
-def refuse_unlike(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises SourceError for a checkpoint that lacks what its architecture needs, or has more layers than that."""
-    if lacking := sorted(missing):
-        raise SourceError(f"the checkpoint lacks {_some(lacking)}, which its config.json needs; fetch it again")
-    if foreign := sorted(name for name in unexpected if in_decoder(name, 2)):
-        raise SourceError(
-            f"the checkpoint has {_some(foreign)}, for which its config.json has no place: they are not of one model"
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _check_experts(missing: Iterable[str], unexpected: Iterable[str]) -> None:

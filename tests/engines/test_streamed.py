@@ -6,11 +6,13 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,7 +29,8 @@ from harness.engines.transformers.engine import TRANSFORMERS, load
 from harness.engines.transformers.streamed import StreamedModel
 from harness.errors import HarnessError, SourceError, StorageError, UnsupportedError
 from harness.execution import reference as references
-from harness.execution.checkpoints import copy_tokenizer
+from harness.execution.checkpoints import copy_tokenizer, load_source
+from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.local import local_site
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
@@ -38,6 +41,7 @@ from harness.models.prepare import prepare
 from harness.models.scope import modules
 from harness.models.sources import inspect
 from harness.models.streaming import waiting
+from harness.models.streaming.parts import refuse_incomplete
 from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
 from harness.recipe import Model
@@ -101,6 +105,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
+FUSED: dict[str, Callable[[], Any]] = {
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(**WIDE, **EXPERTS, num_experts=4),
+    "olmoe": lambda: transformers.OlmoeConfig(**WIDE, num_experts=4, num_experts_per_tok=2),
+}
+"""Further mixtures whose experts transformers fuses while loading."""
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
 
 
@@ -252,9 +261,37 @@ def test_a_tensor_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
     tensors = load_file(file)
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    for way in (streamed, load):
+    for way in (streamed, load, as_source, refuse_incomplete):
         with pytest.raises(SourceError, match=r"lacks model\.layers\.2\.mlp\.up_proj\.weight.*; fetch it again"):
             way(request)
+
+
+@pytest.mark.parametrize("expert", ["gate", "down", "all of it"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "deepseek_v3", "qwen2_moe", "olmoe"])
+def test_a_tensor_of_one_expert_that_the_checkpoint_lacks_is_named(name: str, expert: str, tmp_path: Path) -> None:
+    """transformers fuses all experts of a layer while loading: it would end in an error of its own."""
+    request = saved(tmp_path, (CONFIGS | FUSED)[name](), shard="1GB")
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    of_it = [each for each in tensors if re.search(r"\.2\..*\.experts\.3\.", each)]
+    calls = {"gate": ("gate_proj", "w1"), "down": ("down_proj", "w2"), "all of it": ("",)}[expert]
+    gone = sorted(each for each in of_it if any(call in each for call in calls))
+    assert len(gone) == (3 if expert == "all of it" else 1)
+    for each in gone:
+        del tensors[each]
+    save_file(tensors, file, metadata={"format": "pt"})
+    message = re.escape(f"lacks {', '.join(gone)}, which its config.json needs; fetch it again")
+    for way in (streamed, load, as_source, refuse_incomplete):
+        with pytest.raises(SourceError, match=message):
+            way(request)
+
+
+def as_source(request: LoadRequest) -> Any:
+    """Loads as jobs that quantize load what they quantize."""
+    conditions = SimpleNamespace(attention=None, gpus=1)
+    model = SimpleNamespace(trust_remote_code=False, dtype=request.dtype)
+    spec = SimpleNamespace(device="cpu", model=model, job=SimpleNamespace(conditions=conditions))
+    return load_source(cast(Context, SimpleNamespace(spec=spec)), request.path)
 
 
 @pytest.mark.parametrize(

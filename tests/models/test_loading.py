@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.errors import SourceError
-from harness.models.loading import refuse_reshaped
+from harness.models.completeness import refuse_reshaped
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from harness.core.engine import LoadRequest
 from harness.errors import HarnessError, SourceError, UnsupportedError
 from harness.host.allocator import return_freed_memory
 from harness.models import native
-from harness.models.loading import load_transformers, refuse_reshaped, refuse_unlike
+from harness.models.completeness import last_line, refuse_unfused, refuse_unlike, sources
+from harness.models.loading import load_transformers
 from harness.models.published import quantization_config
 from harness.models.streaming.reading import CheckpointReader, TensorReader
 
@@ -78,7 +78,7 @@ class Parts:
         self._empty: dict[str, torch.Tensor] = dict(stored_tensors(self.model))
         self._empty_attributes = {name: dict(vars(tensor)) for name, tensor in self._empty.items()}
         self._tied = tied_tensors(self.model, self._empty)
-        self._made_from = _sources(self.model, self._config, self.reader)
+        self._made_from = sources(self.model, self._config, self.reader.tensors)
         self.parts = {part.name: part for part in self._cut()}
         changed = [part for part in self.parts.values() if self._config.hf_quantizer and not part.holds_others]
         self._forms = {part.name: _EmptyForm(part.module) for part in changed}
@@ -207,7 +207,7 @@ class Parts:
             info = _load(self.model, {name: _Lazy(content, name) for name in list(content)}, self._config)
         self.model._weight_conversions = self._conversions  # a part uses some of them, and saving needs all
         if info.conversion_errors:
-            raise SourceError(f"the checkpoint cannot be converted: {_last_line(info.conversion_errors)}")
+            raise SourceError(f"the checkpoint cannot be converted: {last_line(info.conversion_errors)}")
 
     def _is_loaded(self, name: str) -> bool:
         """Whether the part that owns a parameter is loaded."""
@@ -314,6 +314,7 @@ def _rehearse(request: LoadRequest, reader: TensorReader) -> tuple[Any, Any, Fin
         stored = quantizer if finish is not None else None
         with _codes_left_alone():
             info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=stored))
+        refuse_unfused(model, config, info, reader.tensors)
         _refuse_unlike(model, info)
         for name, own in quantized.items():  # it says how to quantize, which an ordinary empty parameter does not
             _set(model, name, own)
@@ -399,17 +400,9 @@ def _no_progress_bar() -> Iterator[None]:
 
 def _refuse_unlike(model: Any, info: Any) -> None:
     """Raises SourceError for a checkpoint that does not hold what the architecture needs, or more layers than that."""
-    if info.conversion_errors:
-        raise SourceError(f"the checkpoint cannot be converted: {_last_line(info.conversion_errors)}")
-    refuse_reshaped(info.mismatched_keys)
     known = replace(info, missing_keys=set(info.missing_keys), unexpected_keys=set(info.unexpected_keys))
     model._adjust_missing_and_unexpected_keys(known)
     refuse_unlike(known.missing_keys - set(model.all_tied_weights_keys), known.unexpected_keys)
-
-
-def _last_line(errors: Mapping[str, str]) -> str:
-    name, text = next(iter(errors.items()))
-    return f"{name}: {text.strip().splitlines()[-1]}"
 
 
 def stored_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -421,27 +414,6 @@ def tied_tensors(model: Any, stored: Mapping[str, Any]) -> dict[str, str]:
     """Parameters that are the same object as another, each with the name of the one that the checkpoint stores."""
     declared: Mapping[str, str] = model.all_tied_weights_keys
     return {name: source for name, source in declared.items() if stored[name] is stored[source]}
-
-
-def _sources(model: Any, config: Any, reader: TensorReader) -> dict[str, list[str]]:
-    """The checkpoint's tensors that each parameter is made from, by transformers' own rules.
-
-    Where a converter makes several parameters at once, all of its sources are under the name of the first.
-    """
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping = config.weight_mapping or []
-    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
-    converters = [each for each in mapping if isinstance(each, WeightConverter)]
-    stored = model.state_dict()
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in reader.tensors:
-        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, stored)
-        if renamed not in stored and name in stored:
-            renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, stored)
-        if renamed in stored:
-            found[renamed].append(name)
-    return dict(found)
 
 
 def _get(model: Any, name: str) -> torch.Tensor:
