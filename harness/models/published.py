@@ -31,7 +31,9 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
 
-STREAMED = frozenset({"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"})
+STREAMED = frozenset(
+    {"gptq", "awq", "auto-round", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"}
+)
 """The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test."""
 
 
@@ -59,6 +61,8 @@ HUB_KERNELS: Mapping[str, HubKernel] = MappingProxyType(
 )
 """By quant_method: ``_HUB_KERNEL_MAPPING``, ``quantizer_finegrained_fp8.py`` and ``quantizer_mxfp4.py`` of
 transformers 5.17."""
+STREAMED_ON_CPU = frozenset({*HUB_KERNELS, "auto-round"})
+"""Those of STREAMED that a GPU multiplies with other kernels, which were never tried part by part."""
 KERNELS_FROM, KERNELS_BELOW = (0, 16), (0, 17)
 """The releases of the package ``kernels`` that transformers 5.17 uses (``KERNELS_MIN_VERSION`` and the maximum)."""
 INSTALL_KERNELS = "pip install 'kernels>=0.16,<0.17'"
@@ -198,7 +202,12 @@ def unstreamed(method: str, device: str) -> str | None:
     """Why a checkpoint of that quant_method is not loaded part by part there; None if it is."""
     if method not in STREAMED:
         return f"checkpoints quantized by {method} are not known to load part by part as they load whole"
-    if method in HUB_KERNELS and device != "cpu":
+    return unstreamed_on(method, device)
+
+
+def unstreamed_on(method: str, device: str) -> str | None:
+    """Why what that quant_method stores is not loaded part by part there, if it is elsewhere."""
+    if method in STREAMED_ON_CPU and device != "cpu":
         return f"checkpoints quantized by {method} are known to load part by part as they load whole only on a CPU"
     return None
 

@@ -199,7 +199,12 @@ def _leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
-    """The bytes of the tensor's storage, or 0 if another tensor with the same storage was already counted."""
+    """The bytes of the tensor's storage, or 0 if another tensor with the same storage was already counted.
+
+    One without numbers takes none: auto-round's layers make their table of shifts in their first product.
+    """
+    if tensor.device.type == "meta":
+        return 0
     storage = tensor.untyped_storage()
     if storage.data_ptr() in seen:
         return 0

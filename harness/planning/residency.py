@@ -196,4 +196,5 @@ def _obstacle(job: VariantJob, source: SourceModel, method: MethodChoice, runtim
         return reason
     if not (method.method.stage in ("none", "published") or method.method.streams):
         return f"what {method.ref.name} makes is not known to load part by part as it loads whole"
-    return None
+    made = method.method.stored(method.params)
+    return published.unstreamed_on(made.quant_method, job.conditions.device) if made else None

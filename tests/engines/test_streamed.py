@@ -743,6 +743,8 @@ CHECKPOINTS = {
     "gptq": {"bits": 4, "group_size": 32},
     "awq": {"group_size": 32},
     "hqq": {"bits": 4, "group_size": 32},
+    "autoround": {"group_size": 32, "iterations": 1},
+    "autoround-fp8": {},
     "llmc-rtn": {"bits": 4, "group_size": 32, "symmetric": False},
     "llmc-fp8": {},
     "llmc-int8": {},
@@ -759,7 +761,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
         **WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4
     ),
 }
-OF_EXPERTS = ("gptq", "llmc-rtn", "hqq")
+OF_EXPERTS = ("gptq", "llmc-rtn", "hqq", "autoround")
 WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *((name, "dense", params) for name, params in CHECKPOINTS.items()),
     ("gptq", "shallow", CHECKPOINTS["gptq"] | {"bits": 8}),

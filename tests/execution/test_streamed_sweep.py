@@ -110,3 +110,27 @@ def test_a_library_takes_no_more_than_planned_and_its_peak_is_in_the_cost(sweeps
     (table,) = tradeoff(records)
     (row,) = table.rows
     assert row.quantize_peak_bytes == peaks(record)["quantize"]
+
+
+def test_what_auto_round_makes_from_disk_to_disk_is_scored_part_by_part(sweeps, tiny: Path) -> None:
+    records = sweeps.run(
+        {
+            "models": [{"id": str(tiny), "label": "tiny"}],
+            "methods": ["none", {"autoround": {"group_size": 32, "iterations": 1}}],
+            "calibration": {"samples": 4, "length": 32},
+            "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 1}, "divergence": {}},
+            "residency": "streamed",
+        }
+    )
+    assert [(record.status, record.outcome.failure) for record in records] == [("ok", None)] * len(records)
+    (made,) = (record for record in records if record.spec.kind == "quantize")
+    assert {label.code for label in made.outcome.labels} >= {"quantized_in_parts"}
+    scored = [record for record in records if record.spec.kind == "quality"]
+    assert len(scored) == 2
+    for record in scored:
+        assert "streamed" in {label.code for label in record.outcome.labels}
+        assert record.spec.job.conditions.residency == "streamed"
+    (table,) = tradeoff(records)
+    (row,) = (row for row in table.rows if row.method == "autoround")
+    assert row.kl_mean is not None
+    assert 0 < row.kl_mean.value < 1

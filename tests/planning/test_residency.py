@@ -219,9 +219,10 @@ def test_a_published_checkpoint_that_cannot_be_streamed_says_why(
     assert f"quantized by {name} are not known to load part by part" in str(run.unsupported)
 
 
-def test_what_a_kernel_of_the_hub_multiplies_is_streamed_on_a_cpu_only() -> None:
-    assert unstreamed("fp8", "cpu") is None
-    assert "only on a CPU" in str(unstreamed("fp8", "cuda"))
+@pytest.mark.parametrize("name", ["fp8", "auto-round"])
+def test_what_a_gpu_multiplies_with_other_kernels_is_streamed_on_a_cpu_only(name: str) -> None:
+    assert unstreamed(name, "cpu") is None
+    assert "only on a CPU" in str(unstreamed(name, "cuda"))
 
 
 def test_the_page_names_the_formats_that_are_streamed() -> None:

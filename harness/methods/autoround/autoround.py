@@ -79,6 +79,7 @@ AUTOROUND = Method(
     quantize_parts=quantize_parts,
     parts_peak=autoround.tuning_peak,
     refuses_parts=autoround.refuses_parts,
+    streams=True,
     enable=autoround.enable,
     calibrated=lambda params: True,
     passes=lambda params, samples: 4.0 + 3.0 * autoround.ROWS * params.iterations / samples,

@@ -50,6 +50,7 @@ AUTOROUND_FP8 = Method(
     quantize=quantize,
     quantize_parts=quantize_parts,
     refuses_parts=autoround.refuses_parts,
+    streams=True,
     enable=autoround.enable,
     calibrated=lambda params: True,
     needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),

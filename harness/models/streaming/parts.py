@@ -146,7 +146,8 @@ class Parts:
         if unfilled:
             raise UnsupportedError(f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts")
         if self._finish is not None and name in self._forms:
-            self._finish(part.module)
+            with _with_dtype(part.module, self.model.dtype):
+                self._finish(part.module)
         self.loaded.add(name)
         if not part.stays:
             self.loads.append(name)
@@ -252,6 +253,16 @@ class _Lazy:
 
     def is_floating_point(self) -> bool:
         return self._content[self._name].is_floating_point()
+
+
+@contextmanager
+def _with_dtype(part: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within this context a part has a dtype, as a model has one, for which auto-round asks."""
+    if hasattr(part, "dtype"):
+        yield
+        return
+    with mock.patch.object(part, "dtype", dtype, create=True):
+        yield
 
 
 class _EmptyForm:
