@@ -28,6 +28,7 @@ from harness.stacks import stack_names
 TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack to quantize in; every other key is a parameter."""
+A_SERVER = "what a server of yours serves is the method 'served': {served: {url: …, model: …}}"
 MAX_VARIANTS = 1000
 """Combinations of parameters that the methods of a recipe, or its engines, expand to."""
 P = TypeVar("P", bound=BaseModel)
@@ -82,6 +83,7 @@ def engine_choices(recipe: Recipe) -> list[EngineChoice]:
         except UsageError as error:
             raise recipe.error(("engines", index), str(error)) from None
         place = ("engines", index, entry.name)
+        _refuse_server(recipe, entry, engine, place)
         for given in _combinations(recipe, entry, engine.params, place):
             choice = EngineChoice(engine, checked(recipe, engine.params, given, place))
             found.setdefault(digest([engine.name, dict(choice.changed)]), choice)
@@ -135,6 +137,8 @@ def expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[M
     try:
         method = registry.method(entry.name)
     except UsageError as error:
+        if entry.name in registry.engine_names() and SERVED_FORMAT in registry.engine(entry.name).reads:
+            raise recipe.error(location, f"{entry.name} is an engine; {A_SERVER}") from None
         raise recipe.error(location, str(error)) from None
     place = (*location, entry.name)
     for given in _combinations(recipe, entry, method.params, place, also=(STACK,)):
@@ -148,6 +152,18 @@ def expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[M
         if method.output_format == SERVED_FORMAT:
             made = _served(made)
         yield _published(recipe, made, place) if method.published else made
+
+
+def _refuse_server(recipe: Recipe, entry: Entry, engine: Engine[Any], place: Location) -> None:
+    """Raises RecipeError for an engine that is given a server's address: a method has it, so that two can be compared.
+
+    The message does not repeat the value, which may hold a password.
+    """
+    if SERVED_FORMAT not in engine.reads:
+        return
+    for key in entry.params:
+        if key in registry.method("served").params.model_fields and key not in engine.params.model_fields:
+            raise recipe.error((*place, key), f"is no parameter of the engine; {A_SERVER}")
 
 
 def _combinations(

@@ -165,6 +165,17 @@ def test_units_of_limits_are_read(write) -> None:
         ),
         (
             "limits:",
+            "engines: [{endpoint: {url: 'http://me:pass@there'}}]\nlimits:",
+            "r.yaml:6: engines[0].endpoint.url: is no parameter of the engine; what a server of yours serves is the "
+            "method 'served': {served: {url: …, model: …}}",
+        ),
+        (
+            "limits:",
+            "engines: [endpoint]\nbaseline: {endpoint: {url: 'http://there'}}\nlimits:",
+            "r.yaml:7: baseline: endpoint is an engine; what a server of yours serves is the method 'served'",
+        ),
+        (
+            "limits:",
             "engines: [{llamacpp: 8}]\nlimits:",
             "engines[0]: expected a mapping of parameters, such as {threads: [4, 8]}",
         ),
