@@ -139,10 +139,10 @@ def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
     folder, at, wanted = word.rpartition("@")
     if is_url(word) and "/" in wanted:  # the @ is a part of the URL
         folder, at, wanted = "", "", word
-    if Path(word).exists() or (is_url(word) and not at):
+    if local_path(word).exists() or (is_url(word) and not at):
         return read_folder(word)
     root = folder if at else results
-    if at or is_url(root) or Path(root).is_dir():
+    if at or is_url(root) or local_path(root).is_dir():
         return _read_part(word, root, wanted)
     raise UsageError(
         f"{word}: neither a results folder nor a baseline in {baselines}, and there is no folder {results}"

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from run_specs import run_spec
+from typer.testing import CliRunner
 
 from harness.api.merge import merge
 from harness.api.pack import PackStep, pack, unpack
 from harness.api.repair import repair
 from harness.api.verify import verify
+from harness.cli.app import app
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.errors import ResultsError, StorageError
 from harness.storage.disk import Disk
@@ -24,6 +26,7 @@ from harness.storage.reading import attempt_folders, read_attempt, read_contents
 from harness.storage.seal import RECORD
 from harness.storage.store import Store
 
+EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 RUNS = 3
 
 
@@ -89,6 +92,34 @@ def test_a_packed_attempt_is_withdrawn_and_merged_like_any_other(results: Path, 
     list(pack(results))
     assert [each.status for each in store.read().records] == ["invalid", "ok", "ok"]
     assert read_results(results).records[1:] == whole[1:]
+
+
+def test_commands_say_of_a_pack_what_they_say_of_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same place, so that the answers, which name it, are the same to the byte."""
+    monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
+    results, out = tmp_path / "results", tmp_path / "out"
+    shutil.copytree(EXAMPLE, results / "example")
+
+    def answers() -> list[object]:
+        asked = [
+            ("report", results, "--out", out, "--format", "md,csv"),
+            ("compare", EXAMPLE, results, "--format", "json"),
+            ("history", results, "--format", "csv"),
+            ("recommend", results),
+        ]
+        ended = [CliRunner().invoke(app, [str(each) for each in command]) for command in asked]
+        assert [each.exception for each in ended] == [None] * len(asked)
+        written = {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+        assert written.keys() == {"report.md", "report.csv"}
+        shutil.rmtree(out)
+        return [written, *((each.exit_code, each.stdout) for each in ended)]
+
+    plain = answers()
+    assert [step.left for step in pack(results)] == [{}]
+    assert list(files(results)) == [f"example/{PACK}"]
+    for kept in results.rglob(".*"):  # what was derived from the folders
+        kept.unlink()
+    assert answers() == plain
 
 
 class FullDisk(Disk):

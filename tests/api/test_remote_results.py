@@ -153,6 +153,32 @@ def planned() -> list[PlannedRun]:
     return [PlannedRun(MADE), PlannedRun(quality)]
 
 
+def test_a_file_url_is_the_folder(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "results" / "example")
+    folder, url = tmp_path / "results", f"file://{tmp_path}/results"
+    assert harness.recommend(url) == harness.recommend(folder)
+    assert harness.load_results(url)["value"].equals(harness.load_results(folder)["value"])
+    session = read_records(folder)[0].session
+    for word in ("{}", f"{{}}@{session}"):
+        ours, theirs = (read_named(word.format(place), "results", tmp_path).records for place in (folder, url))
+        assert ours == theirs
+    assert read_named(session, url, tmp_path).records == read_named(session, folder, tmp_path).records
+    for name, *options in (("history", "--format", "csv"), ("verify",)):
+        ours, theirs = (command(name, place, *options) for place in (folder, url))
+        assert ours.exit_code == theirs.exit_code == 0
+        assert ours.stdout == theirs.stdout
+    assert {each.action for each in merge([url], f"file://{tmp_path}/copy")} == {"copied"}
+    assert files(tmp_path / "copy") == files(folder)
+
+
+def test_a_sweep_writes_into_the_folder_of_a_file_url(tmp_path: Path) -> None:
+    executor = InstantExecutor(Cache(tmp_path / "cache"))
+    store = open_results(f"file://{tmp_path}/results", tmp_path / "cache")
+    made = sweep(planned(), store, executor, lambda event: None)  # type: ignore[arg-type]
+    assert {each.status for each in made} == {"ok"}
+    assert Store(tmp_path / "results").read().records == tuple(sorted(made, key=lambda each: each.started_at))
+
+
 class TestSweep:
     """Machines that share nothing but a bucket."""
 

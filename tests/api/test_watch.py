@@ -326,6 +326,25 @@ def test_the_report_is_written_again_for_each_record_and_ends_with_the_sweep(tmp
     assert pages[-1] == pages[-2]
 
 
+def test_the_page_is_written_again_too(tmp_path: Path) -> None:
+    sweep = Sweeping(tmp_path / "results")
+    sweep.left = [run for run in sweep.left if '"quality"' in (run / "1" / "record.json").read_text(encoding="utf-8")]
+    sweep.left = sweep.left[:2]
+    pages: list[str] = []
+    write_report_on_change(
+        sweep.root,
+        tmp_path,
+        ["html"],
+        on_written=lambda paths: pages.extend(path.read_text(encoding="utf-8") for path in paths),
+        wait=sweep.wait,
+    )
+    assert [path.name for path in tmp_path.rglob("*.html")] == ["report.html"]
+    first, second = pages
+    assert first != second
+    assert (tmp_path / "example" / "report.html").read_text(encoding="utf-8") == second
+    assert all(page.rstrip().endswith("</html>") for page in pages)
+
+
 def test_a_job_summary_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="github"):
         write_report_on_change(tmp_path, tmp_path, ["github"])
