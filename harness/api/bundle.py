@@ -13,7 +13,8 @@ from harness.api.results import read_folder
 from harness.core.foreign import shown
 from harness.core.owner import current_owner
 from harness.errors import ResultsError, StorageError, UsageError
-from harness.report.derived_files import derived_files, report_code
+from harness.report.code import report_code
+from harness.report.derived_files import derived_files
 from harness.storage.bundle import RESULTS, SUFFIX, write_bundle
 from harness.storage.disk import Disk
 from harness.storage.reading import attempt_folders, read_raw

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Query, count, parse_limits, parse_objective
 from harness.analysis.recommend import recommend as recommend_among
-from harness.api.results import read_folder
-from harness.core.record import RunRecord
+from harness.api.results import NamedRecords, kept_answer, read_folder
+from harness.core.exact_text import as_text
+from harness.core.record import Damaged, RunRecord
 from harness.figures.ask import Option
+from harness.report.code import report_code
+from harness.report.shown_recommendation import ShownRecommendation
+from harness.storage.summaries import RECOMMENDATION
 
 
 def recommend(
@@ -33,7 +38,38 @@ def recommend(
     Raises UsageError for an invalid value or name, or for an ``at`` that no table has; ResultsError if the folder holds
     no records.
     """
-    query = Query(
+    query = _query(minimize, maximize, at, context, batch, allow_labelled, **limits)
+    if not isinstance(results, str | Path):
+        return recommend_among(results, query)
+    return _among(read_folder(results), query)
+
+
+def shown_recommendations(
+    results: str | Path, asked: Mapping[str, Any]
+) -> tuple[tuple[ShownRecommendation, ...], tuple[Damaged, ...]]:
+    """What readers see of the recommendations for a results folder, and its damage.
+
+    ``asked`` are the keywords of ``recommend``, which raises the same. The last answer is kept beside the results.
+    """
+    query = _query(**asked)
+    found = read_folder(results)
+    about = as_text([report_code(), dict(asked), list(map(repr, found.damaged))])
+    return (
+        kept_answer([found], RECOMMENDATION, about, tuple[ShownRecommendation, ...], lambda: _shown(found, query)),
+        found.damaged,
+    )
+
+
+def _query(
+    minimize: str | None,
+    maximize: str | None,
+    at: str | None,
+    context: int | None,
+    batch: int | None,
+    allow_labelled: bool,
+    **limits: Option,
+) -> Query:
+    return Query(
         parse_limits(limits),
         parse_objective(minimize, maximize),
         at,
@@ -41,8 +77,14 @@ def recommend(
         count("batch", batch),
         allow_labelled,
     )
-    if not isinstance(results, str | Path):
-        return recommend_among(results, query)
-    found = read_folder(results)
+
+
+def _shown(found: NamedRecords, query: Query) -> tuple[ShownRecommendation, ...]:
+    from harness.report.recommendation import shown  # an answer that was kept need not wait for it
+
+    return tuple(map(shown, _among(found, query)))
+
+
+def _among(found: NamedRecords, query: Query) -> tuple[Recommendation, ...]:
     with found.summaries() as derived:
         return recommend_among(found.records, query, found.damaged, derived)

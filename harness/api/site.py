@@ -25,7 +25,7 @@ from harness.core.exact_text import as_text, builder
 from harness.core.foreign import read_file, shown
 from harness.core.identity import full_digest
 from harness.errors import HarnessError, ResultsError, UsageError
-from harness.report.derived_files import report_code
+from harness.report.code import report_code
 from harness.report.escape import file_name
 from harness.report.page import page
 from harness.report.redact import LEFT_OUT, Redaction

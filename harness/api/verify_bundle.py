@@ -11,7 +11,8 @@ from harness.core.foreign import shown
 from harness.core.owner import temporary_folder
 from harness.errors import ResultsError
 from harness.plugins import plugin_figures
-from harness.report.derived_files import TABLE, derived_files, report_code, unlike_tables, unlike_texts
+from harness.report.code import report_code
+from harness.report.derived_files import TABLE, derived_files, unlike_tables, unlike_texts
 from harness.storage.bundle import RESULTS, SIGNATURE, Bundle, open_bundle
 from harness.storage.reading import all_records, read_results
 from harness.storage.repair import FILES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -11,9 +10,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,17 +19,12 @@ from harness.core.identity import digest
 from harness.core.record import Fingerprint, RunRecord
 from harness.errors import UsageError
 from harness.planning.recipe_of import recipe_of
-from harness.plugins import plugin_figures
 from harness.report.write import report_files
-from harness.storage.summaries import code
 
 CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
 TABLE = f"{REPORT}/report.csv"
 """The one file whose numbers are compared if other code wrote it."""
 FORMATS = ("html", "md", "csv")
-CODE = ("errors.py", "host", "planning", "recipe", "report", "text")
-"""What ``derived_files`` imports beside the rooms of ``harness.storage.summaries.CODE``."""
-LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 CLOSE = 1e-6
 """The relative difference of two numbers that libraries and processors explain, which add up in other orders."""
 ROUNDING = 1e-12
@@ -53,17 +44,6 @@ def derived_files(records: Sequence[RunRecord], summaries: Summaries | None = No
         **{name: text.encode() for name, text in _recipes(records)},
         **{f"{REPORT}/{name}": content for name, content in report_files(records, FORMATS, summaries=summaries)},
     }
-
-
-@cache
-def report_code() -> str:
-    """A digest of the code and the libraries that ``derived_files`` depends on."""
-    found = hashlib.sha256(" ".join([code(), str(plugin_figures()), *map(version, LIBRARIES)]).encode())
-    root = Path(__file__).parents[1]
-    files = (path for name in CODE for path in ((root / name).rglob("*") if (root / name).is_dir() else [root / name]))
-    for path in sorted(path for path in files if path.is_file() and path.suffix != ".pyc"):
-        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return found.hexdigest()
 
 
 def unlike_tables(bundled: bytes, derived: bytes) -> str | None:

@@ -1,9 +1,9 @@
-"""A recommendation as Markdown and JSON; the terminal output uses the same words."""
+"""What readers see of a recommendation, and the same as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from harness.analysis.choice import Candidate, Recommendation
@@ -24,21 +24,35 @@ from harness.report.answer import (
     reasons,
 )
 from harness.report.escape import json_text as json_escaped
-from harness.report.escape import markdown as escape
-
-FOOT = (
-    "?: the figure meets the limit, but its interval reaches beyond it. Pick: the share of random draws from all "
-    "intervals in which a variant comes first."
-)
+from harness.report.shown_recommendation import ShownRecommendation
 
 
-def headings(found: Recommendation) -> tuple[str, ...]:
+def shown(found: Recommendation) -> ShownRecommendation:
+    conclusion = answer(found)
+    return ShownRecommendation(
+        model=found.table.model,
+        question=conclusion.question,
+        finding=conclusion.finding,
+        uncertain=conclusion.uncertain,
+        warnings=tuple(label.sentence for label in (*conclusion.noted, *found.table.labels)),
+        place=_place(found),
+        headings=_headings(found),
+        admissible=tuple(_cells(found, rank, each) for rank, each in enumerate(found.admissible, 1)),
+        rejected=tuple((name(each.row), "; ".join(reasons(each))) for each in found.rejected),
+        json_line=json_line(found),
+        has_pick=found.pick is not None,
+        is_unknown=found.unknown,
+        holds=found.holds,
+    )
+
+
+def _headings(found: Recommendation) -> tuple[str, ...]:
     """For the table of admissible variants: the objective if it has no limit, and each limit."""
     names = [limit_words(limit) for limit in found.query.limits]
     return ("", "variant", *([] if _limited(found) else [ask_of(found.query.objective).name]), *names, "pick")
 
 
-def cells(found: Recommendation, rank: int, candidate: Candidate) -> tuple[str, ...]:
+def _cells(found: Recommendation, rank: int, candidate: Candidate) -> tuple[str, ...]:
     """One admissible variant under those headings."""
     kept = [
         reading_words(check.limit.figure, check.reading, bound_unit(check.limit))
@@ -56,7 +70,7 @@ def _limited(found: Recommendation) -> bool:
     return any(limit.figure is found.query.objective for limit in found.query.limits)
 
 
-def place_words(found: Recommendation) -> str:
+def _place(found: Recommendation) -> str:
     """The machine, the protocol, and the point to which speed and memory refer."""
     use = found.use
     parts = [found.table.hardware, f"perplexity protocol: {found.table.protocol}"]
@@ -66,38 +80,6 @@ def place_words(found: Recommendation) -> str:
         beyond = "" if use.measured else ", extrapolated from smaller measurements"
         parts.append(f"memory of {use.batch} × {use.tokens} tokens{beyond}")
     return "; ".join(parts)
-
-
-def markdown(recommendations: Sequence[Recommendation]) -> str:
-    """A section for each table; text from records is escaped and cannot leave its cell."""
-    return "\n\n".join(part for found in recommendations for part in _section(found)) + "\n"
-
-
-def _section(found: Recommendation) -> Iterable[str]:
-    conclusion = answer(found)
-    yield f"## {escape(found.table.model)}"
-    yield f"**{escape(conclusion.question)}:** {escape(conclusion.finding)}."
-    yield f"{escape(place_words(found))}."
-    remarks = [
-        *(f"Uncertain: {doubt}." for doubt in conclusion.uncertain),
-        *(f"⚠ {label.sentence}." for label in conclusion.noted),
-    ]
-    remarks += [f"⚠ {label.sentence}." for label in found.table.labels]
-    if remarks:
-        yield "\n".join(f"- {escape(remark)}" for remark in remarks)
-    if found.admissible:
-        rows = [cells(found, rank, each) for rank, each in enumerate(found.admissible, 1)]
-        yield _grid([headings(found), *rows], numbers=True)
-        yield FOOT
-    if found.rejected:
-        yield _grid([("rejected", "why"), *((name(each.row), "; ".join(reasons(each))) for each in found.rejected)])
-
-
-def _grid(rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
-    head, *body = ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
-    columns = len(rows[0])
-    rule = ["---"] * columns if not numbers else ["---:", "---", *["---:"] * (columns - 2)]
-    return "\n".join([head, f"| {' | '.join(rule)} |", *body])
 
 
 def json_line(found: Recommendation) -> str:

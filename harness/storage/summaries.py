@@ -33,6 +33,8 @@ COMPARISON = ".comparison"
 """The whole of the last comparison."""
 HISTORY = ".history"
 """The whole of the last history."""
+RECOMMENDATION = ".recommendation"
+"""All that the last ``recommend`` showed."""
 CODE = ("analysis", "core", "figures", "plugins.py", "stats", "storage", "tasks")
 """The rooms whose code reads records, and derives rows and findings from them; and the list of the figures."""
 LIBRARIES = ("numpy", "scipy")

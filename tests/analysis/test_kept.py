@@ -20,14 +20,24 @@ from harness.analysis.history import trace, values
 from harness.analysis.regression import compared, track
 from harness.api.baselines import Baselines
 from harness.cli.app import app
+from harness.report.answer import Answer
 from harness.storage import index, reading
 from harness.storage.reading import read_records
 from harness.storage.seal import EVIDENCE, RECORD
 from harness.storage.store import Store
-from harness.storage.summaries import CODE, COMPARED, COMPARISON, HISTORY, SUMMARIES, TRACED, SummaryFile
+from harness.storage.summaries import (
+    CODE,
+    COMPARED,
+    COMPARISON,
+    HISTORY,
+    RECOMMENDATION,
+    SUMMARIES,
+    TRACED,
+    SummaryFile,
+)
 
 Bench = Any  # the class in conftest.py, which cannot be imported
-WHOLE = (COMPARISON, HISTORY)
+WHOLE = (COMPARISON, HISTORY, RECOMMENDATION)
 KEPT = (COMPARED, TRACED, SUMMARIES, *WHOLE)
 COMMANDS = (
     ("compare", "{base}", "{head}", "--format", "json"),
@@ -178,7 +188,12 @@ def test_what_a_baseline_gives_is_kept_beside_the_results_that_are_compared_with
     assert answers(folder, [command]) == first
 
 
-ASKED_AGAIN = (*COMMANDS[:2], ("compare", "{head}", "{head}", "--all"), ("history", "{head}", "--method", "rtn"))
+ASKED_AGAIN = (
+    *COMMANDS,
+    ("recommend", "{head}", "--max-perplexity-increase", "1%"),
+    ("compare", "{head}", "{head}", "--all"),
+    ("history", "{head}", "--method", "rtn"),
+)
 
 
 @pytest.mark.parametrize("command", ASKED_AGAIN)
@@ -207,6 +222,48 @@ def test_an_answer_names_what_the_user_names_and_all_damage_however_it_was_asked
         answered = answers(folder, [command, command])
         assert answered[0] == answered[1] == derived_anew(folder, [command])[0]
         assert damaged.parent.parent.name in answered[1][1]
+
+
+def test_a_recommendation_is_shown_again_only_to_the_same_query_about_the_same_records(
+    whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    first = ("recommend", "{head}")
+    others = (
+        (*first, "--max-perplexity-increase", "50%"),
+        (*first, "--max-perplexity-increase", "1%"),
+        (*first, "--maximize", "decode"),
+        (*first, "--context", "4096", "--max-memory", "1GiB"),
+        (*first, "--context", "4096", "--batch", "8", "--max-memory", "1GiB"),
+        (*first, "--at", "batch 1"),
+        (*first, "--allow-labelled"),
+        (*first, "--format", "markdown"),
+    )
+    for command in others:
+        answers(folder, [first])
+        assert answers(folder, [command]) == derived_anew(folder, [command])
+    answers(folder, [first])
+    damaged = min(folder.glob(f"head/*/*/*/{RECORD}"))
+    damaged.write_bytes(damaged.read_bytes()[1:])
+    told = answers(folder, [first])
+    assert told == answers(folder, [first]) == derived_anew(folder, [first])
+    assert "damaged" in told[0][1]
+
+
+def test_a_recommendation_is_shown_again_only_by_the_code_that_made_it(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    command = ("recommend", "{head}")
+    answers(folder, [command])
+    monkeypatch.setattr("harness.report.recommendation.answer", lambda found: Answer("asked", None, "none"))
+    ((_, kept),) = answers(folder, [command])
+    monkeypatch.setattr("harness.api.recommend.report_code", lambda: "other code")
+    ((_, made),) = answers(folder, [command])
+    assert "asked: none" not in kept
+    assert "asked: none" in made
 
 
 def test_a_look_at_one_run_drops_nothing_that_was_kept_of_the_others(

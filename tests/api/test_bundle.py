@@ -24,7 +24,7 @@ from harness.cli.app import app
 from harness.core.job import VariantJob
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.recipe import load_recipe
-from harness.report import derived_files
+from harness.report import code, derived_files, recommendation
 from harness.report.derived_files import TABLE, unlike_tables, unlike_texts
 from harness.storage import reading, summaries
 from harness.storage.bundle import MANIFEST, SIGNATURE, write_bundle
@@ -107,8 +107,9 @@ def test_records_are_named_by_their_recipes_wherever_they_are_and_read_once(
 
 
 def test_what_is_derived_lasts_until_code_changes_that_derives_it() -> None:
-    rooms = {path.partition("/")[0] for path in all_imported([derived_files.__file__])}
-    assert rooms == {*summaries.CODE, *derived_files.CODE}
+    made_by = (derived_files, recommendation)
+    rooms = {path.partition("/")[0] for path in all_imported([each.__file__ for each in made_by])}
+    assert rooms == {*summaries.CODE, *code.CODE}
 
 
 def test_a_bundle_holds_every_file_of_every_record_and_is_whole(made: Path) -> None:

@@ -57,13 +57,13 @@ from harness.report.history import render as render_history
 from harness.report.page import Page, page
 from harness.report.plots import plots_of
 from harness.report.plots.images import on_paper
-from harness.report.recommendation import json_line
-from harness.report.recommendation import markdown as recommendation_markdown
+from harness.report.recommendation import json_line, shown
 from harness.report.renderers.csv_file import csv_text
 from harness.report.renderers.html import html
 from harness.report.renderers.markdown import markdown
 from harness.report.renderers.model_card import BADGE, model_cards
 from harness.report.renderers.parquet_file import parquet_bytes
+from harness.report.shown_recommendation import markdown as recommendation_markdown
 from harness.report.summary import job_summary
 from harness.storage.store import Store
 
@@ -299,10 +299,10 @@ def test_a_comparison_and_a_history(sessions: list[RunRecord], words: tuple[str,
 @every_word
 def test_a_recommendation(few: list[RunRecord], words: tuple[str, ...]) -> None:
     found, expected = recommend(spoiled(few, *words)), recommend(spoiled(few, PLAIN))
-    hold_markdown(recommendation_markdown(found), recommendation_markdown(expected))
+    hold_markdown(*(recommendation_markdown(map(shown, each)) for each in (found, expected)))
     for one, other in zip(found, expected, strict=True):
         hold_json(json_line(one), json_line(other))
-    hold_terminal(printed(lambda: recommendation_console.show(found)))
+    hold_terminal(printed(lambda: recommendation_console.show(list(map(shown, found)))))
 
 
 def printed(show: Callable[[], object]) -> str:
@@ -404,7 +404,7 @@ def test_a_long_text_is_cut(few: list[RunRecord]) -> None:
     assert len(html(whole)) - len(html(page(few))) < 3_000_000
     assert len(csv_text(whole.tables)) < 4_000_000
     found = recommend(spoiled(few, "L" * 200_000))
-    assert len(printed(lambda: recommendation_console.show(found))) < 500_000
+    assert len(printed(lambda: recommendation_console.show(list(map(shown, found))))) < 500_000
 
 
 def test_ordinary_text_is_unchanged() -> None:

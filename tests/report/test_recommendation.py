@@ -30,9 +30,10 @@ from harness.report import summary
 from harness.report.answer import Answer, answer, default_answer, limit_words, reading_words, reasons
 from harness.report.escape import markdown as escape
 from harness.report.page import page
-from harness.report.recommendation import json_line, markdown
+from harness.report.recommendation import json_line, shown
 from harness.report.renderers.html import html as report_html
 from harness.report.renderers.markdown import markdown as report_markdown
+from harness.report.shown_recommendation import markdown
 from harness.stats.estimate import Estimate
 
 WISHES: tuple[dict[str, Any], ...] = (
@@ -51,7 +52,7 @@ def asked(records: list[RunRecord], **wish: Any) -> Recommendation:
 def on_terminal(found: list[Recommendation], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     with redirect_stdout(io.StringIO()) as written:
-        console_recommend.show(found)
+        console_recommend.show(list(map(shown, found)))
     return written.getvalue()
 
 
@@ -59,7 +60,7 @@ def on_terminal(found: list[Recommendation], monkeypatch: pytest.MonkeyPatch) ->
 def test_golden(name: str, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch, golden: Any) -> None:
     found = [asked(records, **wish) for wish in WISHES]
     if name.endswith(".md"):
-        text = markdown(found)
+        text = markdown(map(shown, found))
     elif name.endswith(".txt"):
         text = on_terminal(found, monkeypatch)
     else:
@@ -132,7 +133,7 @@ def test_equals_are_named_with_what_decided(records: list[RunRecord]) -> None:
         {"variant": "torchao float8-weight-only", "decided_by": "kl"},
         {"variant": "bnb-int8", "decided_by": "decode"},
     ]
-    assert escape(told.finding) in markdown([found])
+    assert escape(told.finding) in markdown([shown(found)])
 
 
 def test_labels_are_told_beside_the_pick(bench: Any, none: Any, records: list[RunRecord]) -> None:
@@ -184,7 +185,7 @@ def test_a_hostile_name_marks_nothing_up(records: list[RunRecord]) -> None:
         return replace(record, spec=changed(record.spec, method=method))
 
     spoilt = [spoil(record) for record in records]
-    text = markdown([asked(spoilt)])
+    text = markdown([shown(asked(spoilt))])
     assert "<script>" not in text
     assert "**y**" not in text
 

@@ -71,6 +71,7 @@ def pick(
     from harness.core.record import FAILURES
     from harness.planning.estimate.gpus import budget as parse
     from harness.planning.estimate.gpus import size_bytes
+    from harness.report.recommendation import shown
 
     disk_bytes = None if disk is None else size_bytes(disk, "--disk")
     served_in = None if budget is None else parse(budget, "--budget").size
@@ -85,7 +86,7 @@ def pick(
     folder = below(results, _name(written.path))
     with never_collected():
         recommendations = recommend(folder)
-        show(recommendations)
+        show(list(map(shown, recommendations)))
     for each in recommendations:
         serve = serve_command(each)
         say(

@@ -94,35 +94,33 @@ def recommend(
     output: Annotated[RecommendFormat, typer.Option("--format", help="Output format.")] = RecommendFormat.TABLE,
 ) -> None:
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
-    from harness.api.recommend import recommend as recommended
+    from harness.api.recommend import shown_recommendations
     from harness.cli.render.damage import say_damaged
 
+    asked = {
+        "minimize": minimize,
+        "maximize": maximize,
+        "at": at,
+        "context": context,
+        "batch": batch,
+        "allow_labelled": allow_labelled,
+        **ctx.obj,
+    }
     with never_collected():
-        recommendations = recommended(
-            results,
-            minimize=minimize,
-            maximize=maximize,
-            at=at,
-            context=context,
-            batch=batch,
-            allow_labelled=allow_labelled,
-            **ctx.obj,
-        )
-        say_damaged(recommendations[0].damaged, results)
+        recommendations, damaged = shown_recommendations(results, asked)
+        say_damaged(damaged, results)
         if output is RecommendFormat.TABLE:
             from harness.cli.render.recommend import show
 
             show(recommendations)
         elif output is RecommendFormat.MARKDOWN:
-            from harness.report.recommendation import markdown
+            from harness.report.shown_recommendation import markdown
 
             typer.echo(markdown(recommendations), nl=False)
         else:
-            from harness.report.recommendation import json_line
-
             for each in recommendations:
-                typer.echo(json_line(each))
-        if any(each.pick is None and not each.unknown for each in recommendations):
+                typer.echo(each.json_line)
+        if any(not each.has_pick and not each.is_unknown for each in recommendations):
             raise typer.Exit(ExitCode.GATE_FAILED)
-        if any(each.pick is None or (strict and not each.holds) for each in recommendations):
+        if any(not each.has_pick or (strict and not each.holds) for each in recommendations):
             raise typer.Exit(ExitCode.INCONCLUSIVE)

@@ -85,9 +85,11 @@ def _conclude(folder: str, reports: Path, objective: Mapping[str, str]) -> None:
     from harness.api.recommend import recommend
     from harness.api.report import write_folder_report
     from harness.cli.render.recommend import show
+    from harness.report.recommendation import shown
 
     with never_collected():
         written = write_folder_report(folder, reports)
-        show(recommend(folder, minimize=objective.get("minimize"), maximize=objective.get("maximize")))
+        found = recommend(folder, minimize=objective.get("minimize"), maximize=objective.get("maximize"))
+        show(list(map(shown, found)))
     for path in written:
         say(path)

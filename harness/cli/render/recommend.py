@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from harness.analysis.choice import Recommendation
-from harness.report.answer import answer, name, reasons
-from harness.report.recommendation import FOOT, cells, headings, place_words
+from harness.report.shown_recommendation import FOOT, ShownRecommendation
 from harness.report.terminal import Rows, line, show_parts
 
 
-def show(recommendations: Sequence[Recommendation]) -> None:
+def show(recommendations: Sequence[ShownRecommendation]) -> None:
     """A block for each table."""
     show_parts(part for number, each in enumerate(recommendations) for part in _block(number, each))
 
 
-def _block(number: int, recommendation: Recommendation) -> Iterator[Text | Rows | str]:
+def _block(number: int, shown: ShownRecommendation) -> Iterator[Text | Rows | str]:
     if number:
         yield ""
-    yield line(recommendation.table.model, "bold")
-    yield answer(recommendation).sentence
-    yield from (f"  {remark}" for remark in _remarks(recommendation))
-    yield line(place_words(recommendation), "dim")
-    if recommendation.admissible:
-        table = Rows(
-            (heading, "left" if column == 1 else "right") for column, heading in enumerate(headings(recommendation))
-        )
-        for rank, each in enumerate(recommendation.admissible, 1):
-            table.add(*cells(recommendation, rank, each))
+    yield line(shown.model, "bold")
+    yield shown.sentence
+    yield from (f"  uncertain: {doubt}" for doubt in shown.uncertain)
+    yield from (f"  ⚠ {warning}" for warning in shown.warnings)
+    yield line(shown.place, "dim")
+    if shown.admissible:
+        table = Rows((heading, "left" if column == 1 else "right") for column, heading in enumerate(shown.headings))
+        for cells in shown.admissible:
+            table.add(*cells)
         yield table
         yield line(FOOT, "dim")
-    if recommendation.rejected:
+    if shown.rejected:
         table = Rows((("rejected", "left"), ("why", "left")))
-        for each in recommendation.rejected:
-            table.add(name(each.row), "; ".join(reasons(each)))
+        for variant, why in shown.rejected:
+            table.add(variant, why)
         yield table
-
-
-def _remarks(recommendation: Recommendation) -> Iterable[str]:
-    conclusion = answer(recommendation)
-    yield from (f"uncertain: {doubt}" for doubt in conclusion.uncertain)
-    yield from (f"⚠ {label.sentence}" for label in (*conclusion.noted, *recommendation.table.labels))
