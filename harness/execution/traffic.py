@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.capability import Decodes, Product, Routed
 from harness.core.identity import Scalar
+from harness.core.layers import layer_number
 from harness.core.model import Attention
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
@@ -28,7 +29,6 @@ from harness.numerics.traffic import (
     Running,
     Step,
     decode_step,
-    layer_number,
     prefill,
     routing,
 )

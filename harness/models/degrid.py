@@ -8,11 +8,11 @@ of o, and the rows of up and the columns of down.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.core.layers import layer_of
 from harness.errors import UnsupportedError
 from harness.models.headers import Header
 
@@ -49,8 +49,6 @@ GGUF_NAMES: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_IN_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
-_IN_BLOCK = re.compile(r"^blk\.(\d+)\.(.+)\.(weight|bias)$")
 
 
 def obstacle(header: Header, packed: str | None = None) -> str | None:
@@ -64,10 +62,9 @@ def obstacle(header: Header, packed: str | None = None) -> str | None:
         return f"degrid moves floating-point weights; this checkpoint is loaded as {packed}"
     layers: dict[str, set[str]] = {}
     for name in header.shapes:
-        if found := _IN_LAYER.search(name):
-            layers.setdefault(found[1], set()).add(found[2])
-        elif found := _IN_BLOCK.search(name):
-            layers.setdefault(found[1], set()).add(f"{GGUF_NAMES.get(found[2], found[2])}.{found[3]}")
+        if layer := layer_of(name):
+            part, _, own = name.removeprefix(f"{layer}.").rpartition(".")
+            layers.setdefault(layer, set()).add(f"{GGUF_NAMES.get(part, part)}.{own}".lstrip("."))
     return _unknown(header.model_type, layers.values())
 
 

@@ -9,13 +9,13 @@ Whatever fits none of these is reported, never guessed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import Routed, SeeRouted
+from harness.core.layers import name_from_layers
 from harness.errors import UnsupportedError
 from harness.models.scope import holds_experts
 
@@ -26,7 +26,6 @@ EXPERTS = "experts"
 UNREADABLE = "its routers cannot be read: they are not built as transformers builds a mixture's"
 PROBE_TOKENS = 32
 _ROUTERS = ("gate", "router")
-_BLOCK = re.compile(r"(?:layers|h|blocks)\.\d+(?:\..*)?$")
 _SUM_TOLERANCE = 1e-3
 
 
@@ -125,12 +124,10 @@ def _blocks(model: Any) -> list[_Block]:
     for name, module in model.named_modules():
         children = dict(module.named_children())
         router = next((children[each] for each in _ROUTERS if each in children), None)
-        place = _BLOCK.search(name)
+        place = name_from_layers(name)
         if EXPERTS in children and router is not None and place is not None:
             listed = isinstance(children[EXPERTS], torch.nn.ModuleList)
-            found.append(
-                _Block(place[0], router, children[EXPERTS], getattr(module, "top_k", None) if listed else None)
-            )
+            found.append(_Block(place, router, children[EXPERTS], getattr(module, "top_k", None) if listed else None))
     return found
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from harness.core.layers import layer_of
+
 if TYPE_CHECKING:
     import torch
 
 HEAD = "lm_head"
 LEAST_COVERAGE = 0.99
 """If a smaller fraction of the declared scope is quantized, a variant is not what its name says."""
-_DECODER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.(layer|proj|classifier))?(\.weight)?$")
 """A layer, or a module around one: Gemma 4's is ``router.proj``, that of Granite's checkpoints ``router.layer``."""
 UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
@@ -62,7 +63,7 @@ def in_decoder(name: str, dimensions: int) -> bool:
         return False
     if dimensions == 3 and _CONVOLUTION.search(name):
         return False
-    return _DECODER.search(name) is not None and _ROUTER.search(name) is None
+    return layer_of(name) is not None and _ROUTER.search(name) is None
 
 
 def reads_other_inputs(name: str) -> bool:

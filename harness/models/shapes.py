@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.foreign import locate, quoted
+from harness.core.layers import layer_number
 from harness.core.model import Attention, LayerCache, ModelRef
 from harness.errors import SourceError
 from harness.models import headers, hub
@@ -19,7 +20,7 @@ from harness.models.native import FORMATS
 from harness.models.resolve import Resolved, resolve
 from harness.models.scope import holds_experts, in_decoder, reads_other_inputs, shape_of
 from harness.models.sources import HUB_ID, SourceModel, package_file
-from harness.numerics.traffic import layer_number, routing
+from harness.numerics.traffic import routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens\w*|wte|token_embd|word_embeddings|embed_in|tok_embeddings|embeddings)\.")

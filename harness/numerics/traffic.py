@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.core.capability import Product, StoredTensor
+from harness.core.layers import layer_number, layer_of
 from harness.core.model import Attention
 
 VERSION = 1
@@ -26,7 +27,6 @@ UNPACKED_BYTES = {**DTYPE_BYTES, "int32": 4}
 DENSE = Product("plain")
 UNKNOWN = Product("packed")
 """Of quantized layers without a product: they read no less than they store, and may multiply in the fastest unit."""
-_LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.(?P<number>\d+)\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 ACTIVE_COUNTS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k", "num_experts_per_token")
@@ -172,12 +172,6 @@ def _most(text: Mapping[str, Any], names: Sequence[str]) -> int:
     return max((each or 0 for each in found), default=0) if isinstance(found, list) else int(found)
 
 
-def layer_number(name: str) -> int | None:
-    """The number of the layer that a tensor or a module belongs to; None if it belongs to none."""
-    found = _LAYER.search(f"{name}.")
-    return int(found["number"]) if found else None
-
-
 def _weights(model: Running, products: Mapping[str, Product], tokens: int, predicted: int) -> Step:
     """The step for ``tokens`` tokens at once, without attention; the head is applied to ``predicted`` of them."""
     dtype = model.dtype
@@ -193,7 +187,7 @@ def _weights(model: Running, products: Mapping[str, Product], tokens: int, predi
         if entry.role == "embedding":
             read += _bytes(entry) * (1.0 if tied else min(1.0, tokens / model.vocabulary))
             continue
-        if matrix and not _LAYER.search(entry.name):
+        if matrix and layer_of(entry.name) is None:
             continue  # position embeddings are only gathered, and modules for other inputs than text do not run
         if entry.name.endswith("inv_freq"):
             continue  # the rotary embedding's small table, and an unused copy of it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from harness.core.engine import Engine
 from harness.core.identity import Residency
 from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob, WriteText
+from harness.core.layers import layer_of
 from harness.core.method import PartsWork
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import Machine
@@ -23,7 +23,6 @@ from harness.models.sources import SourceModel
 from harness.planning.expand import MethodChoice
 
 Wanted = Literal["auto", "resident", "streamed"]
-_LAYER = re.compile(r".*?\.?(layers|h|blocks|blk)\.\d+\.")
 WEIGHTS_SHARE = 0.75
 """Of main memory, for weights that are loaded whole: libraries, activations and logits need the rest."""
 
@@ -82,8 +81,7 @@ def peak_bytes(
         return None if weight_bytes is None else LIBRARIES_BYTES + weight_bytes
     layers: Counter[str] = Counter()
     for name, shape in source.matrices.items():
-        found = _LAYER.match(name)
-        layers[found[0] if found else name] += math.prod(shape)
+        layers[layer_of(name) or name] += math.prod(shape)
     per_parameter = weight_bytes / (source.decoder_parameters + source.other_parameters)
     at_once = max(2 * max(layers.values()), source.other_parameters)
     return LIBRARIES_BYTES + max(math.ceil(at_once * per_parameter), gathered_bytes)
@@ -123,9 +121,8 @@ def _largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
     """The shapes (outputs, inputs) of the matrices of the layer that has most parameters, one for each expert."""
     layers: dict[str, list[tuple[int, int]]] = {}
     for name, shape in source.matrices.items():
-        found = _LAYER.match(name)
         *stacked, outputs, inputs = shape_of(name, shape, source.model_type)
-        layers.setdefault(found[0] if found else name, []).extend([(outputs, inputs)] * math.prod(stacked))
+        layers.setdefault(layer_of(name) or name, []).extend([(outputs, inputs)] * math.prod(stacked))
     return max(layers.values(), key=lambda layer: sum(map(math.prod, layer)))
 
 

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.engine import LoadRequest
 from harness.core.format import Codes
+from harness.core.layers import is_layer
 from harness.core.method import Beside, CalibrationSet, PartsWork, QuantizeJob
 from harness.host.allocator import return_freed_memory
 from harness.models.compressed import QUANT_METHOD
 from harness.models.skeleton import skeleton
-from harness.models.streaming.parts import is_layer, layer_of
+from harness.models.streaming.parts import part_name
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ def _probe_by_layer(job: QuantizeJob[Any], model: Any) -> None:
 
     with ExitStack() as kept:
         for name, module in model.named_modules():
-            if is_layer(name) and layer_of(f"{name}.weight") == name:  # and in no other layer
+            if is_layer(name):
                 module.register_forward_pre_hook(lambda *_: kept.enter_context(disable_offloading()))
                 module.register_forward_hook(lambda *_: kept.pop_all().close())
         job.probe(model)
@@ -160,7 +161,7 @@ def _load_on_disk(job: QuantizeJob[Any], folder: str) -> Any:
 
     names = skeleton(LoadRequest(job.source, "float32", "cpu", trust_remote_code=job.trust_remote_code)).state_dict()
     model = job.load(
-        device_map={owner: "disk" if is_layer(owner) else "cpu" for owner in map(layer_of, names)},
+        device_map={owner: "disk" if is_layer(owner) else "cpu" for owner in map(part_name, names)},
         offload_folder=folder,
         offload_buffers=True,
     )

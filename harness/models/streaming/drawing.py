@@ -25,7 +25,7 @@ from harness.core.model import ModelRef
 from harness.errors import UnsupportedError
 from harness.host.allocator import return_freed_memory
 from harness.models.loading import auto_class
-from harness.models.streaming.parts import layer_of, stored_tensors, tied_tensors
+from harness.models.streaming.parts import part_name, stored_tensors, tied_tensors
 from harness.models.streaming.writing import CheckpointWriter
 
 
@@ -46,7 +46,7 @@ def draw(ref: ModelRef, out: Path) -> None:
     own = {name: tensor for name, tensor in stored.items() if name not in tied_tensors(model, stored)}
     layers: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, tensor in own.items():
-        layers[layer_of(name)][name] = tensor
+        layers[part_name(name)][name] = tensor
     names = {id(module): name for name, module in model.named_modules()}
     with CheckpointWriter(model, out) as writer:
 
@@ -60,8 +60,8 @@ def draw(ref: ModelRef, out: Path) -> None:
             prefix = f"{name}." if (name := names[id(each.module)]) else ""
             made = {f"{prefix}{own_name}": tensor for own_name, tensor in each.again(ref.dtype).items()}
             for name in made.keys() & own.keys():
-                layers[layer_of(name)][name] = made[name]
-            for layer in {layer_of(name) for name in made.keys() & own.keys()}:
+                layers[part_name(name)][name] = made[name]
+            for layer in {part_name(name) for name in made.keys() & own.keys()}:
                 write_whole(layer)
 
 

@@ -12,7 +12,6 @@ dense) it does to each part when that is loaded. The part gets its empty form ba
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from harness.core.engine import LoadRequest
+from harness.core.layers import is_layer, layer_of
 from harness.errors import HarnessError, SourceError, UnsupportedError
 from harness.host.allocator import return_freed_memory
 from harness.models import native
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 SMALL_BYTES, SMALL_SHARE = 2**20, 0.01
 """Parts up to this size and this share of the checkpoint, such as norms, are loaded once and stay."""
-_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+$")
-_IN_LAYER = re.compile(r"((?:.*?\.)??(?:layers|h|blocks)\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,6 @@ class Parts:
 
     def _cut(self) -> Iterator[ModelPart]:
         layers = [name for name, _ in self.model.named_modules() if is_layer(name)]
-        layers = [name for name in layers if not any(name.startswith(f"{other}.") for other in layers)]
         if not layers:
             raise UnsupportedError(
                 "no decoder layers were recognized in the names of its modules, so none can be streamed"
@@ -367,15 +364,9 @@ def _codes_left_alone() -> Iterator[None]:
         yield
 
 
-def layer_of(name: str) -> str:
+def part_name(name: str) -> str:
     """The decoder layer that a parameter is in, or else the module that owns it."""
-    found = _IN_LAYER.match(name)
-    return found[1] if found else name.rpartition(".")[0]
-
-
-def is_layer(module: str) -> bool:
-    """Whether a module's name is that of a layer, of the decoder or of a vision part."""
-    return _LAYER.search(module) is not None
+    return layer_of(name) or name.rpartition(".")[0]
 
 
 def _to_quantize(model: Any, quantizer: Any | None) -> dict[str, torch.Tensor]:
