@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 
@@ -15,8 +16,28 @@ MARKER = "QHARNESS_OWNER"
 and so does whatever it starts, unless it clears the environment."""
 PATIENCE_S = 5.0
 """How long killed processes may take to end."""
+PAUSE_S = 0.01
 ROUNDS = 3
 """How often processes are looked for anew, because some may have been started meanwhile."""
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether any of its threads runs. A zombie has ended: in a container without an init, nobody reaps an orphan.
+
+    A zombie whose other threads have not ended yet still holds its memory and its files.
+    """
+    try:
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    except psutil.Error:
+        return False
+
+
+def still_running(processes: Iterable[psutil.Process], patience_s: float) -> list[psutil.Process]:
+    """Waits until all have ended, and returns those that have not after ``patience_s``. Reaps none."""
+    deadline_s = time.monotonic() + patience_s
+    while (left := [each for each in processes if is_running(each)]) and time.monotonic() < deadline_s:
+        time.sleep(PAUSE_S)
+    return left
 
 
 def end_run(mark: str) -> int:
@@ -51,7 +72,7 @@ def _end(wanted: Callable[[str], bool]) -> int:
             except psutil.Error:
                 continue
         ended |= found.keys()
-        psutil.wait_procs(list(found.values()), PATIENCE_S)
+        still_running(found.values(), PATIENCE_S)
     delete_shared(shared)
     return len(ended)
 
@@ -64,7 +85,7 @@ def _marked(wanted: Callable[[str], bool]) -> Iterator[psutil.Process]:
             if process.pid in spared or process.uids().real != os.getuid():
                 continue
             mark = process.environ().get(MARKER)
-            if mark is not None and wanted(mark) and process.status() != psutil.STATUS_ZOMBIE:
+            if mark is not None and wanted(mark) and is_running(process):
                 yield process
         except (psutil.Error, OSError):  # it ended, or may not be read
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from harness.errors import RunError, UnsupportedError
+from harness.host.process import still_running
 
 HOST = "127.0.0.1"
 SERVED_NAME = "model"
@@ -126,6 +127,5 @@ def _end(process: subprocess.Popen[bytes], server: psutil.Process, known: Sequen
         for each in family:
             with suppress(psutil.Error):  # psutil makes sure that the number has not been given to another
                 each.send_signal(end)
-        process.poll()
-        _, family = psutil.wait_procs(family, patience_s)
+        family = still_running(family, patience_s)
     process.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from endings import has_ended
 
 from harness.core.owner import current_owner
 from harness.execution import guard
@@ -83,10 +84,6 @@ subprocess.run(command)
 @pytest.fixture
 def guarded(tmp_path: Path) -> Guarded:
     return Guarded(tmp_path)
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not psutil.wait_procs([process], 300)[1]
 
 
 MODULE = "open(folder + '/module~', 'w').write(str(os.getpid())); os.rename(folder + '/module~', folder + '/module')\n"

@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import endings
 import psutil
 import pytest
+from endings import has_ended
 
 from harness.core.owner import current_owner, temporary_folder
 from harness.errors import UsageError
@@ -73,10 +75,6 @@ def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forks]:
     monkeypatch.delenv(VARIABLE, raising=False)
     with closing(Starter()) as starter:
         yield Forks(tmp_path, starter)
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not psutil.wait_procs([process], 300)[1]
 
 
 BUSY = f"""
@@ -225,7 +223,7 @@ def test_everything_ends_with_the_process_that_started_it(forks: Forks) -> None:
 import sys
 from contextlib import closing
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(each).parent) for each in (__file__, endings.__file__)]!r}
 from harness.core.owner import temporary_folder
 from harness.execution.starter import Starter
 from test_starter import BUSY, Forks

@@ -24,6 +24,7 @@ from warm_commands import Command, Commands
 from harness.analysis.selection import current
 from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
+from harness.host.process import is_running
 from harness.storage.store import Store
 
 NAME = "sweep"
@@ -88,7 +89,7 @@ class Running:
             self.process.send_signal(number)
 
     def is_running(self) -> bool:
-        return _lives(self.process)
+        return is_running(self.process)
 
     def wait(self) -> Ended:
         """Waits for its end; raises AssertionError if it does not end."""
@@ -243,14 +244,7 @@ def processes_below(pid: int, patience_s: float = END_S) -> list[psutil.Process]
     """The descendants of a process that are still there after some time to end."""
     deadline = time.monotonic() + patience_s
     while True:
-        found = [each for each in psutil.Process(pid).children(recursive=True) if _lives(each)]
+        found = [each for each in psutil.Process(pid).children(recursive=True) if is_running(each)]
         if not found or time.monotonic() >= deadline:
             return found
         time.sleep(POLL_S)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 import pytest
 import urllib3
+from endings import has_ended
 
 from harness.errors import RunError, UnsupportedError
+from harness.host.process import is_running
 from harness.libraries import serving as module
 from harness.libraries.serving import HOST, LOG, _end, free_port, serving
 
@@ -32,12 +33,17 @@ def child(folder: Path) -> int:
     return int((folder / LOG).read_text().split()[1])
 
 
+def runs(pid: int) -> bool:
+    """Not a zombie: as an orphan it may stay one."""
+    return psutil.pid_exists(pid) and is_running(psutil.Process(pid))
+
+
 def test_it_answers_inside_and_is_gone_afterwards_with_what_it_started(tmp_path: Path) -> None:
     port = free_port()
     with started(tmp_path, port):
         assert urllib3.request("GET", f"http://{HOST}:{port}/health", retries=False).status == 200
-        assert psutil.pid_exists(child(tmp_path))
-    assert not psutil.pid_exists(child(tmp_path))
+        assert runs(child(tmp_path))
+    assert not runs(child(tmp_path))
     with pytest.raises(urllib3.exceptions.HTTPError):
         urllib3.request("GET", f"http://{HOST}:{port}/health", retries=False)
 
@@ -45,15 +51,14 @@ def test_it_answers_inside_and_is_gone_afterwards_with_what_it_started(tmp_path:
 def test_it_is_ended_when_the_caller_fails_and_the_failure_stays(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), started(tmp_path, free_port()):
         raise ZeroDivisionError
-    assert not psutil.pid_exists(child(tmp_path))
+    assert not runs(child(tmp_path))
 
 
 def end(folder: Path, port: int) -> None:
     """Has the server end by itself, and waits until it has."""
     server = psutil.Process(psutil.Process(child(folder)).ppid())
     urllib3.request("GET", f"http://{HOST}:{port}/end", retries=False)
-    while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
+    assert has_ended(server)
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -67,7 +72,7 @@ def test_a_server_that_ends_too_early_is_the_reason_with_the_end_of_its_log(tmp_
 
     with pytest.raises(RunError, match=r"ended while it was measured: exit code 3: child \d+ \| told to end"):
         measure()
-    assert not psutil.pid_exists(child(tmp_path))
+    assert not runs(child(tmp_path))
 
 
 @pytest.mark.parametrize(

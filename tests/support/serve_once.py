@@ -16,6 +16,7 @@ import urllib3
 
 from harness.core.engine import LoadRequest
 from harness.errors import HarnessError
+from harness.host.process import is_running
 from harness.libraries.serving import LOG
 from harness.plugins import engine
 
@@ -49,7 +50,7 @@ def main(name: str, checkpoint: str, dtype: str, kv_cache: str, folder: str, par
         "tokens": [answer["usage"]["completion_tokens"] for answer in answers],
         "metrics": metrics,
         "arguments": arguments,
-        "left": [each.pid for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE],
+        "left": [each.pid for each in family if is_running(each)],
         "log_bytes": (Path(folder) / LOG).stat().st_size,
     }
 
