@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.stats.estimate import Estimate
+from harness.stats.repeats import FEWEST_PROCESSES
 
 Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
 Better = Literal["lower", "higher"]
@@ -38,12 +39,12 @@ class Comparison:
     """A variant compared with a baseline by one metric, in the metric's unit.
 
     ``effect`` is variant − baseline with its interval at 1 − alpha; its ``n`` counts the independent units, each one
-    of ``units``; for two samples, those of the smaller. ``p`` is that of no difference, ``equivalence_p`` that of a
-    difference of ``margin`` or more (two one-sided tests), whose interval at 1 − 2 alpha is
-    ``equivalence_interval``; None if no test is valid at this n. ``scatter`` is the standard deviation of one unit,
-    estimated with ``degrees`` of freedom. ``step`` is by how much one more unit that changes moves the effect, for a
-    test that counts changes; else 0. ``units_needed`` is about how many units would settle it: find a true difference
-    of ``margin``, or show equivalence if there is none.
+    of ``units``; for two samples, those of the smaller, and ``larger`` those of the other. ``p`` is that of no
+    difference, ``equivalence_p`` that of a difference of ``margin`` or more (two one-sided tests), whose interval at
+    1 − 2 alpha is ``equivalence_interval``; None if no test is valid at this n. ``scatter`` is the standard
+    deviation of one unit, estimated with ``degrees`` of freedom. ``step`` is by how much one more unit that changes
+    moves the effect, for a test that counts changes; else 0. ``units_needed`` is about how many units would settle it:
+    find a true difference of ``margin``, or show equivalence if there is none.
     ``tests`` counts the comparisons that were judged together; the adjusted p-values are then Holm's. For one without a
     valid test it counts all of the family, as if each had enough units.
     """
@@ -62,6 +63,7 @@ class Comparison:
     equivalence_interval: tuple[float, float] | None
     scatter: float | None
     degrees: float | None = None
+    larger: int = 0
     step: float = 0.0
     notes: tuple[str, ...] = ()
     tests: int = 1
@@ -101,14 +103,16 @@ class Comparison:
         return self.alpha / self.tests
 
     @property
-    def is_coarse(self) -> bool:
-        """Whether the test has few possible p-values."""
-        return self.design != "paired" or self.test in ("exact sign-flip test", "McNemar's exact test")
+    def least_p(self) -> float:
+        """The smallest p-value that the test has for so many units, whatever the data; 0 if there is none."""
+        if self.test == "exact permutation test":
+            return _least_of_two_samples(self.effect.n, self.larger)
+        return 2.0 ** (1 - self.effect.n) if self.test in ("exact sign-flip test", "McNemar's exact test") else 0.0
 
     @property
     def can_find(self) -> bool:
         """Whether the test could find anything at ``level``, whatever the data."""
-        return self.p is not None and (not self.is_coarse or self.effect.n >= fewest_units(self.level, self.design))
+        return self.p is not None and self.least_p <= self.level
 
     @property
     def detectable(self) -> float | None:
@@ -133,30 +137,18 @@ class Comparison:
         """None if the scatter of the observed units is unknown."""
         fewest = fewest_units(self.level, self.design)
         if self.scatter is None:
-            return fewest if self.effect.n < fewest else None
+            return None if self.can_find else fewest
         return max(fewest, _planned(self.scatter / self.margin, self.level, self.design))
 
     @property
-    def reasons(self) -> tuple[str, ...]:
-        """The reasons for the verdict, in sentences without full stops."""
-        return (*self._findings(), *self.notes)
-
-    def _findings(self) -> list[str]:
-        found = []
+    def finding(self) -> str:
+        """What the test of no difference says, in words."""
         if self.p is None:
-            fewest = fewest_units(self.level, self.design)
-            found.append(f"no test is valid at n = {self.effect.n} {self.units}: it takes at least {fewest}")
-        elif self.different:
-            found.append(f"the difference is real (p = {self.adjusted_p:.2g}, {self.test})")
-        else:
-            found.append(f"no difference was found (p = {self.adjusted_p:.2g}, {self.test})")
-        if self.equivalent:
-            found.append(f"it lies within ±{self.margin:.3g} {self.unit} (p = {self.adjusted_equivalence_p:.2g})")
-        elif self.equivalence_interval is not None:
-            found.append(f"it may exceed ±{self.margin:.3g} {self.unit}")
-        if self.verdict == "inconclusive" and self.scatter is not None and self.units_needed is not None:
-            found.append(f"about {float(f'{self.units_needed:.2g}'):,.0f} {self.units} would settle it")
-        return found
+            fewest = fewest_units(self.level, self.design, self.larger)
+            among = f" among {self.tests} tests" if self.tests > 1 else ""
+            return f"{too_few(self.effect.n, self.units, fewest)}{among}"
+        found = "the difference is real" if self.different else "no difference was found"
+        return f"{found} (p = {self.adjusted_p:.2g}, {self.test})"
 
 
 def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
@@ -182,11 +174,25 @@ def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     )
 
 
-def fewest_units(level: float, design: Design) -> int:
-    """Units (in each sample, if there are two) with which an exact two-sided test can reach a level at all."""
+def fewest_units(level: float, design: Design, larger: int = 0) -> int:
+    """Units with which an exact two-sided test can reach a level at all: of two samples, in each.
+
+    In the smaller one, if the other has ``larger``.
+    """
     if design == "paired":
         return max(FEWEST_UNITS, math.ceil(1 - math.log2(level)))
-    return next(count for count in range(2, 1000) if 2 / math.comb(2 * count, count) <= level)
+    counts = range(FEWEST_PROCESSES, 1000)
+    return next(count for count in counts if _least_of_two_samples(count, max(count, larger)) <= level)
+
+
+def too_few(count: int, units: str, fewest: int) -> str:
+    """Why so many units show nothing."""
+    return f"no test is valid at n = {count} {units}: it takes at least {fewest}"
+
+
+def _least_of_two_samples(count: int, other: int) -> float:
+    """The smallest p-value of a two-sided permutation test: of all divisions, two are the most extreme."""
+    return 2 / math.comb(count + other, count)
 
 
 def _adjusted(p_values: Sequence[float | None]) -> list[float | None]:

@@ -103,6 +103,7 @@ def compare_speeds(
     effect = _log_ratio(over(variant), over(baseline))
     timing = Measurement("speed", 1, "nat", better, "samples", tuple(variant))
     blank = _blank(timing, margin, better, alpha, effect, count, "processes", "two samples")
+    blank = replace(blank, larger=max(len(ours), len(theirs)))
     if count < FEWEST_PROCESSES:
         return replace(blank, notes=(too_few(count),))
     ours, theirs = _ranks(ours, theirs) if ranked else (np.log(ours), np.log(theirs))

@@ -613,6 +613,22 @@ class TestAlarms:
         assert [testable(*each) for each in ((6, 23), (5, 6), (4, 1))] == [True] * 3
         assert [testable(*each) for each in ((6, 24), (5, 7), (4, 2), (3, 1))] == [False] * 4
 
+    def test_few_processes_beside_many_of_the_other_side_are_tested(self) -> None:
+        """Three of thirteen can be taken in 286 ways."""
+        few, many = [20.0, 20.1, 20.2], [10 + i / 100 for i in range(10)]
+        assert together([compare_speeds(few, many, 0.05)] * 7)[0].different
+        left_out = together([compare_speeds(few, many, 0.05)] * 8)[0]
+        assert left_out.finding == "no test is valid at n = 3 processes: it takes at least 4 among 8 tests"
+
+    def test_what_it_takes_among_many_tests_is_more_than_there_is(self) -> None:
+        """Of five processes a side no test finds anything among seven, and of six one does."""
+        five, six = ([[at + i / 100 for i in range(count)] for at in (10, 20)] for count in (5, 6))
+        left_out = together([compare_speeds(*five, 0.05)] * 7)
+        assert {each.finding for each in left_out} == {
+            "no test is valid at n = 5 processes: it takes at least 6 among 7 tests"
+        }
+        assert together([compare_speeds(*six, 0.05), *[compare_speeds(*five, 0.05)] * 6])[0].different
+
     @settings(max_examples=25)
     @given(seed=st.integers(0, 2**31), damage=st.floats(-0.05, 0.05), speed=st.floats(10, 30), few=st.integers(1, 9))
     def test_swapping_the_sides_swaps_the_verdicts_and_a_side_never_alarms_against_itself(

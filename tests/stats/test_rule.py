@@ -161,13 +161,12 @@ class TestVerdicts:
         assert found.verdict == "inconclusive"
         assert found.units_needed is not None
         assert found.units_needed > 12
-        assert any("would settle it" in reason for reason in found.reasons)
 
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_too_few_units_are_inconclusive_and_say_how_many_it_takes(self, count: int) -> None:
         found = compare(nats([100.0 + index for index in range(count)]), nats([0.0] * count), 0.1, "lower")
         assert (found.verdict, found.p, found.equivalence_p) == ("inconclusive", None, None)
-        assert found.reasons[0] == f"no test is valid at n = {count} items: it takes at least 6"
+        assert found.finding == f"no test is valid at n = {count} items: it takes at least 6"
         assert (found.effect.low is None) == (count == 1)
 
     def test_six_units_suffice_for_what_is_plain(self) -> None:
@@ -181,7 +180,7 @@ class TestVerdicts:
         values = RNG.normal(size=8)
         found = compare(windows(values), windows(values), 1e-6, "lower")
         assert (found.verdict, found.p, found.effect.value) == ("equivalent", 1.0, 0.0)
-        assert "all values are equal" in found.reasons
+        assert found.notes == ("all values are equal",)
 
     def test_equal_answers_to_few_questions_are_not(self) -> None:
         right = answers([1.0] * 20)
@@ -343,7 +342,28 @@ class TestSpeeds:
         assert found.effect.value == pytest.approx(math.log(2), abs=0.01)
         few = compare_speeds(fast[:3], slow[:3], 0.02)
         assert (few.verdict, few.p) == ("inconclusive", None)
-        assert few.reasons[0] == "no test is valid at n = 3 processes: it takes at least 4"
+        assert few.finding == "no test is valid at n = 3 processes: it takes at least 4"
+
+    @pytest.mark.parametrize(("few", "many"), [(4, 4), (3, 5), (3, 10), (5, 10)])
+    @pytest.mark.parametrize("swap", [False, True])
+    def test_with_unequal_numbers_of_processes_it_finds_what_the_exact_test_can(
+        self, few: int, many: int, swap: bool
+    ) -> None:
+        """Two sides that do not overlap have the smallest p-value that there is: Holm may ask for that and no less."""
+        sides = [[20 + 0.1 * each for each in range(few)], [10 + 0.1 * each for each in range(many)]]
+        one, other = reversed(sides) if swap else sides
+        found = compare_speeds(one, other, 0.05)
+        exact = scipy_stats.permutation_test(
+            (np.log(one), np.log(other)), lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=np.inf
+        )
+        assert found.p == found.least_p == pytest.approx(exact.pvalue)
+        tests = int(0.05 / exact.pvalue)
+        judged = [holm([found] * count)[0] for count in (tests, tests + 1)]
+        assert [each.can_find for each in judged] == [each.different for each in judged] == [True, False]
+
+    def test_a_t_test_has_no_smallest_p_value(self) -> None:
+        ours, theirs = np.exp(RNG.normal(3, 0.02, (2, 15)))
+        assert holm([compare_speeds(ours.tolist(), theirs.tolist(), 0.05)] * 10**6)[0].can_find
 
     def test_swapping_sides_turns_the_verdict_round(self) -> None:
         slow, fast = [10.0, 10.1, 10.2, 10.05], [20.0, 20.3, 20.1, 20.2]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.stats.comparison import Comparison, fewest_units, holm
+from harness.stats.comparison import Comparison, holm
 
 
 def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
@@ -14,32 +15,31 @@ def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
     An exact test of few processes or items has no small p-value: among many tests it can reject nothing, and would
     only weaken the others. Which tests those are depends only on their numbers of units, so excluding them preserves
-    the level (Tarone, Biometrics 46, 1990). They become tests that are not valid at their n.
+    the level (Tarone, Biometrics 46, 1990). They become tests that are not valid at their n, among as many as there
+    would be if that one alone had enough units.
     """
-    usable = [found for found in comparisons if found.p is not None]
-    size = _size(usable)
-    able = [found.p is not None and _can(found, size) for found in comparisons]
-    judged = iter(holm([found for found, can in zip(comparisons, able, strict=True) if can]))
-    count = sum(able)
+    if not comparisons:
+        return ()
+    alpha = comparisons[0].alpha
+    least = [math.inf if found.p is None else found.least_p for found in comparisons]
+    family = Counter(least)
+    level = alpha / _size(family, alpha)
+    judged = iter(holm([found for found, p in zip(comparisons, least, strict=True) if p <= level]))
+    others = {p: _size(family - Counter([p]) + Counter([0.0]), alpha) for p in family if p > level}
     return tuple(
-        next(judged) if can else _untested(found, count + 1) for found, can in zip(comparisons, able, strict=True)
+        next(judged) if p <= level else _untested(found, others[p]) for found, p in zip(comparisons, least, strict=True)
     )
 
 
-def _size(usable: Sequence[Comparison]) -> int:
-    """The smallest number k for which at most k tests can find anything at the level α / k."""
-    alike = Counter((found.alpha, found.design, found.effect.n) for found in usable if found.is_coarse)
-    fine = len(usable) - alike.total()
+def _size(family: Counter[float], alpha: float) -> int:
+    """The smallest number k for which at most k tests can find anything at the level α / k.
 
-    def able(tests: int) -> int:
-        can = (times for (alpha, design, n), times in alike.items() if n >= fewest_units(alpha / tests, design))
-        return fine + sum(can)
-
-    return next((tests for tests in range(max(1, fine), len(usable) + 1) if able(tests) <= tests), 1)
-
-
-def _can(found: Comparison, tests: int) -> bool:
-    return replace(found, tests=tests).can_find
+    ``family`` counts the tests by the smallest p-value that each has.
+    """
+    size = max(1, family[0.0])
+    while sum(times for p, times in family.items() if p <= alpha / size) > size:
+        size += 1
+    return size
 
 
 def _untested(found: Comparison, tests: int) -> Comparison:

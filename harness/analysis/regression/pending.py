@@ -12,7 +12,7 @@ from harness.analysis.regression.matching import Match
 from harness.figures.figure import Figure
 from harness.figures.gate import shown
 from harness.plugins import gates
-from harness.stats.comparison import Comparison, fewest_units
+from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate, exponential
 
 
@@ -101,15 +101,7 @@ def _reasons(pending: Pending) -> list[str]:
     """The reasons for the verdict."""
     found, finding = pending.comparison, pending.finding
     limit = shown(gates()[finding.metric], finding.threshold or 0.0)
-    reasons = []
-    if found.p is None:
-        fewest = fewest_units(found.level, found.design)
-        among = f" among {found.tests} tests" if found.tests > 1 else ""
-        reasons.append(f"no test is valid at n = {found.effect.n} {found.units}: it takes at least {fewest}{among}")
-    elif found.different:
-        reasons.append(f"the difference is real (p = {found.adjusted_p:.2g}, {found.test})")
-    else:
-        reasons.append(f"no difference was found (p = {found.adjusted_p:.2g}, {found.test})")
+    reasons = [found.finding]
     if found.equivalent:
         reasons.append(f"it lies within ±{limit}")
     elif found.p is not None and _verdict(found) == "inconclusive":

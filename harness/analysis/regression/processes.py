@@ -18,7 +18,7 @@ from harness.figures.derived.places import place_of
 from harness.figures.derived.speeds import point_of
 from harness.figures.figure import Figure
 from harness.figures.statistic import PerProcess
-from harness.stats.comparison import Better
+from harness.stats.comparison import Better, too_few
 from harness.stats.estimate import Estimate
 from harness.stats.repeats import FEWEST_PROCESSES
 from harness.stats.rule import compare_speeds
@@ -224,7 +224,8 @@ def _equal(
         units="processes",
     )
     if count < fewest:
-        return replace(blank, verdict="inconclusive", needed=fewest, reasons=(same, *blank.reasons))
+        few = too_few(count, "processes", fewest)
+        return replace(blank, verdict="inconclusive", needed=fewest, reasons=(same, few, *blank.reasons))
     hidden = (f"a change of less than {statistic.step} would not show",) if statistic.step and value else ()
     return replace(blank, verdict="unchanged", reasons=(same, *hidden, *blank.reasons))
 
