@@ -27,7 +27,7 @@ def is_running(process: psutil.Process) -> bool:
     A zombie whose other threads have not ended yet still holds its memory and its files.
     """
     try:
-        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+        return bool(process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1))
     except psutil.Error:
         return False
 
