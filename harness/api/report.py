@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.api.locations import name_of, read_location
-from harness.api.results import read_folder
+from harness.api.results import NamedRecords, kept_answer, read_folder
+from harness.core.exact_text import as_text
 from harness.core.record import Damaged, RunRecord
+from harness.report.code import report_code
+from harness.report.write import report_files, write_files
 from harness.report.write import write_report as write
 from harness.storage.reading import all_records
+from harness.storage.summaries import REPORT
 
 if TYPE_CHECKING:
     from harness.report.renderers.mlflow_export import Exported
 
 DEFAULT_FORMATS = ("html", "md", "csv")
+MANY = 1_000
+"""Records of which the last report is kept. That of fewer takes a second or two, and its page has megabytes."""
 
 
 def write_report(
@@ -56,10 +63,38 @@ def write_folder_report(
     found = read_folder(results)
     for each in found.damaged:
         on_damage(each)
-    names = {record.spec.recipe for record in found.records}
-    out = reports / (names.pop() if len(names) == 1 else name_of(results))
+    if len(found.records) >= MANY and set(formats) <= set(DEFAULT_FORMATS):
+        kept = _kept(found, formats, redact)
+        files = ((name, text.encode()) for name, text in kept.files)
+        return write_files(reports / (kept.recipe or name_of(results)), files)
     with found.summaries() as derived:
+        out = reports / (_recipe(found) or name_of(results))
         return write(found.records, out, formats, job_summary, found.damaged, redact, derived)
+
+
+@dataclass(frozen=True)
+class _KeptReport:
+    """The files of a report, by their paths in its folder; its recipe, if all records have the same."""
+
+    recipe: str | None
+    files: tuple[tuple[str, str], ...]
+
+
+def _kept(found: NamedRecords, formats: Sequence[str], redact: bool) -> _KeptReport:
+    """The report of all records, or the same as it was kept."""
+    about = as_text([report_code(), list(formats), redact, list(map(repr, found.damaged))])
+    return kept_answer([found], REPORT, about, _KeptReport, lambda: _made(found, formats, redact))
+
+
+def _made(found: NamedRecords, formats: Sequence[str], redact: bool) -> _KeptReport:
+    with found.summaries() as derived:
+        files = report_files(found.records, formats, found.damaged, redact, derived)
+        return _KeptReport(_recipe(found), tuple((name, content.decode()) for name, content in files))
+
+
+def _recipe(found: NamedRecords) -> str | None:
+    names = {record.spec.recipe for record in found.records}
+    return names.pop() if len(names) == 1 else None
 
 
 def export_to_mlflow(results: str | Path, tracking_uri: str, experiment: str) -> list[Exported]:

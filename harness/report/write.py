@@ -102,12 +102,7 @@ def write_report(
 
     whole = page(records, damaged, redact, summaries)
     inside = [name for name in formats if name != "github" or job_summary is None]
-    files = _rendered(whole, inside)
-    written = []
-    for name, content in files:
-        path = out / name
-        write_file(path, content)
-        written.append(path)
+    written = write_files(out, _rendered(whole, inside))
     if "github" in formats and job_summary is not None:
         _append_summary(whole, job_summary)
         written.append(job_summary)
@@ -115,12 +110,26 @@ def write_report(
 
 
 def report_files(
-    records: Sequence[RunRecord], formats: Sequence[str], summaries: Summaries | None = None
+    records: Sequence[RunRecord],
+    formats: Sequence[str],
+    damaged: Sequence[Damaged] = (),
+    redact: bool = False,
+    summaries: Summaries | None = None,
 ) -> list[tuple[str, bytes]]:
     """The files that ``write_report`` would write, by their paths in its folder."""
     from harness.report.page import page
 
-    return _rendered(page(records, summaries=summaries), formats)
+    return _rendered(page(records, damaged, redact, summaries), formats)
+
+
+def write_files(out: Path, files: Files) -> list[Path]:
+    """Writes each file into the folder ``out``; returns their paths."""
+    written = []
+    for name, content in files:
+        path = out / name
+        write_file(path, content)
+        written.append(path)
+    return written
 
 
 def _rendered(page: Page, formats: Sequence[str]) -> list[tuple[str, bytes]]:

@@ -35,6 +35,8 @@ HISTORY = ".history"
 """The whole of the last history."""
 RECOMMENDATION = ".recommendation"
 """All that the last ``recommend`` showed."""
+REPORT = ".report"
+"""The files of the last report of many records."""
 CODE = ("analysis", "core", "figures", "plugins.py", "stats", "storage", "tasks")
 """The rooms whose code reads records, and derives rows and findings from them; and the list of the figures."""
 LIBRARIES = ("numpy", "scipy")

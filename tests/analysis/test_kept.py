@@ -31,6 +31,7 @@ from harness.storage.summaries import (
     COMPARISON,
     HISTORY,
     RECOMMENDATION,
+    REPORT,
     SUMMARIES,
     TRACED,
     SummaryFile,
@@ -232,18 +233,13 @@ def test_a_recommendation_is_shown_again_only_to_the_same_query_about_the_same_r
     first = ("recommend", "{head}")
     others = (
         (*first, "--max-perplexity-increase", "50%"),
-        (*first, "--max-perplexity-increase", "1%"),
         (*first, "--maximize", "decode"),
-        (*first, "--context", "4096", "--max-memory", "1GiB"),
         (*first, "--context", "4096", "--batch", "8", "--max-memory", "1GiB"),
-        (*first, "--at", "batch 1"),
         (*first, "--allow-labelled"),
-        (*first, "--format", "markdown"),
     )
-    for command in others:
-        answers(folder, [first])
-        assert answers(folder, [command]) == derived_anew(folder, [command])
     answers(folder, [first])
+    for command in others:
+        assert answers(folder, [command, first]) == derived_anew(folder, [command, first])
     damaged = min(folder.glob(f"head/*/*/*/{RECORD}"))
     damaged.write_bytes(damaged.read_bytes()[1:])
     told = answers(folder, [first])
@@ -264,6 +260,61 @@ def test_a_recommendation_is_shown_again_only_by_the_code_that_made_it(
     ((_, made),) = answers(folder, [command])
     assert "asked: none" not in kept
     assert "asked: none" in made
+
+
+def reported(folder: Path, out: Path, *options: str) -> dict[str, bytes]:
+    """The files of the report of HEAD, and what was printed except their paths."""
+    ended = CliRunner().invoke(app, ["report", str(folder / "head"), "--out", str(out), *options])
+    assert ended.exit_code == 0, ended.output
+    found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.*")}
+    shutil.rmtree(out)
+    return {**found, "printed": ended.output.replace(str(out), "").encode()}
+
+
+def test_the_last_report_of_many_records_is_written_again_without_building_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    made = reported(folder, tmp_path / "made")
+    assert {Path(name).suffix for name in made} == {".html", ".md", ".csv", ""}
+    assert not (folder / "head" / REPORT).exists()
+    monkeypatch.setattr("harness.api.report.MANY", 1)
+    assert reported(folder, tmp_path / "first") == made
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.storage.entry.IndexEntry.record", None)
+        assert reported(folder, tmp_path / "again") == made
+    monkeypatch.setattr("harness.api.report.report_code", lambda: "other code")
+    monkeypatch.setattr(
+        "harness.report.write.FORMATS", {name: lambda page: [("a.txt", b"")] for name in ("html", "md")}
+    )
+    assert reported(folder, tmp_path / "other", "--format", "md,html").keys() == {"smollm2-cpu/a.txt", "printed"}
+
+
+def test_a_report_is_written_again_only_for_the_same_records_and_options(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+
+    def changed(*options: str) -> dict[str, bytes]:
+        """What is written with these options, after a report without any, which is what would be made anew."""
+        with monkeypatch.context() as patch:
+            made = reported(folder, tmp_path / "made", *options)
+            patch.setattr("harness.api.report.MANY", 1)
+            assert reported(folder, tmp_path / "kept", *options) == made
+            assert reported(folder, tmp_path / "again", *options) == made
+            return made
+
+    first = changed("--format", "md")
+    assert changed("--format", "csv") != first
+    assert changed("--format", "md", "--redact") != first
+    another_run(folder, lambda runs: read_records_of(folder / "head")[-1])
+    second = changed("--format", "md")
+    assert second != first
+    damaged = min(folder.glob(f"head/*/*/*/{RECORD}"))
+    damaged.write_bytes(damaged.read_bytes()[1:])
+    assert damaged.parent.parent.name.encode() in next(iter(changed("--format", "md").values()))
 
 
 def test_a_look_at_one_run_drops_nothing_that_was_kept_of_the_others(
