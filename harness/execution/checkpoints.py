@@ -10,7 +10,7 @@ from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 from harness.models.completeness import names_checked, refuse_reshaped, refuse_unlike
 from harness.models.headers import TOKENIZER_FILES
-from harness.models.loading import checkpoint_class, device_map, refuse_offloaded
+from harness.models.loading import attention_option, checkpoint_class, device_map, refuse_offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,7 @@ def load_source(context: Context, source: Path, **options: Any) -> Any:
 
     spec, attention = context.spec, context.spec.job.conditions.attention
     arguments = {"device_map": device_map(spec.device, spec.job.conditions.gpus), **options}
-    if attention:
-        arguments["attn_implementation"] = attention
+    arguments |= attention_option(attention)
     with names_checked(source, refuse_unlike):
         model, read = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
             source,

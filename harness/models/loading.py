@@ -50,8 +50,7 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     of experts in a quantized one.
     """
     stored = headers.read_config(request.path).get("quantization_config") or {}
-    if request.attention is not None:
-        options["attn_implementation"] = request.attention
+    options |= attention_option(request.attention)
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
     if (listed := _gptq_modules(stored)) is not None:
@@ -139,6 +138,11 @@ def load_tokenizer(request: LoadRequest) -> Any | None:
     if not headers.has_tokenizer(request.path):
         return None
     return AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
+
+
+def attention_option(name: str | None) -> dict[str, str]:
+    """transformers' keyword argument for the attention that a recipe names; none where it leaves it to transformers."""
+    return {} if name is None else {"attn_implementation": name}
 
 
 def device_map(device: str, gpus: int = 1) -> str:

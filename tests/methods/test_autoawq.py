@@ -56,16 +56,20 @@ with torch.inference_mode():
     for name in ("raw", "view"):
         model = AutoModelForCausalLM.from_pretrained(told[name], torch_dtype="float32")
         logits[name], logits[name + " on text"] = model(probe).logits[0], model(text).logits
-for name, params in told["variants"].items():
+attentions = {}
+for name, params in {**told["variants"], "eager": told["variants"]["g64"]}.items():
     texts = CalibrationSet(told["tokens"], told["lengths"], "")
     out = Path(told["out"]) / name
     out.mkdir()
     model = AUTOAWQ.quantize(QuantizeJob(AUTOAWQ.params(**params), Path(told["view"]), out, "cpu", "float32", 0,
-                                         lambda: None, texts, untouched=tuple(told["untouched"])))
+                                         lambda: None, texts, untouched=tuple(told["untouched"]),
+                                         attention="eager" if name == "eager" else None))
+    attentions[name] = model.config._attn_implementation
     with torch.inference_mode():
         logits[name], logits[name + " on text"] = model(probe).logits[0], model(text).logits
     logits[name + " rows"] = torch.cat(seen.pop())
 save_file({name: value.contiguous() for name, value in logits.items()}, Path(told["out"]) / "seen.safetensors")
+(Path(told["out"]) / "attentions.json").write_text(json.dumps(attentions))
 """
 
 
@@ -161,6 +165,16 @@ def test_a_reload_is_what_the_library_quantized(stack: Stack, name: str) -> None
     in_memory = stack.seen[name]
     loaded = stack.logits(name, read=method("autoawq").read)
     assert (in_memory - loaded).abs().max() < 1e-3 * in_memory.abs().max()
+
+
+def test_it_calibrates_with_the_recipes_attention(stack: Stack) -> None:
+    """The masks with which it calls single layers are those of this attention: almost all codes stay the same."""
+    attentions = json.loads((stack.out / "attentions.json").read_text(encoding="utf-8"))
+    assert attentions == dict.fromkeys(VARIANTS, "sdpa") | {"eager": "eager"}
+    eager, chosen = (load_file(stack.out / name / "model.safetensors") for name in ("eager", "g64"))
+    codes = [name for name in chosen if name.endswith("qweight")]
+    alike = [(eager[name] == chosen[name]).float().mean().item() for name in codes]
+    assert min(alike) > 0.9
 
 
 def test_smaller_groups_diverge_less(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,35 @@ def test_padding_is_no_calibration_text() -> None:
         {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]},
         {"input_ids": [8, 9], "attention_mask": [1, 1]},
     ]
+
+
+@pytest.mark.parametrize(("attention", "given"), [(None, {}), ("eager", {"attn_implementation": "eager"})])
+def test_it_loads_its_source_with_the_recipes_attention(
+    attention: str | None, given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library hands what it does not know itself to transformers (``model_init_kwargs`` in 0.7.1)."""
+
+    class LoadingError(Exception):
+        """The library, which is not here, would load now."""
+
+    seen = []
+
+    def load(source: str, config: object, **options: object) -> None:
+        seen.append(options)
+        raise LoadingError
+
+    modeling = SimpleNamespace(_base=None)
+    library = SimpleNamespace(
+        AutoGPTQForCausalLM=SimpleNamespace(from_pretrained=load), BaseQuantizeConfig=SimpleNamespace, modeling=modeling
+    )
+    monkeypatch.setitem(sys.modules, "auto_gptq", library)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "auto_gptq.modeling", modeling)  # type: ignore[arg-type]
+    job = QuantizeJob(
+        AutoGptqParams(), Path("in"), Path("out"), "cuda", "float16", 0, lambda: None, attention=attention
+    )
+    with pytest.raises(LoadingError):
+        autogptq.quantize(job)
+    assert seen == [{"torch_dtype": torch.float16, **given}]
 
 
 def test_what_it_needs_and_stores() -> None:

@@ -14,7 +14,7 @@ from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.methods.gptqmodel import driver as gptqmodel
-from harness.models.loading import load_transformers
+from harness.models.loading import attention_option, load_transformers
 
 BITS = 4
 CLIP_ROWS = 64
@@ -53,6 +53,7 @@ def quantize(job: QuantizeJob[AutoAwqParams]) -> Any:
         torch_dtype=getattr(torch, job.dtype),
         trust_remote_code=job.trust_remote_code,
         device_map={"": job.device},
+        **attention_option(job.attention),
     )
     rows, length = _rows(job)
     wrapper.quantize(

@@ -14,6 +14,7 @@ from pydantic import Field
 from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
+from harness.models.loading import attention_option
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ def quantize(job: QuantizeJob[AutoGptqParams]) -> Any:
             model_file_base_name="model",  # otherwise transformers would not find the weights
         ),
         torch_dtype=getattr(torch, job.dtype),
+        **attention_option(job.attention),
     )
     model = wrapper.model.to(job.device)  # otherwise rotary embeddings would stay on the CPU
     kept = {module for name, module in model.named_modules() if name in job.untouched}

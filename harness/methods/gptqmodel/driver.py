@@ -26,7 +26,7 @@ from harness.core.engine import LoadRequest
 from harness.core.method import Beside, PartsWork, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.host.allocator import return_freed_memory
-from harness.models.loading import device_map, load_transformers
+from harness.models.loading import attention_option, device_map, load_transformers
 
 LEAST_ROW = 10
 """gptqmodel drops calibration rows of this many tokens or fewer, whatever ``calibration_data_min_length`` says."""
@@ -107,7 +107,7 @@ def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arg
             config,
             device=device_map(job.device),
             dtype=getattr(torch, dtype or job.dtype),
-            **_attention(job.attention),
+            **attention_option(job.attention),
         )
         model.quantize(calibration_sort=None, batch_size=1, **arguments)
         model.save(str(job.out))
@@ -262,12 +262,8 @@ def read_own(request: LoadRequest) -> Any:
             device=device_map(request.device),
             dtype=dtype,
             trust_remote_code=request.trust_remote_code,
-            **_attention(request.attention),
+            **attention_option(request.attention),
         ).model.eval()
-
-
-def _attention(name: str | None) -> dict[str, str]:
-    return {} if name is None else {"attn_implementation": name}
 
 
 def read_gptq(request: LoadRequest) -> Any:
