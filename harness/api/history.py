@@ -44,8 +44,10 @@ def history(
         there = ", ".join(sorted({f"{each.model} × {each.method}" for each in whole.series}))
         raise UsageError(f"no figure of {' or '.join((*methods, *models))}; there are figures of {there}")
     failed = tuple(each for each in whole.failed if _has(each.run, methods) and _has(each.run, models))
+    silent = tuple(each for each in whole.silent if _has(each.run, methods) and _has(each.run, models))
     damaged = tuple(each for source in sources for each in source.damaged)
-    return replace(whole, names=tuple(each.name for each in sources), series=series, failed=failed, damaged=damaged)
+    names = tuple(each.name for each in sources)
+    return replace(whole, names=names, series=series, failed=failed, silent=silent, damaged=damaged)
 
 
 def _traced(sources: Sequence[NamedRecords], metrics: Sequence[str]) -> History:

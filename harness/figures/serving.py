@@ -13,7 +13,7 @@ from harness.figures.figure import Direction, Figure, Note
 from harness.figures.formats import NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import interval_note
-from harness.figures.statistic import PerProcess, Unanswered
+from harness.figures.statistic import PerProcess, Unanswered, silence
 from harness.figures.table import Load, Table, VariantRow
 from harness.stats.crossover import Crossover
 from harness.stats.estimate import quantile
@@ -81,8 +81,8 @@ def _read_at_highest(statistic: PerProcess) -> Callable[[VariantRow, Use], Readi
 def _silent(statistic: PerProcess, row: VariantRow, load: Load) -> str:
     """How many of the processes answered no request; empty if all answered some."""
     found = statistic.by_process(row, load)
-    silent = sum(not statistic.answered(each) for each in found)
-    return f"{silent} of {len(found)} processes answered no request" if silent else ""
+    silent = statistic.silent(found)
+    return silence(silent, len(found)) if silent else ""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ class Unanswered:
     number: float
 
 
+def silence(silent: int, processes: int) -> str:
+    """How many of the processes answered no request, in words."""
+    return f"{silent} of {processes} processes answered no request"
+
+
 @dataclass(frozen=True)
 class PerProcess:
     """One number per process, at each point of the grid or level of load. Sets of processes are compared by a
@@ -116,6 +121,10 @@ class PerProcess:
     def answered(self, measurement: Measurement) -> bool:
         """Whether it was measured; if not, it is in the place of one, because no request was answered."""
         return measurement.metric == self.metric
+
+    def silent(self, found: Sequence[Measurement]) -> int:
+        """How many of the processes, with one measurement of each, answered no request."""
+        return sum(not self.answered(each) for each in found)
 
     def number(self, measurement: Measurement) -> float:
         """That of one process."""

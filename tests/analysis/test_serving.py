@@ -26,6 +26,7 @@ from harness.figures.table import Load, Table, VariantRow
 from harness.report.column import columns
 from harness.report.comparison import words
 from harness.report.comparison.json_text import json_text
+from harness.report.history import words as history_words
 from harness.stats.estimate import Estimate
 
 BY_NAME = {each.name: each for each in FIGURES}
@@ -310,7 +311,11 @@ def test_a_process_that_answers_nothing_counts_as_infinitely_slow_everywhere(
     told = f"{silent} of 5 processes answered no request"
     assert TTFT[1].notes(row, load) == ((Note(told),) if silent else ())
 
-    lines = [each for each in trace(records, metrics=["ttft_p95"]).series if each.where.startswith("32 ")]
+    over_time = trace(records, metrics=["ttft_p95"])
+    assert list(history_words.notes(over_time)) == (
+        [f"2026-11-29 10:00 {over_time.silent[0].run}: {told} at {load.label}"] if silent else []
+    )
+    lines = [each for each in over_time.series if each.where.startswith("32 ")]
     assert [point.value for line in lines for point in line.points] == (
         [] if median is None else [pytest.approx(median)]
     )
@@ -320,6 +325,15 @@ def test_a_process_that_answers_nothing_counts_as_infinitely_slow_everywhere(
     every = (*advice.admissible, *advice.rejected)
     assert [each.objective.basis for each in every] == [basis]
     assert bool(advice.admissible) == (median is not None)
+
+
+def test_a_history_tells_of_silent_servers_where_it_shows_what_depends_on_them() -> None:
+    records = [*partly(2, "one"), *partly(5, "two")]
+    assert {(each.session, each.silent, each.processes) for each in trace(records).silent} == {
+        ("one", 2, 5),
+        ("two", 5, 5),
+    }
+    assert trace(records, metrics=["answered"]).silent == ()
 
 
 @pytest.mark.parametrize("both", [False, True])

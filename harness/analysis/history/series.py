@@ -88,6 +88,21 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Silent:
+    """A load of which the servers of a session answered no request in ``silent`` of its ``processes``.
+
+    A latency counts them as infinitely slow: if they are half or more, there is none of this session.
+    """
+
+    session: str
+    started_at: str
+    run: str
+    load: str
+    silent: int
+    processes: int
+
+
+@dataclass(frozen=True)
 class History:
     """``sessions`` counts those that gave figures; ``damaged`` are attempts that are not as they were written."""
 
@@ -96,3 +111,4 @@ class History:
     series: tuple[Series, ...]
     failed: tuple[Failed, ...]
     damaged: tuple[Damaged, ...] = ()
+    silent: tuple[Silent, ...] = ()

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.analysis.history.series import Failed, History, LevelChange, Noise, Point, Series
+from harness.analysis.history.series import Failed, History, LevelChange, Noise, Point, Series, Silent
 from harness.analysis.history.values import CaseValue, conditions_of, values_of
 from harness.analysis.kept import NOTHING, KeptEntries
+from harness.analysis.regression import processes
 from harness.analysis.regression.baseline import by, engine_changed
 from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.compared import of_the_variant
@@ -79,6 +80,7 @@ def trace(
         tuple(_beside_baseline(made)),
         tuple(_failed(found)),
         tuple(damaged),
+        tuple(_silent(found, metrics)),
     )
 
 
@@ -242,6 +244,22 @@ def _failed(found: Sequence[Case]) -> Iterator[Failed]:
     for case in found:
         if case.status in FAILURES:
             yield Failed(case.runs[-1].session, case.began, title(case), case.status, case.reason)
+
+
+def _silent(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[Silent]:
+    """What servers did not answer at all, if a figure is asked for that depends on it."""
+    figures = (figure for name, figure in gates().items() if not metrics or name in metrics)
+    asked = (each.statistic for each in figures if isinstance(each.statistic, PerProcess))
+    statistic = next((each for each in asked if each.unanswered is not None), None)
+    if statistic is None:
+        return
+    for case in found:
+        measured = processes.measured(case, statistic) if case.spec.serving is not None else []
+        for key in dict.fromkeys(key for process in measured for key in process):
+            own = [process[key] for process in measured if key in process]
+            if silent := statistic.silent(own):
+                load = processes.where(own[-1])
+                yield Silent(case.runs[-1].session, case.began, title(case), load, silent, len(own))
 
 
 def _session(seen: _Seen) -> str:

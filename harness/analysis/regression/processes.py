@@ -117,8 +117,7 @@ def _unanswered(statistic: PerProcess, sides: tuple[_Side, _Side], key: Key) -> 
     """How many processes of a side answered no request at all."""
     for side in sides:
         used = side.at(key)
-        silent = sum(not statistic.answered(each) for each in used)
-        if silent:
+        if silent := statistic.silent(used):
             yield f"{side.name} answered no request in {silent} of {len(used)} processes"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from operator import itemgetter
 
 from harness.analysis.history.series import History, LevelChange, Series
 from harness.figures.formats import BLANK, signed, significant
 from harness.figures.gate import shown
+from harness.figures.statistic import silence
 from harness.plugins import gates
 from harness.report.comparison.words import environment
 
@@ -113,9 +115,13 @@ def changes(found: History) -> Iterator[tuple[Series, LevelChange]]:
 
 
 def notes(found: History) -> Iterator[str]:
-    """Runs without a figure, and records that were left out."""
-    for each in found.failed:
-        yield f"{when(each.started_at)} {each.run}: {each.status.replace('_', ' ')}: {each.reason}"
+    """Runs without a figure, servers that answered nothing, and records that were left out."""
+    runs = [(each.started_at, f"{each.run}: {each.status.replace('_', ' ')}: {each.reason}") for each in found.failed]
+    runs += [
+        (each.started_at, f"{each.run}: {silence(each.silent, each.processes)} at {each.load}") for each in found.silent
+    ]
+    for started_at, sentence in sorted(runs, key=itemgetter(0)):
+        yield f"{when(started_at)} {sentence}"
     yield from (damaged.remark for damaged in found.damaged)
 
 
