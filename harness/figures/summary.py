@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, get_type_hints
 
 from harness.core.exact_text import as_text, builder
@@ -14,6 +14,8 @@ from harness.figures.table import VariantRow
 
 NOT_DERIVED = ("label", "evidence")
 """Fields of a row that its evidence does not determine: a label depends on the other variants."""
+MOST_SHARED = 1_000
+"""Texts of a field whose values are remembered."""
 _decode = json.JSONDecoder().raw_decode
 """Without the search for spaces around a value, which takes longer than decoding a short one."""
 
@@ -53,13 +55,17 @@ class _KeptRow(VariantRow):
 
 
 class _KeptField:
-    """A field of a row while it is a text. What is built from it hides this descriptor, which has no ``__set__``."""
+    """A field of a row while it is a text. What is built from it hides this descriptor, which has no ``__set__``.
+
+    Most fields have few texts, such as null: rows with equal ones share what was built, which nobody changes.
+    """
 
     def __init__(self, place: int, name: str, build: Callable[[Any], Any]) -> None:
-        self._place, self._name, self._build = place, name, build
+        self._place, self._name = place, name
+        self._built = lru_cache(MOST_SHARED)(lambda text: build(_decode(text)[0]))
 
     def __get__(self, row: _KeptRow, kind: type[_KeptRow]) -> Any:
-        made = self._build(_decode(row.kept_texts[self._place])[0])
+        made = self._built(row.kept_texts[self._place])
         vars(row)[self._name] = made
         return made
 
