@@ -42,9 +42,7 @@ def write_report(
     summary = Path(job_summary) if job_summary is not None else None
     if not isinstance(records, str | Path):
         return write(records, Path(out), formats, summary, redact=redact)
-    found = read_folder(records)
-    with found.summaries() as derived:
-        return write(found.records, Path(out), formats, summary, found.damaged, redact, derived)
+    return _write(read_folder(records), lambda recipe: Path(out), formats, summary, redact)
 
 
 def write_folder_report(
@@ -63,13 +61,22 @@ def write_folder_report(
     found = read_folder(results)
     for each in found.damaged:
         on_damage(each)
+    return _write(found, lambda recipe: reports / (recipe or name_of(results)), formats, job_summary, redact)
+
+
+def _write(
+    found: NamedRecords,
+    out: Callable[[str | None], Path],
+    formats: Sequence[str],
+    job_summary: Path | None,
+    redact: bool,
+) -> list[Path]:
+    """Writes the report into the folder that ``out`` returns for its recipe, if all records have the same."""
     if len(found.records) >= MANY and set(formats) <= set(DEFAULT_FORMATS):
         kept = _kept(found, formats, redact)
-        files = ((name, text.encode()) for name, text in kept.files)
-        return write_files(reports / (kept.recipe or name_of(results)), files)
+        return write_files(out(kept.recipe), ((name, text.encode()) for name, text in kept.files))
     with found.summaries() as derived:
-        out = reports / (_recipe(found) or name_of(results))
-        return write(found.records, out, formats, job_summary, found.damaged, redact, derived)
+        return write(found.records, out(_recipe(found)), formats, job_summary, found.damaged, redact, derived)
 
 
 @dataclass(frozen=True)

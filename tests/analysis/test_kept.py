@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from imported_files import all_imported
 from typer.testing import CliRunner
 
+import harness
 from harness.analysis import keyed, recommend, summaries, tradeoff
 from harness.analysis.history import trace, values
 from harness.analysis.regression import compared, track
@@ -284,6 +285,8 @@ def test_the_last_report_of_many_records_is_written_again_without_building_one(
     with monkeypatch.context() as patch:
         patch.setattr("harness.storage.entry.IndexEntry.record", None)
         assert reported(folder, tmp_path / "again") == made
+        paths = harness.write_report(folder / "head", tmp_path / "python")
+        assert [path.read_bytes() for path in paths] == [made[f"smollm2-cpu/{path.name}"] for path in paths]
     monkeypatch.setattr("harness.api.report.report_code", lambda: "other code")
     monkeypatch.setattr(
         "harness.report.write.FORMATS", {name: lambda page: [("a.txt", b"")] for name in ("html", "md")}
