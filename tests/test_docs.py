@@ -194,7 +194,7 @@ def test_the_figure_that_is_shown_is_the_one_that_is_tested() -> None:
 def test_the_options_of_recommend_are_those_of_the_figures() -> None:
     page = place("recommend.md").read_text(encoding="utf-8")
     limits = [line for line in page.splitlines() if line.startswith("| `--")]
-    options = {name for line in limits for name in re.findall(r"`--([a-z-]+) ", line)}
+    options = {name for line in limits for name in re.findall(r"`--([a-z0-9-]+) ", line)}
     assert options == {figure.limit.name for figure in limit_options().values()}
     (named,) = re.findall(r"`--minimize` takes (.*?); `--maximize` takes (.*?\))", page, re.DOTALL)
     for text, direction in zip(named, ("lower", "higher"), strict=True):

@@ -39,7 +39,8 @@ class Query:
     """Limits, and the objective. ``at`` names a point of the grid, as a report does, by some of its parts.
 
     ``context`` (prompt and answer) and ``batch`` are what memory must hold; those of the point if None.
-    ``allow_labelled`` admits variants that were calibrated on the evaluation text, and invalid runs.
+    ``allow_labelled`` admits variants that were calibrated on the evaluation text, and invalid runs. ``level`` is the
+    load at which a server's figures are read: the highest that was measured if None, and for goodput the best.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -48,6 +49,7 @@ class Query:
     context: int | None = None
     batch: int | None = None
     allow_labelled: bool = False
+    level: float | None = None
 
     @property
     def figures(self) -> tuple[Figure[Any], ...]:

@@ -35,12 +35,13 @@ def recommend(
     """The pick of each table of records: each model, perplexity protocol and machine.
 
     Without any limit, ``default_limits`` apply. Raises UsageError if no record measures a variant, and for a point
-    that no table has.
+    or a load that no table has.
     """
     tables = tradeoff(records, summaries)
     if not tables:
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
     _refuse_unknown_point(tables, query.at)
+    _refuse_unknown_load(tables, query.level)
     return tuple(
         pick(table, query if query.limits else replace(query, limits=default_limits(table)), damaged, summaries)
         for table in tables
@@ -94,7 +95,7 @@ _read_ranking: Callable[[Any], _Ranking] = builder(_Ranking)
 def _asked(query: Query, use: Use) -> str:
     """What a ranking depends on besides the rows. The recipe's budget is a limit by then."""
     limits = [[each.figure.name, each.bound] for each in query.limits]
-    of_table = [use.table.price, [each.code for each in use.table.labels], use.point, use.batch, use.tokens]
+    of_table = [use.table.price, [each.code for each in use.table.labels], use.point, use.batch, use.tokens, use.level]
     return as_text(["ranking", query.objective.name, limits, query.allow_labelled, of_table])
 
 
@@ -227,7 +228,7 @@ def use_of(table: Table, query: Query) -> Use:
     of_point = point or next(iter(table.grid), None)
     batch = query.batch or (of_point.batch_size if of_point else 1)
     tokens = query.context or (of_point.prompt_tokens + of_point.new_tokens if of_point else 1)
-    return Use(table, point, batch, tokens)
+    return Use(table, point, batch, tokens, query.level)
 
 
 def _named(point: GridPoint, text: str) -> bool:
@@ -241,3 +242,10 @@ def _refuse_unknown_point(tables: Sequence[Table], at: str | None) -> None:
     if at is not None and not any(_named(point, at) for point in points):
         known = "; ".join(point.label for point in points) or "none, no speed was measured"
         raise UsageError(f"--at {at!r}: no such point of the speed measurement; known: {known}")
+
+
+def _refuse_unknown_load(tables: Sequence[Table], level: float | None) -> None:
+    loads = dict.fromkeys(load for table in tables for load in table.loads)
+    if level is not None and level not in {load.level for load in loads}:
+        known = "; ".join(dict.fromkeys(load.short for load in loads)) or "none, no server was put under load"
+        raise UsageError(f"--at-load {level:g}: this load was not measured; measured: {known}")

@@ -24,6 +24,7 @@ def recommend(
     minimize: str | None = None,
     maximize: str | None = None,
     at: str | None = None,
+    at_load: float | None = None,
     context: int | None = None,
     batch: int | None = None,
     allow_labelled: bool = False,
@@ -35,10 +36,10 @@ def recommend(
     ``max_perplexity_increase="1%"``, ``min_decode=40`` and so on, and those of figures that plugins declare.
     ``minimize`` or ``maximize`` names the objective, as there; the default is to minimize stored bytes. Without any
     limit, ``default_limits`` apply. While damaged records are left out, no answer holds for certain.
-    Raises UsageError for an invalid value or name, or for an ``at`` that no table has; ResultsError if the folder holds
-    no records.
+    Raises UsageError for an invalid value or name, or for an ``at`` or ``at_load`` that no table has; ResultsError if
+    the folder holds no records.
     """
-    query = _query(minimize, maximize, at, context, batch, allow_labelled, **limits)
+    query = _query(minimize, maximize, at, at_load, context, batch, allow_labelled, **limits)
     if not isinstance(results, str | Path):
         return recommend_among(results, query)
     return _among(read_folder(results), query)
@@ -64,6 +65,7 @@ def _query(
     minimize: str | None,
     maximize: str | None,
     at: str | None,
+    at_load: float | None,
     context: int | None,
     batch: int | None,
     allow_labelled: bool,
@@ -76,6 +78,7 @@ def _query(
         count("context", context),
         count("batch", batch),
         allow_labelled,
+        at_load,
     )
 
 

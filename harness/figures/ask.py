@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.figures.formats import NumberStyle, SizeUnit
-from harness.figures.table import GridPoint, Table, VariantRow
+from harness.figures.table import GridPoint, Load, Table, VariantRow
 from harness.stats.draws import Scale
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence
@@ -23,13 +23,20 @@ LAST = 1000
 class Use:
     """What a variant is chosen for: the point of the grid, and the batch and tokens that memory must hold.
 
-    ``tokens`` counts prompt and answer together, in each row.
+    ``tokens`` counts prompt and answer together, in each row. ``level`` is the load at which a server's figures are
+    read; None leaves it to the figure.
     """
 
     table: Table
     point: GridPoint | None
     batch: int
     tokens: int
+    level: float | None = None
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Those of the level, or all of them, the lowest first."""
+        return tuple(each for each in self.table.loads if self.level in (None, each.level))
 
     @property
     def measured(self) -> bool:

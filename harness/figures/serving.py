@@ -28,6 +28,8 @@ SECONDS = NumberStyle("ms", factor=1000)
 TIMES = NumberStyle("×")
 OVER = "median over processes, with their range"
 FAILURES = "serving_failures"
+GAPS = "serving_gap_s"
+"""There are none where tokens arrive in bursts, or alone."""
 ENDLESS, NONE_PER_S = Unanswered(FAILURES, math.inf), Unanswered(FAILURES, 0.0)
 
 
@@ -64,18 +66,24 @@ def _answered(measurement: Measurement) -> float:
     return 1 - measurement.values[0] / asked
 
 
-def _read_at_highest(statistic: PerProcess) -> Callable[[VariantRow, Use], Reading]:
-    """The figure at the highest level of load that the table has."""
+def _read_at_load(statistic: PerProcess) -> Callable[[VariantRow, Use], Reading]:
+    """The figure at the load that the user chose, or at the highest that the table has."""
 
     def read(row: VariantRow, use: Use) -> Reading:
-        if not use.table.loads:
-            return Reading(None, "no load was measured")
-        load = use.table.loads[-1]
+        if not use.loads:
+            return _without_load(use)
+        load = use.loads[-1]
         silent = _silent(statistic, row, load)
         lacking = f"{silent} at {load.short}" if silent else "not measured"
+        if statistic.metric == GAPS and E2E[TELLING].of(row, load) is not None:
+            lacking = f"tokens do not arrive one by one at {load.short}"
         return measured(statistic.value(row, load), f"at {load.short}", lacking, scale="log")
 
     return read
+
+
+def _without_load(use: Use) -> Reading:
+    return Reading(None, "no load was measured" if use.level is None else f"not measured at a load of {use.level:g}")
 
 
 def _silent(statistic: PerProcess, row: VariantRow, load: Load) -> str:
@@ -87,15 +95,20 @@ def _silent(statistic: PerProcess, row: VariantRow, load: Load) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """How ``recommend`` asks for a latency: what it is called, its limit and the place of its options."""
+    """How ``recommend`` asks for a latency: what it is called, its limit, the place of its options.
+
+    ``units`` are what it is the percentile of; ``usual``: its gate is in force if a user names none.
+    """
 
     name: str
     option: str
     words: str
     rank: int
+    units: str = "requests"
+    usual: bool = True
 
     def of(self, statistic: PerProcess) -> Ask:
-        text = f"{self.name[0].upper()}{self.name[1:]}, of 95% of the requests at the highest load."
+        text = f"{self.name[0].upper()}{self.name[1:]}, of 95% of the {self.units} at the highest load or --at-load."
         return Ask(
             self.name,
             LimitOption(f"max-{self.option}", delay, "TIME", text, self.words, rank=self.rank),
@@ -103,7 +116,7 @@ class _Asked:
                 self.option, f"the shortest {self.name}", f"not distinguishable by {self.name} from", rank=self.rank
             ),
             Ties(harmless=HARMLESS, relative=True),
-            _read_at_highest(statistic),
+            _read_at_load(statistic),
             explained=True,
         )
 
@@ -126,7 +139,9 @@ def _latency(
         interval=True,
         notes=lambda row, load: (Note(silent),) if (silent := _silent(statistic, row, load)) else (),
         statistic=statistic,
-        gate=Gate("relative", HARMLESS, f"{title} of 95% of the requests, at each load", asked is not None)
+        gate=Gate(
+            "relative", HARMLESS, f"{title} of 95% of the requests, at each load", asked is not None and asked.usual
+        )
         if told
         else None,
         ask=asked.of(statistic) if asked and told else None,
@@ -135,6 +150,8 @@ def _latency(
 
 _TTFT = _Asked("time to the first token", "ttft", "≤ {} ms to the first token", 100)
 _TPOT = _Asked("time per token", "tpot", "≤ {} ms per token after the first", 110)
+_ITL = _Asked("time between two tokens", "itl", "≤ {} ms between two tokens", 112, "gaps", usual=False)
+_E2E = _Asked("time to the last token", "e2e", "≤ {} ms to the last token", 114, usual=False)
 TTFT = tuple(
     _latency("ttft", "serving_ttft_s", "TTFT", "Time from sending a request to its first token", each, _TTFT)
     for each in PERCENTILES
@@ -144,11 +161,11 @@ TPOT = tuple(
     for each in PERCENTILES
 )
 ITL = tuple(
-    _latency("itl", "serving_gap_s", "ITL", "Time between two tokens, where they arrive one by one", each)
+    _latency("itl", GAPS, "ITL", "Time between two tokens, where they arrive one by one", each, _ITL)
     for each in PERCENTILES
 )
 E2E = tuple(
-    _latency("e2e", "serving_e2e_s", "E2E", "Time from sending a request to its last token", each)
+    _latency("e2e", "serving_e2e_s", "E2E", "Time from sending a request to its last token", each, _E2E)
     for each in PERCENTILES
 )
 
@@ -184,8 +201,10 @@ def _rate(
 
 
 def _read_goodput(row: VariantRow, use: Use) -> Reading:
-    """The highest over all levels of load."""
-    found = [(load, value) for load in use.table.loads if (value := GOODPUT.of(row, load)) is not None]
+    """At the load that the user chose, or the highest over all levels of load."""
+    if not use.loads:
+        return _without_load(use)
+    found = [(load, value) for load in use.loads if (value := GOODPUT.of(row, load)) is not None]
     best = max(found, key=lambda pair: _value(pair[1]), default=None)
     if best is None or isinstance(best[1], str | float):
         return Reading(None, "no SLO was given")
@@ -205,7 +224,14 @@ GOODPUT = _rate(
     gate=Gate("relative", HARMLESS, "requests per second that meet the SLO, at each load"),
     ask=Ask(
         "goodput",
-        LimitOption("min-goodput", positive, "REQ/S", "The highest goodput.", "≥ {} requests/s at the SLO", rank=120),
+        LimitOption(
+            "min-goodput",
+            positive,
+            "REQ/S",
+            "The highest goodput, or that at --at-load.",
+            "≥ {} requests/s at the SLO",
+            rank=120,
+        ),
         Objective("goodput", "the highest goodput", "not distinguishable by goodput from", rank=24),
         Ties(harmless=HARMLESS, relative=True),
         _read_goodput,

@@ -52,6 +52,7 @@ CHANGES: dict[str, tuple[Query, ...]] = {
     "context": (replace(QUERY, context=161),),
     "batch": (replace(QUERY, batch=2),),
     "allow_labelled": (replace(QUERY, allow_labelled=True),),
+    "level": (replace(QUERY, level=8.0),),
 }
 """Other queries, by the field that differs."""
 OF_TABLE: dict[str, Any] = {

@@ -20,6 +20,7 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
 from harness.core.record import Outcome, RunRecord
 from harness.core.workload import Slo
+from harness.errors import UsageError
 from harness.figures.figure import Note
 from harness.figures.serving import CAPACITY, E2E, FIGURES, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT
 from harness.figures.table import Load, Table, VariantRow
@@ -111,6 +112,60 @@ def test_recommend_chooses_by_load_goodput_and_latency() -> None:
     }
     picks = {name: found.pick and found.pick.row.method for name, found in chosen.items()}
     assert picks == {"load": "none", "goodput": "none", "ttft": "none", "none": None}
+
+
+def asked(records: list[RunRecord], level: float | None = None, **limits: str | float) -> list[tuple[str, str, float]]:
+    """Of each row the method, where a limit's figure was read or why there is none, and the figure (0 without one)."""
+    (found,) = recommend(records, Query(parse_limits(limits), level=level))
+    return sorted(
+        (each.row.method, check.reading.basis, check.reading.estimate.value if check.reading.estimate else 0.0)
+        for each in (*found.admissible, *found.rejected)
+        for check in each.checks
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "seconds"), [("max_ttft", 0.32 * 1.3705), ("max_itl", 0.064), ("max_e2e", 0.32 * 1.3705 + 0.256)]
+)
+def test_limits_on_latencies_are_read_at_the_highest_load_or_at_the_one_that_was_chosen(
+    option: str, seconds: float
+) -> None:
+    """Every time of the baseline is proportional to the load; the variant's are as long at 16 and others elsewhere."""
+    records = slower_beyond(16.0)
+    for level, shown, share in ((None, 32, 1.0), (32.0, 32, 1.0), (16.0, 16, 0.5), (8.0, 8, 0.25)):
+        (_, where, base), (_, also, variant) = asked(records, level, **{option: "1s"})
+        assert where == also == f"at {shown} concurrent requests"
+        assert (base, variant) == pytest.approx((share * seconds, share * seconds * (shown / 16) ** 0.1))
+
+
+def test_goodput_is_the_highest_or_that_at_the_chosen_load() -> None:
+    """First tokens take 0.08 to 0.11 s at 8 and 0.32 to 0.44 s at 32, of which 0.5 s are allowed."""
+    records = [baseline(0, lambda level, number, repetition: (0.01 * level * (1 + number / 100), 0.02))]
+    spans = {level: 39 + 0.0139 * level + 0.08 for level in (8, 16, 32)}
+    assert asked(records, min_goodput=1) == [("none", "at 8 concurrent requests", pytest.approx(40 / spans[8]))]
+    assert asked(records, 32.0, min_goodput=1) == [("none", "at 32 concurrent requests", pytest.approx(40 / spans[32]))]
+
+
+def test_tokens_in_bursts_have_no_itl_to_limit() -> None:
+    """Four tokens of every answer come at once."""
+    plain, made = replace(WORKLOAD, slo=None), baseline(0, steadily)
+    levels = {
+        level: [replace(each, gaps_s=each.gaps_s[:1]) for each in answers(level, 0, steadily, plain)]
+        for level in plain.levels
+    }
+    records = [replace(made, outcome=Outcome("ok", measurements=tuple(measurements(levels, plain))))]
+    assert asked(records, max_itl="1s") == [("none", "tokens do not arrive one by one at 32 concurrent requests", 0.0)]
+    assert asked(records, max_tpot="1s") == [("none", "at 32 concurrent requests", pytest.approx(0.02))]
+
+
+def test_a_load_that_no_row_measured_is_refused_with_those_that_were() -> None:
+    records = slower_beyond(24.0)
+    known = "8 concurrent requests; 16 concurrent requests; 32 concurrent requests"
+    with pytest.raises(UsageError, match=f"--at-load 24: this load was not measured; measured: {known}"):
+        asked(records, 24.0, max_e2e="1s")
+    failing = [failed(each) for each in records]
+    with pytest.raises(UsageError, match=r"--at-load 8: .* measured: none, no server was put under load"):
+        asked(failing, 8.0, max_e2e="1s")
 
 
 def test_an_slo_that_nobody_meets_has_a_largest_load_of_none() -> None:

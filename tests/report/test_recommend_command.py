@@ -50,6 +50,9 @@ def test_exit_codes_and_formats(command: CliRunner, folder: Path) -> None:
     wrong = ended("--max-memory", "0GiB")
     assert isinstance(wrong.exception, UsageError)
     assert str(wrong.exception).startswith("--max-memory: expected a size above zero")
+    unloaded = ended("--max-e2e", "2s", "--at-load", "8")
+    assert isinstance(unloaded.exception, UsageError)
+    assert str(unloaded.exception).startswith("--at-load 8: this load was not measured; measured: none")
 
 
 def test_from_python(folder: Path, records: list[RunRecord]) -> None:

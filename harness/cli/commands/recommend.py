@@ -72,6 +72,14 @@ def recommend(
     at: Annotated[
         Text, typer.Option(metavar="POINT", help="Grid point for speeds: 'batch 1, prompt 128'; default: the first.")
     ] = None,
+    at_load: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="LEVEL",
+            help="Measured load for a server's latencies and goodput, such as 8; default: the highest load, and for "
+            "goodput the one where it is highest.",
+        ),
+    ] = None,
     context: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -101,6 +109,7 @@ def recommend(
         "minimize": minimize,
         "maximize": maximize,
         "at": at,
+        "at_load": at_load,
         "context": context,
         "batch": batch,
         "allow_labelled": allow_labelled,
