@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.core.capability import PROTOCOLS
 from harness.core.engine import Engine, LoadRequest
+from harness.core.method import Method
 from harness.figures.gate import shown
 from harness.plugins import gates, limit_options, objectives
 from harness.recipe import load_recipe
@@ -209,15 +210,24 @@ def test_the_engine_that_is_shown_is_the_one_that_is_tested() -> None:
     assert shown == [path.read_text(encoding="utf-8") for path in files]
 
 
+def names_in_first_cells(page: str) -> set[str]:
+    """What the rows of a page's tables are about."""
+    cells = re.findall(r"^\| ([^|]*) \|", place(page).read_text(encoding="utf-8"), re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
 def test_the_capabilities_and_the_fields_of_an_engine_are_those_of_the_code() -> None:
     page = place("adding-an-engine.md").read_text(encoding="utf-8")
     named = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
     assert named == {name: protocol.__name__ for name, protocol in PROTOCOLS.items()}
-    cells = {
-        name for cell in re.findall(r"^\| ([^|]*) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
-    }
+    cells = names_in_first_cells("adding-an-engine.md")
     assert {field.name for field in fields(Engine)} <= cells
     assert {field.name for field in fields(LoadRequest)} <= cells
+
+
+def test_the_fields_of_a_method_are_those_of_the_code() -> None:
+    in_prose = {"passes"}
+    assert {field.name for field in fields(Method)} <= names_in_first_cells("adding-a-method.md") | in_prose
 
 
 def test_the_gates_are_those_of_the_code() -> None:
