@@ -22,6 +22,7 @@ from typing import Literal
 from harness.core.foreign import parse_json, read_file
 from harness.errors import UsageError, refuse_unknown
 from harness.host.machine import choose
+from harness.stacks.compiler import needed_flags
 from harness.storage.folder_seal import SEAL, has_valid_seal
 
 GROUP = "qharness.stacks"
@@ -35,7 +36,7 @@ MAX_MANIFEST_BYTES = 2**20
 _FOLDER = re.compile(r"-[0-9a-f]{12}")
 """What follows a stack's name in that of its folder: the hash of its pins."""
 
-State = Literal["ready", "missing", "half-made", "damaged", "the user's own"]
+State = Literal["ready", "missing", "half-made", "damaged", "outdated", "the user's own"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class StackDefinition:
         how = self.library + self.alias + "".join(self.cmake_args)
         content = self.requirements.read_bytes() + how.encode()
         return hashlib.sha256(content).hexdigest()[:12]
+
+    def compiler_flags(self) -> tuple[str, ...]:
+        """The flags that compiling it here needs beside the user's own; none if nothing is compiled."""
+        return needed_flags() if self.cmake_args else ()
 
     @property
     def builds(self) -> tuple[StackDefinition, ...]:
@@ -145,6 +150,14 @@ def stack_definition(name: str) -> StackDefinition:
 
 
 @dataclass(frozen=True)
+class _Manifest:
+    """What a stack was made of: the versions of its packages, and the flags that its compiler was given."""
+
+    versions: Mapping[str, str]
+    compiler_flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Stack:
     """A stack on this machine. ``folder`` contains the hash of its pins, so other pins use another folder.
 
@@ -172,14 +185,24 @@ class Stack:
         if self.own_python is not None:
             return "the user's own"
         if (self.folder / MANIFEST).exists() and self.python.exists():
-            return "ready" if self._manifest() is not None else "damaged"
+            held = self._manifest()
+            if held is None:
+                return "damaged"
+            return "outdated" if self._lacking_flags(held) else "ready"
         return "half-made" if self.folder.exists() else "missing"
 
     def find_obstacle(self) -> str | None:
         """Why nothing can run in it and how to fix that, or None."""
         state = self.find_state()
+        creation = f"{self.creation}, or run --create-stacks"
         if state in ("missing", "half-made", "damaged"):
-            return f"stack {self.name!r} is {state}: {self.creation}, or run --create-stacks"
+            return f"stack {self.name!r} is {state}: {creation}"
+        if state == "outdated":
+            flags = " ".join(self.definition.compiler_flags())
+            return (
+                f"stack {self.name!r} is outdated: it was compiled without {flags}, so that with this compiler and "
+                f"processor its programs end by an illegal instruction: {creation}"
+            )
         return None
 
     def read_versions(self) -> Mapping[str, str]:
@@ -192,10 +215,17 @@ class Stack:
         held = self._manifest()
         if held is None:
             raise UsageError(f"{self.folder / MANIFEST}: damaged; run {self.creation}")
-        return held
+        return held.versions
 
-    def _manifest(self) -> Mapping[str, str] | None:
-        """The versions in the manifest; None if it is not as it was written. One of an older harness has no seal."""
+    def _lacking_flags(self, held: _Manifest) -> bool:
+        """Whether it was compiled without flags that this machine's compiler needs.
+
+        One that was compiled with more of them, elsewhere or by an older compiler, is right here too.
+        """
+        return not {*self.definition.compiler_flags()} <= {*held.compiler_flags}
+
+    def _manifest(self) -> _Manifest | None:
+        """None if it is not as it was written. One of an older harness has no seal, and names no compiler's flags."""
         path = self.folder / MANIFEST
         try:
             raw = parse_json(read_file(path, MAX_MANIFEST_BYTES, UsageError), str(path), UsageError)
@@ -203,9 +233,11 @@ class Stack:
             return None
         if not isinstance(raw, dict) or (SEAL in raw and not has_valid_seal(raw)):
             return None
-        versions = raw.get("versions")
-        whole = isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values())
-        return versions if whole else None
+        versions, flags = raw.get("versions"), raw.get("compiler_flags", [])
+        if not isinstance(versions, dict) or not isinstance(flags, list):
+            return None
+        texts = all(isinstance(each, str) for each in (*versions.values(), *flags))
+        return _Manifest(versions, tuple(flags)) if texts else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -66,8 +65,8 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
             _install(stack, say)
             if stack.definition.alias:
                 _register(stack)
-            manifest = json.dumps(with_seal({"versions": ask_versions(stack.python)}), indent=1)
-            Disk().write_whole(stack.folder / MANIFEST, manifest.encode())
+            made = {"versions": ask_versions(stack.python), "compiler_flags": stack.definition.compiler_flags()}
+            Disk().write_whole(stack.folder / MANIFEST, json.dumps(with_seal(made), indent=1).encode())
         except UsageError:
             shutil.rmtree(stack.folder, ignore_errors=True)
             raise
@@ -306,31 +305,9 @@ def _compiler_settings(stack: Stack) -> dict[str, str]:
     added: dict[str, Sequence[str]] = {}
     if stack.definition.cmake_args:
         added["CMAKE_ARGS"] = stack.definition.cmake_args
-        if _breaks_amx(os.environ.get("CXX") or "c++"):
-            added |= dict.fromkeys(("CFLAGS", "CXXFLAGS"), _WITHOUT_AMX)
+        if flags := stack.definition.compiler_flags():
+            added |= dict.fromkeys(("CFLAGS", "CXXFLAGS"), flags)
     return {name: " ".join([*os.environ.get(name, "").split(), *own]) for name, own in added.items()}
-
-
-def _breaks_amx(compiler: str) -> bool:
-    """Whether it compiles for this processor's AMX, and is a GCC that leaves out the settings of its tiles.
-
-    llama.cpp then ends by SIGILL at its first product of quantized weights (GCC's bug 114098, mended in 11.5, 12.4,
-    13.3 and 14).
-    """
-    command = [*shlex.split(compiler), "-march=native", "-dM", "-E", "-x", "c++", "-"]
-    try:
-        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return False  # what compiles will say so
-    macros = dict(re.findall(r"#define (__AMX_TILE__|__clang__|__GNUC__|__GNUC_MINOR__) (\d+)", said))
-    if "__AMX_TILE__" not in macros or "__clang__" in macros:
-        return False
-    version = int(macros["__GNUC__"]), int(macros["__GNUC_MINOR__"])
-    return version < _MENDED.get(version[0], (14, 0))
-
-
-_WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
-_MENDED = {11: (11, 5), 12: (12, 4), 13: (13, 3)}
 
 
 @cache

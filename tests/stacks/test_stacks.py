@@ -26,6 +26,7 @@ from harness.stacks import (
     Stacks,
     ask_versions,
     build,
+    compiler,
     parse_pythons,
     stack_definition,
     stack_names,
@@ -351,7 +352,7 @@ def test_a_library_is_compiled_with_the_stacks_options_after_the_users_own_and_n
     monkeypatch.delenv("CFLAGS", raising=False)
     arguments, without = "-DGGML_CUDA=on -DSERVER=ON -DUI=OFF", "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
     for breaks, flags in ((False, {}), (True, {"CFLAGS": without, "CXXFLAGS": f"-O2 {without}"})):
-        monkeypatch.setattr(build, "_breaks_amx", lambda compiler, breaks=breaks: breaks)
+        monkeypatch.setattr(compiler, "_breaks_amx", lambda command, breaks=breaks: breaks)
         assert build._compiler_settings(compiled) == {"CMAKE_ARGS": arguments, **flags}
         assert build._compiler_settings(small) == {}
     create(compiled, lambda line: None)
@@ -371,9 +372,33 @@ def test_a_library_is_compiled_with_the_stacks_options_after_the_users_own_and_n
 )
 def test_a_compiler_that_breaks_amx_is_known_by_its_version(tmp_path: Path, macros: str, breaks: bool) -> None:
     """An old GCC leaves out the settings of tiles (its bug 114098), and llama.cpp ended by SIGILL."""
-    compiler = tmp_path / "c++"
+    command = tmp_path / "c++"
     lines = "".join(f"echo '#define {macro}'\n" for macro in macros.split(";"))
-    compiler.write_text(f"#!/bin/sh\n{lines}", encoding="utf-8")
-    compiler.chmod(0o755)
-    assert build._breaks_amx(str(compiler)) is breaks
-    assert not build._breaks_amx(str(tmp_path / "absent"))
+    command.write_text(f"#!/bin/sh\n{lines}", encoding="utf-8")
+    command.chmod(0o755)
+    assert compiler._breaks_amx(str(command)) is breaks
+    assert not compiler._breaks_amx(str(tmp_path / "absent"))
+
+
+@pytest.mark.heavy
+def test_a_stack_that_was_compiled_with_what_its_compiler_breaks_is_made_anew(
+    small: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made before this was known has the same pins, so that it is in the same folder."""
+    compiled = replace(small, definition=replace(small.definition, cmake_args=("-DSERVER=ON",)))
+    monkeypatch.setattr(compiler, "_breaks_amx", lambda command: False)
+    create(compiled, lambda line: None)
+    made = compiled.folder / MANIFEST
+    made.write_text(json.dumps(with_seal({"versions": {"oldlib": "0.1"}})), encoding="utf-8")  # as they were before
+    assert compiled.find_state() == "ready"
+    monkeypatch.setattr(compiler, "_breaks_amx", lambda command: True)
+    assert small.find_state() == "ready", "nothing in it is compiled"
+    assert compiled.find_state() == "outdated"
+    reason = compiled.find_obstacle() or ""
+    assert "compiled without -mno-amx-tile" in reason
+    assert reason.endswith("qharness stack create small, or run --create-stacks")
+    create(compiled, lambda line: None)
+    assert compiled.find_obstacle() is None
+    assert "-mno-amx-tile" in made.read_text(encoding="utf-8")
+    monkeypatch.setattr(compiler, "_breaks_amx", lambda command: False)
+    assert compiled.find_state() == "ready", "what was compiled without AMX is right with any compiler"
