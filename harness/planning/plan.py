@@ -51,7 +51,7 @@ from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.residency import Residence, peak_bytes, place, quantizing_peak_bytes, room
+from harness.planning.residency import ModelLoad, Residence, peak_bytes, place, quantizing_peak_bytes, room
 from harness.planning.support import (
     Combination,
     Reason,
@@ -143,18 +143,9 @@ class _Resolved:
         wanted = self.machine.device == "cpu" or self.recipe.device == "cuda"
         return self.recipe.limits.memory if wanted else None
 
-    def place(
-        self,
-        job: Loading,
-        source: SourceModel,
-        method: MethodChoice,
-        runtime: Engine[Any],
-        weight_bytes: int | None,
-        written_bytes: int = 0,
-    ) -> Residence:
+    def place(self, load: ModelLoad) -> Residence:
         """Whether a run has its model in memory as a whole."""
-        available = room(self.machine, job.conditions, self._memory_limit)
-        return place(self.recipe.residency, job, source, method, runtime, weight_bytes, available, written_bytes)
+        return place(self.recipe.residency, load, room(self.machine, load.job.conditions, self._memory_limit))
 
     def skip(self, method: MethodChoice) -> tuple[str, ...]:
         """What the recipe has a method leave unquantized."""
@@ -399,7 +390,7 @@ class _OfModel:
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
         main, note = registry.engine(MAIN_ENGINE), None
         if isinstance(job, WriteText | MakeReference):
-            placed = self.sweep.place(job, self.source, self.sweep.base, main, weight_bytes)
+            placed = self.sweep.place(ModelLoad(job, self.source, self.sweep.base, main, weight_bytes))
             job, note = _placed(job, placed), placed.note
             reason = reason or placed.unsupported
         if isinstance(job, KeepProbe | WriteText | MakeReference) and job.conditions.residency == "resident":
@@ -542,7 +533,7 @@ class _OfMethod:
         job = QuantizeModel(sweep.conditions, self._variant("model", self._artifacts_engine), sweep.base.ref)
         source_bytes = _weight_bytes(self.source, sweep.base, device)
         written = _checkpoint_bytes(self.source, choice, device, sweep.skip(choice))
-        placed = sweep.place(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written)
+        placed = sweep.place(ModelLoad(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written))
         if placed.residency == "streamed":
             peak = quantizing_peak_bytes(self.source, choice, source_bytes, written, sweep.calibration)
         else:
@@ -568,7 +559,7 @@ class _OfMethod:
         self, job: Measuring, repetition: int, made: Mapping[str, str], unsupported: Reason | None
     ) -> PlannedRun:
         sweep, weight_bytes = self.sweep, self._weight_bytes
-        placed = sweep.place(job, self.source, self.choice, self.engine, weight_bytes)
+        placed = sweep.place(ModelLoad(job, self.source, self.choice, self.engine, weight_bytes))
         job = _placed(job, placed)
         streamed = placed.residency == "streamed"
         reason = (

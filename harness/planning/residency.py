@@ -41,6 +41,22 @@ class Residence:
 
 
 @dataclass(frozen=True)
+class ModelLoad:
+    """What a job loads: a source, by a method, on an engine (``runtime``).
+
+    ``weight_bytes`` is the size of its weights, None if it is not known, and ``written_bytes`` that of the checkpoint
+    that it writes.
+    """
+
+    job: VariantJob
+    source: SourceModel
+    method: MethodChoice
+    runtime: Engine[Any]
+    weight_bytes: int | None
+    written_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Room:
     """The memory that a run's weights may take of all that there is, and what limits it; 0 if it is not known."""
 
@@ -126,25 +142,16 @@ def _largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
     return max(layers.values(), key=lambda layer: sum(map(math.prod, layer)))
 
 
-def place(
-    wanted: Wanted,
-    job: VariantJob,
-    source: SourceModel,
-    method: MethodChoice,
-    runtime: Engine[Any],
-    weight_bytes: int | None,
-    available: Room,
-    written_bytes: int = 0,
-) -> Residence:
+def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     """``auto`` streams what does not fit, or loads it whole if it cannot be streamed and its weights alone would fit.
 
-    What can be neither loaded nor streamed is unsupported, with both reasons. ``written_bytes`` is the size of the
-    checkpoint that a job writes.
+    What can be neither loaded nor streamed is unsupported, with both reasons.
     """
-    excess = available.excess(weight_bytes) if runtime.name == MAIN_ENGINE else None
+    job, method, weight_bytes, written_bytes = load.job, load.method, load.weight_bytes, load.written_bytes
+    excess = available.excess(weight_bytes) if load.runtime.name == MAIN_ENGINE else None
     if wanted == "auto" and excess is None:
         return Residence()
-    obstacle, on_cpu = _obstacle(job, source, method, runtime), job.conditions.device == "cpu"
+    obstacle, on_cpu = _obstacle(load), job.conditions.device == "cpu"
     if wanted == "resident":
         cannot = excess is not None and on_cpu and not available.holds(weight_bytes)
         offer = "" if obstacle else "; with residency: streamed it need not be in memory as a whole"
@@ -166,8 +173,9 @@ def place(
     return Residence(unsupported=f"{excess}, and {obstacle}")
 
 
-def _obstacle(job: VariantJob, source: SourceModel, method: MethodChoice, runtime: Engine[Any]) -> str | None:
+def _obstacle(load: ModelLoad) -> str | None:
     """Why a job cannot read its model part by part; None if it can."""
+    job, source, method, runtime = load.job, load.source, load.method, load.runtime
     if isinstance(job, QuantizeModel):
         if method.method.quantize_parts is None:
             return f"{method.ref.name} quantizes only a model that is in memory as a whole"
