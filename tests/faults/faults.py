@@ -241,6 +241,14 @@ def states_without_room(bench: Bench) -> Ended:
         return ended
 
 
+def disk_too_slow(bench: Bench) -> Ended:
+    """The disk of a streamed model is so slow that reading alone takes longer than a run may."""
+    first = bench.run()
+    assert first.code == 0, first.output
+    shutil.rmtree(_quality_folder(bench))
+    return bench.run(fault="slow_disk", residency="streamed", limits={"time": "10m"})
+
+
 def _quality_folder(bench: Bench) -> Path:
     """The records of what the quantized model was measured to be."""
     (record,) = (each for each in bench.records() if each.spec.kind == "quality" and not each.spec.is_baseline)

@@ -172,6 +172,15 @@ MATRIX = (
         (QUALITY,),
         "no room for the states of suspended windows",
     ),
+    Fault(
+        "disk-too-slow",
+        "the disk of a streamed model is too slow for the time limit",
+        faults.disk_too_slow,
+        OK,
+        ("ok", "ok", "unsupported"),
+        (QUALITY,),
+        "limits.time is 600 s; raise the limit, or put the checkpoint on a faster disk",
+    ),
     _harmless(
         "record-cut", "half of a record is lost", damaged(of_record("record.json"), faults.cut), "damaged", slow=True
     ),

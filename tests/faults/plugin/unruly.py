@@ -123,6 +123,20 @@ def crowd_states() -> None:
         os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - int(os.environ[BYTES]))
 
 
+def slow_disk() -> None:
+    """A streamed model's disk takes a long time for each tensor, as its reader has it."""
+    from harness.models.streaming.reading import CheckpointReader
+
+    read = CheckpointReader.read
+
+    def slowly(reader: CheckpointReader, name: str) -> Any:
+        reader.read_s += A_LONG_TIME_S
+        return read(reader, name)
+
+    CheckpointReader.read = slowly  # type: ignore[method-assign]
+
+
+WHILE_LOADING: dict[str, Callable[[], None]] = {each.__name__: each for each in (crowd_states, slow_disk)}
 FAULTS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -147,8 +161,8 @@ def enable() -> None:
     from harness.methods.rtn.rtn import RTN
 
     RTN.enable()
-    if os.environ.get(FAULT) == crowd_states.__name__:
-        crowd_states()
+    if fault := WHILE_LOADING.get(os.environ.get(FAULT, "")):
+        fault()
 
 
 UNRULY = Method(
