@@ -75,14 +75,16 @@ class AlikeFigures:
 def alike_figures(table: Table, most: int, summaries: Summaries | None = None) -> tuple[AlikeFigures, ...]:
     """The figures of the first ``most`` rows of a table by their conditions, from the runs of these rows alone.
 
-    They are taken from the ``summaries`` if they were derived from the same rows before.
+    They are taken from the ``summaries`` if they were derived from the same rows before, and the values of runs if
+    they were derived from the same runs.
     """
+    summaries = summaries or Summaries({}, {})
     rows = table.rows[:most]
     records = {id(run): run for row in rows for run in row.runs_that_ended_well}
-    return (summaries or Summaries({}, {})).of_rows(
+    return summaries.of_rows(
         f"alike {most}",
         table.rows,
-        lambda: alike_on(table, rows, keyed_figures([table], list(records.values()))),
+        lambda: alike_on(table, rows, keyed_figures([table], list(records.values()), summaries.of_figures())),
         _read_alike,
     )
 

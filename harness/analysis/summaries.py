@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from harness.analysis.front_probability import front_probabilities
-from harness.analysis.kept import KeptEntries
+from harness.analysis.kept import NOTHING, KeptEntries
 from harness.core.column import LazyColumn
 from harness.core.exact_text import as_text, builder
 from harness.core.identity import full_digest
@@ -51,12 +51,16 @@ class Summaries(KeptEntries):
         keys = [self._evidence_key(each.evidence) if each.evidence else None for each in rows]
         return None if None in keys else full_digest([about, keys])
 
-    def of_rows(self, about: str, rows: Sequence[VariantRow], make: Callable[[], T], read: Callable[[Any], T]) -> T:
-        """What ``make`` derives from all rows of a table and ``about``, or the same as it was kept.
+    def of_figures(self) -> KeptEntries:
+        """Where what depends on the list of figures is kept.
 
         Nothing is kept beside figures of plugins: whether their code is still the same is not known.
         """
-        key = None if plugin_figures() else self.rows_key(about, rows)
+        return NOTHING if plugin_figures() else self
+
+    def of_rows(self, about: str, rows: Sequence[VariantRow], make: Callable[[], T], read: Callable[[Any], T]) -> T:
+        """What ``make`` derives from all rows of a table and ``about``, or the same as it was kept."""
+        key = None if self.of_figures() is NOTHING else self.rows_key(about, rows)
         found: T = self.take(key, make, as_text, lambda text: read(json.loads(text)))
         return found
 

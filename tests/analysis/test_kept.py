@@ -360,3 +360,24 @@ def test_a_new_run_is_compared_and_the_others_are_not(
     monkeypatch.setattr(compared, "_compared", lambda match, *rest: (seen.append(match), original(match, *rest))[1])
     CliRunner().invoke(app, ["compare", str(folder / "base"), str(folder / "head")])
     assert [each.head.spec.case_id for each in seen] == [record.spec.case_id]
+
+
+def test_a_report_derives_the_values_of_a_new_run_and_of_no_other(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    reported(folder, tmp_path / "first", "--format", "html")
+    record = next(
+        each for each in read_records_of(folder / "head")[::-1] if each.spec.kind == "quality" and each.status == "ok"
+    )
+    later = replace(record, attempt=2, session="s3", started_at="2026-11-09T10:00:00+00:00")
+    Store(folder / "head").save(later)
+    seen = []
+    original = values._values
+    monkeypatch.setattr(values, "_values", lambda case, figure: (seen.append(case), original(case, figure))[1])
+    again = reported(folder, tmp_path / "again", "--format", "html")
+    assert {each.spec.case_id for each in seen} == {record.spec.case_id}
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryFile, "read", lambda file: {})
+        assert reported(folder, tmp_path / "anew", "--format", "html") == again
