@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,12 +86,18 @@ class Node:
     ``name`` tells it from the site's others in records and displays; it must be a pseudonym (``node-1``), because host
     names say where a sweep ran. It is empty if the site is one machine. ``gpus`` are those that runs may use; 1 on a
     CPU, where runs share ``cores`` (``RunSpec.cores``) and ``memory_bytes``. Without cores one executes at a time.
+    ``stacks`` are those that are ready there, besides the main one; None if all are that the site's runs use.
     """
 
     name: str = ""
     gpus: int = 1
     cores: int = 0
     memory_bytes: int = 0
+    stacks: frozenset[str] | None = None
+
+    def has(self, stacks: Set[str]) -> bool:
+        """Whether all of these stacks are ready there."""
+        return self.stacks is None or stacks <= self.stacks | {MAIN}
 
 
 HERE = Node()

@@ -1,7 +1,7 @@
 """Several nodes as one site: what each of them reports, and whether they are alike enough for one sweep.
 
-The nodes share the cache folder of the machine that plans. Planning sees one machine: the hardware of the nodes, and
-the stacks and versions that all of them have.
+The nodes share artifacts with the machine that plans. Planning sees one machine: the hardware and the versions of all
+nodes, and the stacks that this machine and some node have. The schedule knows which.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def _stack_report(site: LocalSite, name: str) -> StackReport:
 
 @dataclass(frozen=True)
 class ClusterSite:
-    """Alike nodes that share a cache with this machine, whose site is ``here``.
+    """Alike nodes that share artifacts with this machine, whose site is ``here``.
 
-    ``reports`` are those of the nodes by name. Where a stack is ready here and not there, it may have been created
+    ``reports`` are those of the nodes by name. Where a stack is ready here and on no node, it may have been created
     since: then those that ``ask_anew`` returns take their place.
     """
 
@@ -93,7 +93,7 @@ class ClusterSite:
             if report.machine is None or report.node is None:
                 raise UsageError(f"{name}: {report.problem}")
             hardware[name] = report.machine.hardware
-            nodes.append(replace(report.node, name=name))
+            nodes.append(replace(report.node, name=name, stacks=_ready(report)))
         _refuse_unlike("hardware", hardware, "choose alike nodes")
         self.version(PACKAGE)
         return tuple(nodes)
@@ -107,31 +107,38 @@ class ClusterSite:
         return machine
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
-        """The version of a distribution, the same on this machine and on every node.
+        """The version of a distribution, the same on this machine and on every node that has the stack.
 
         Raises UsageError if one has another.
         """
         found = {HERE_NAME: self.here.version(package, stack)}
         for name, report in self.reports.items():
+            if stack not in _ready(report):
+                continue
             found[name] = report.stacks[stack].versions.get(_listed(package))
         way = "give all of them one environment" if stack == MAIN else f"create stack {stack!r} anew"
         _refuse_unlike(package, {name: version or "absent" for name, version in found.items()}, way)
         return found[HERE_NAME]
 
     def obstacle(self, stack: str) -> str | None:
-        """Why this machine cannot run a stack. Raises UsageError if it can and a node cannot."""
+        """Why this machine cannot run a stack. Raises UsageError if it can and no node can."""
         why = self.here.obstacle(stack)
-        if why is not None or not _lacking(stack, self.reports):
+        if why is not None or self._is_on_some(stack):
             return why
         self.reports.update(self.ask_anew())
-        for name, reason in _lacking(stack, self.reports).items():
-            raise UsageError(f"stack {stack!r} is ready on this machine and not on {name}: {reason}")
+        if not self._is_on_some(stack):
+            name, report = next(iter(self.reports.items()))
+            reason = report.stacks[stack].obstacle
+            raise UsageError(f"stack {stack!r} is ready on this machine and on no node; {name}: {reason}")
         return None
 
+    def _is_on_some(self, stack: str) -> bool:
+        return any(stack in _ready(report) for report in self.reports.values())
 
-def _lacking(stack: str, reports: Mapping[str, NodeReport]) -> dict[str, str]:
-    """Why nodes cannot run a stack, by name."""
-    return {name: why for name, report in reports.items() if (why := report.stacks[stack].obstacle) is not None}
+
+def _ready(report: NodeReport) -> frozenset[str]:
+    """The stacks that can run something on a node."""
+    return frozenset(name for name, stack in report.stacks.items() if stack.obstacle is None)
 
 
 def _refuse_unlike(what: str, found: Mapping[str, str], way: str) -> None:

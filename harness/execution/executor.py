@@ -19,8 +19,11 @@ class RunLost(Exception):
     """
 
     def __init__(self, message: str, for_good: bool) -> None:
-        super().__init__(message)
+        super().__init__(message, for_good)  # all of it, so that it may be pickled
         self.for_good = for_good
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Executor(Protocol):

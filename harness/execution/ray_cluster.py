@@ -4,7 +4,8 @@ An agent holds all CPUs and GPUs of its node in Ray's accounts while the sweep r
 and the sweep's schedule decides which of its nodes executes a run. A run is one call of its node's agent, which streams
 the phases and then the outcome. If Ray loses an agent, the run is lost; if the node is gone, so is the node.
 
-The nodes share the cache folder, the models and the texts with the machine that plans, under the same paths.
+The nodes share the models and the texts with the machine that plans, under the same paths, and the cache folder, or the
+URL of the cache, where each exchanges artifacts with its own folder.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from harness.core.owner import current_owner
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import Node
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, ResultsError, UsageError
 from harness.execution import fetch
 from harness.execution.cluster import ClusterSite, NodeReport, report_node
 from harness.execution.debris import clear
+from harness.execution.exchange import Exchange
 from harness.execution.executor import RunLost
 from harness.execution.executors import ExecutorChoice
 from harness.execution.interrupt import uninterrupted
@@ -63,11 +65,15 @@ class Agent:
     because the processes that a thread started end with it (``guard.py``).
     """
 
-    def __init__(self, cache: Path, pythons: Mapping[str, Path], device: str, cpus: int, threads: int) -> None:
-        """``cpus`` are those of this machine that Ray counts for the node; others may have the rest."""
+    def __init__(self, cache: str, pythons: Mapping[str, Path], device: str, cpus: int, threads: int) -> None:
+        """``cache`` is a folder that nodes share, or a URL; then artifacts are also in this machine's own folder.
+
+        ``cpus`` are those of this machine that Ray counts for the node; others may have the rest.
+        """
         _restore_environment()
-        clear([cache])
         self._executor = LocalExecutor(local_site(cache, pythons, device, cpus))
+        clear([self._executor.site.artifacts.root])
+        self._exchange = Exchange(self._executor.site.artifacts)
         self._anonymizer = Anonymizer.for_nodes()
         self._threads = ThreadPoolExecutor(threads, "run")
 
@@ -78,6 +84,9 @@ class Agent:
         """Those of the paths that this node does not have."""
         return [path for path in paths if not os.path.lexists(path)]
 
+    def find_cache_problem(self) -> str | None:
+        return self._exchange.find_problem()
+
     def fetch(self, specs: Sequence[RunSpec]) -> None:
         self._executor.fetch(specs)
 
@@ -87,7 +96,7 @@ class Agent:
 
         def execute() -> None:
             try:
-                outcome, log = self._executor.run(spec, inputs, news.put)
+                outcome, log = self._exchange.around(spec, lambda: self._executor.run(spec, inputs, news.put))
                 news.put((self._anonymizer.outcome(outcome), self._anonymizer.log(log)))
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 news.put(error)
@@ -133,8 +142,8 @@ class _RayNode:
 def open_ray(choice: ExecutorChoice, site: LocalSite, report: Callable[[str], None]) -> RayExecutor:
     """Connects to the cluster at ``choice.address``, or starts one of this machine alone, and an agent on each node.
 
-    Raises UsageError if Ray is not installed, the cluster cannot be reached, a node cannot start an agent or does not
-    see the cache folder, and if the nodes are unlike.
+    Raises UsageError if Ray is not installed, the cluster cannot be reached, a node cannot start an agent, does not see
+    the cache folder or cannot use the cache's URL, and if the nodes are unlike.
     """
     os.environ.update(ENVIRONMENT)
     try:
@@ -226,15 +235,16 @@ class RayExecutor:
     ) -> None:
         """Starts the agents and waits for them. Raises as ``open_ray``."""
         self._disconnect = disconnect
-        self._cache = here.artifacts.root.absolute()
+        self._artifacts = here.artifacts
         self._ray_ids = {f"node-{number}": each.ray_id for number, each in enumerate(nodes, 1)}
-        self._agents = {
-            name: _start_agent(here, self._cache, each) for name, each in zip(self._ray_ids, nodes, strict=True)
-        }
+        self._agents = {name: _start_agent(here, each) for name, each in zip(self._ray_ids, nodes, strict=True)}
         report(f"waiting for {len(nodes)} nodes")
         try:
             reports = self._ask_all("report", seconds=START_S)
-            self._refuse_unseen_cache()
+            if here.artifacts.shared is None:
+                self._refuse_unseen_cache()
+            else:
+                self._refuse_unreachable_cache()
             device = ClusterSite(here, reports, self._reports_anew).machine("auto").device
         except BaseException:
             self._end_agents()
@@ -244,7 +254,7 @@ class RayExecutor:
 
     def nodes(self, device: str) -> tuple[Node, ...]:
         self.site.machine(device)
-        return tuple(Node(node.name, node.gpus) for node in self.site.nodes())  # an agent has threads for its GPUs
+        return self.site.nodes()
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         """Here, because planning reads it, and on each node, whose downloads may be its own."""
@@ -264,12 +274,19 @@ class RayExecutor:
 
         agent = self._agents[node.name]
         try:
+            self._artifacts.offer(spec)  # what an earlier sweep on this machine made
+        except (OSError, ResultsError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise RunLost(f"what the run needs could not be sent to it: {reason}", for_good=False) from error
+        try:
             for reference in agent.run.options(num_returns="streaming").remote(spec, tuple(inputs)):
                 item: str | tuple[Outcome, bytes] = ray.get(reference)
                 if not isinstance(item, str):
                     return item
                 on_phase(item)
         except RayTaskError as error:
+            if isinstance(error.cause, RunLost):
+                raise error.cause from None
             raise RunLost(f"its agent failed: {type(error.cause).__name__}", for_good=False) from error
         except RayError as error:
             if self._answers(node.name):
@@ -335,18 +352,28 @@ class RayExecutor:
 
     def _refuse_unseen_cache(self) -> None:
         """Raises UsageError unless every node sees what is written into the cache folder here."""
-        self._cache.mkdir(parents=True, exist_ok=True)
-        probe = self._cache / f".shared-{current_owner()}.part"
+        cache = self._artifacts.root.absolute()
+        cache.mkdir(parents=True, exist_ok=True)
+        probe = cache / f".shared-{current_owner()}.part"
         probe.touch()
         try:
             for name, absent in self._ask_all("find_absent", [str(probe)]).items():
                 if absent:
                     raise UsageError(
-                        f"{name} does not see the cache folder {self._cache} of this machine: name one that all nodes "
-                        "share (--cache, or $QHARNESS_CACHE)"
+                        f"{name} does not see the cache folder {cache} of this machine: name one that all nodes share, "
+                        "or a URL (--cache, or $QHARNESS_CACHE for a folder)"
                     )
         finally:
             probe.unlink()
+
+    def _refuse_unreachable_cache(self) -> None:
+        """Raises UsageError unless every node can fetch artifacts from the URL of the cache, and send them there."""
+        for name, problem in self._ask_all("find_cache_problem").items():
+            if problem is not None:
+                raise UsageError(
+                    f"{name} cannot use the cache that nodes share: {problem}; start Ray there with the library, the "
+                    "keys and the endpoint in its environment (qharness[s3], AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL …)"
+                )
 
     def _answers(self, name: str) -> bool:
         """Whether a lost agent can be called again, because Ray has started it anew on its node."""
@@ -367,13 +394,15 @@ class RayExecutor:
         return False
 
 
-def _start_agent(here: LocalSite, cache: Path, node: _RayNode) -> Any:
+def _start_agent(here: LocalSite, node: _RayNode) -> Any:
     """The handle of an agent, which Ray starts as soon as the node has what it needs."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     pythons = {stack: Path(python).absolute() for stack, python in here.stacks.pythons.items()}
     runs = max(int(node.gpus), int(node.cpus), 1)
+    shared = here.artifacts.shared
+    cache = str(here.artifacts.root.absolute()) if shared is None else shared.objects.url
     return (
         ray.remote(Agent)
         .options(

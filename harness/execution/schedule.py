@@ -2,8 +2,9 @@
 
 Runs whose figures are of time have their node for themselves (``BaseJob.alone``). The others share it, each with the
 GPUs that its process gets, or on a CPU with its own cores if the recipe says how many threads a run has. All speeds of
-one model are measured on one node, because they are compared only there. With one node and one GPU, or none, and
-without a number of threads, the order is the plan's.
+one model are measured on one node, because they are compared only there. A run begins only where its stacks are, and a
+speed only where those of all speeds of its model are. With one node and one GPU, or none, and without a number of
+threads, the order is the plan's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from harness.core.identity import digest
 from harness.core.model import model_identity
 from harness.core.run import RunSpec
-from harness.core.site import Node
+from harness.core.site import MAIN, Node
+from harness.errors import UsageError
 from harness.planning.plan import PlannedRun
 
 FLOAT_BYTES = 4
@@ -40,8 +42,18 @@ class Schedule:
     others then wait for them once.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], nodes: Sequence[Node], needed_bytes: Sequence[int] = ()) -> None:
-        """``needed_bytes`` is the memory that each run may need where runs share a CPU; without it there is enough."""
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        nodes: Sequence[Node],
+        needed_bytes: Sequence[int] = (),
+        needed_stacks: Sequence[frozenset[str]] = (),
+    ) -> None:
+        """``needed_bytes`` is the memory that each run may need where runs share a CPU; without it there is enough.
+
+        ``needed_stacks`` are those that each run needs; without it every node has them. Raises UsageError if no node
+        has all that a run, or that the speeds of a model, need.
+        """
         self.nodes = list(nodes)
         self.width = width(specs, nodes)
         self._specs = specs
@@ -50,6 +62,8 @@ class Schedule:
         self._parallel = self.width > 1
         self._sort()
         self._groups = [compared_within(spec) if spec.job.repeated else None for spec in specs]
+        self._stacks = _together(needed_stacks or [frozenset()] * len(specs), self._groups)
+        self._refuse_stacks_apart()
         self._pending = {spec.run_id for spec in specs}
         self._running: dict[int, Node] = {}
         self._last: dict[int, Node] = {}
@@ -63,7 +77,7 @@ class Schedule:
 
     @property
     def waiting(self) -> tuple[int, ...]:
-        """The runs that have not begun."""
+        """The runs that have not begun. When nothing is running, no node is left that has their stacks."""
         return tuple(self._waiting)
 
     def begin(self) -> Placement | None:
@@ -117,7 +131,7 @@ class Schedule:
             if waits and not (self._specs[index].job.alone and len(self.nodes) == 1):
                 continue
             choice = self._choice(index, free)
-            if choice not in free:
+            if choice is None or choice not in free:
                 continue
             if not waits and self._has_room(index, choice):
                 return Placement(index, choice)
@@ -126,11 +140,16 @@ class Schedule:
                 break
         if self._running:
             return None
-        first = next((index for index in self._waiting if not self._waits(index)), self._waiting[0])
-        return Placement(first, self._choice(first, self.nodes))
+        for index in self._waiting:
+            if not self._waits(index) and (choice := self._choice(index, self.nodes)) is not None:
+                return Placement(index, choice)
+        return None
 
-    def _choice(self, index: int, free: Sequence[Node]) -> Node:
-        """The node for a run, of those that are free: where it has to be, or else where it may begin first."""
+    def _choice(self, index: int, free: Sequence[Node]) -> Node | None:
+        """The node for a run, of those that are free: where it has to be, or else where it may begin first.
+
+        None if none of them has its stacks.
+        """
         spec, group = self._specs[index], self._groups[index]
         if group is not None and group in self._homes:
             return self._homes[group]
@@ -139,7 +158,8 @@ class Schedule:
         avoided = self._avoided.get(index, set())
         measuring, busy = list(self._homes.values()), list(self._running.values())
         return min(
-            free,
+            (node for node in free if node.has(self._stacks[index])),
+            default=None,
             key=lambda node: (
                 node in avoided,
                 not self._has_room(index, node),
@@ -148,6 +168,13 @@ class Schedule:
                 busy.count(node),
             ),
         )
+
+    def _refuse_stacks_apart(self) -> None:
+        for spec, needed in zip(self._specs, self._stacks, strict=True):
+            if not any(node.has(needed) for node in self.nodes):
+                beside = ", and what it is compared with on one node," if spec.job.repeated else ""
+                named = " and ".join(sorted(needed - {MAIN}))
+                raise UsageError(f"no node has the stacks that {spec.title}{beside} needs: {named}; create them on one")
 
     def _waits(self, index: int) -> bool:
         """Whether it needs a run that has not ended, or may go on in the process of the one before it in the plan."""
@@ -169,6 +196,14 @@ class Schedule:
         return sum(self._specs[each].job.conditions.gpus for each in together) <= node.gpus
 
 
+def _together(needed: Sequence[frozenset[str]], groups: Sequence[str | None]) -> list[frozenset[str]]:
+    """The stacks that a node must have for each run: its own, and of speeds those of all that are compared with it."""
+    of_group: dict[str | None, frozenset[str]] = {}
+    for group, stacks in zip(groups, needed, strict=True):
+        of_group[group] = of_group.get(group, frozenset()) | stacks
+    return [stacks if group is None else of_group[group] for group, stacks in zip(groups, needed, strict=True)]
+
+
 def width(specs: Sequence[RunSpec], nodes: Sequence[Node]) -> int:
     """How many of these runs may execute at once on the nodes."""
     fewest = min((spec.cores for spec in specs if spec.cores), default=0)
@@ -187,6 +222,11 @@ def memory_needed(run: PlannedRun) -> int:
         return sys.maxsize
     logits = LOGIT_COPIES * run.spec.job.longest_tokens * run.size.vocabulary
     return FLOAT_BYTES * (2 * run.size.parameters + logits) + LIBRARY_BYTES
+
+
+def stacks_needed(run: PlannedRun) -> frozenset[str]:
+    """The stacks that a node must have to execute a run; none if it will not execute."""
+    return frozenset() if run.unsupported else frozenset((run.spec.stack, *run.spec.job.stacks))
 
 
 def compared_within(spec: RunSpec) -> str:

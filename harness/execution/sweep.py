@@ -47,7 +47,7 @@ from harness.execution.events import (
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
 from harness.execution.resume import done, left
-from harness.execution.schedule import Schedule, compared_within, memory_needed
+from harness.execution.schedule import Schedule, compared_within, memory_needed, stacks_needed
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
@@ -162,7 +162,11 @@ def sweep(
         records = progress.records
         through = False
         try:
-            schedule = Schedule([run.spec for run in planned], nodes, [memory_needed(run) for run in planned])
+            needed_bytes, needed_stacks = (
+                [memory_needed(run) for run in planned],
+                [stacks_needed(run) for run in planned],
+            )
+            schedule = Schedule([run.spec for run in planned], nodes, needed_bytes, needed_stacks)
             with _Lanes(executor, schedule.width, progress.keep) as lanes:
                 progress.follow(schedule, lanes)
             if saver.trouble is not None:
@@ -258,10 +262,11 @@ class _Progress:
             schedule.end(index)
             self._show(index, reused=False)
             self._show_remaining()
-        for index in schedule.waiting if self._sweep.saver.trouble is None else ():  # no node is left
+        lost = "every node that has its stack was lost" if schedule.nodes else "every node of the sweep was lost"
+        for index in schedule.waiting if self._sweep.saver.trouble is None else ():  # no node is left for it
             attempt = self._begin(index, HERE)
             if attempt is not None:
-                failure = Failure("start", "NodeLost", "every node of the sweep was lost; run the recipe again")
+                failure = Failure("start", "NodeLost", f"{lost}; run the recipe again")
                 self._record(attempt, Outcome("failed", failure), None, 0.0)
                 self._show(index, reused=False)
 

@@ -76,7 +76,8 @@ class Cache:
     """One folder per run_id under a root.
 
     What is not there may be ``shared``, at a URL: its outcome is known from there, ``damage`` with ``read_data``
-    fetches it, and ``share`` sends what was made here. A store that cannot be reached costs time, and no run.
+    fetches it, and ``share`` sends what was made here. A store that cannot be reached costs time, and no run. Where
+    runs execute on nodes with caches of their own, ``offer`` sends what a run needs, and ``pull`` fetches it there.
     """
 
     root: Path
@@ -134,39 +135,83 @@ class Cache:
         if not spec.job.cached:
             return None
         if read_data and self.shared is not None and not self.folder(spec.kind, spec.run_id).exists():
-            return self._fetch(self.shared, spec)
+            try:
+                self._fetch(self.shared, spec.kind, spec.run_id)
+            except ResultsError as error:
+                return str(error)
+            except OSError as error:
+                at = self.shared.objects.at(f"{spec.kind}/{spec.run_id}")
+                return f"{at}: cannot be fetched: {error.strerror}"
+            return None
         return self._damage(spec.kind, spec.run_id, read_data)
 
-    def _fetch(self, shared: SharedCache, spec: RunSpec) -> str | None:
-        """Why a shared folder could not be fetched; None if it is here now, or there is none."""
-        token = f"{current_owner()}-{secrets.token_hex(4)}"
+    def _fetch(self, shared: SharedCache, kind: str, run_id: str) -> bool:
+        """Makes the folder here the shared one; returns whether there is one.
+
+        Raises OSError; ResultsError for a damaged one, which it deletes there.
+        """
         try:
-            there = _read_shared(shared, spec.kind, spec.run_id)
+            there = _read_shared(shared, kind, run_id)
             if there is None:
-                return None
+                return False
             kept, seal, content = there
-            with self.filling(spec, token) as part:
-                shared.fetch(spec.kind, spec.run_id, seal, kept.files or (), part)
+            if self._holds(kind, run_id, content):
+                return True
+            with self._filling(kind, run_id, f"{current_owner()}-{secrets.token_hex(4)}") as part:
+                shared.fetch(kind, run_id, seal, kept.files or (), part)
                 self.disk.write(part / OUTCOME, content)
-                self._rename(spec, part)
-        except ResultsError as error:
+                self.disk.remove(self.folder(kind, run_id))  # it is another one, or damaged
+                self._rename(kind, run_id, part)
+        except ResultsError:
             with suppress(OSError):  # the next sweep finds it again
-                shared.remove(spec.kind, spec.run_id, OUTCOME)
-            return str(error)
-        except OSError as error:
-            return f"{shared.objects.at(f'{spec.kind}/{spec.run_id}')}: cannot be fetched: {error.strerror}"
-        return None
+                shared.remove(kind, run_id, OUTCOME)
+            raise
+        return True
+
+    def _holds(self, kind: str, run_id: str, outcome: bytes) -> bool:
+        """Whether the folder here is the one with this ``outcome.json``, and not seen to be damaged."""
+        try:
+            here = read_file(self.folder(kind, run_id) / OUTCOME, MAX_OUTCOME_BYTES, ResultsError)
+        except ResultsError:
+            return False
+        return here == outcome and self._damage(kind, run_id, read_data=False) is None
+
+    def pull(self, spec: RunSpec) -> None:
+        """Makes each folder that a spec needs the one that is shared, which all nodes of a sweep then use.
+
+        Raises OSError, and DamagedError for one that is missing or damaged where it is shared.
+        """
+        if self.shared is None:
+            return
+        for kind, run_id in spec.needs.items():
+            try:
+                found = self._fetch(self.shared, kind, run_id)
+            except ResultsError as error:
+                raise DamagedError(f"{error}; run the recipe again") from None
+            if not found:
+                at = self.shared.objects.at(f"{kind}/{run_id}")
+                raise DamagedError(f"{at}: missing from the cache; run the recipe again")
+
+    def offer(self, spec: RunSpec) -> None:
+        """Sends what a spec needs and is only here to where it is shared. Raises as ``share`` does."""
+        if self.shared is not None:
+            for kind, run_id in spec.needs.items():
+                self._send(self.shared, kind, run_id)
 
     def share(self, spec: RunSpec) -> None:
         """Sends the run's folder to where it is shared. Raises OSError, or ResultsError if the folder is damaged."""
-        folder = self.folder(spec.kind, spec.run_id)
-        if self.shared is None or not spec.job.cached or not folder.exists():  # one that is suspect was not kept
+        if self.shared is not None and spec.job.cached:
+            self._send(self.shared, spec.kind, spec.run_id)
+
+    def _send(self, shared: SharedCache, kind: str, run_id: str) -> None:
+        folder = self.folder(kind, run_id)
+        if not folder.exists():  # one that is suspect was not kept
             return
-        kept = _read(folder, spec.kind, spec.run_id)
-        if kept.files is not None and not self._is_shared(self.shared, spec):
+        kept = _read(folder, kind, run_id)
+        if kept.files is not None and not self._is_shared(shared, kind, run_id):
             content = read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError)
             seal = parse_json(content, OUTCOME, ResultsError)[SEAL]
-            self.shared.send(spec.kind, spec.run_id, seal, kept.files, folder, (OUTCOME, content))
+            shared.send(kind, run_id, seal, kept.files, folder, (OUTCOME, content))
 
     def _damage(self, kind: str, run_id: str, read_data: bool) -> str | None:
         folder = self.folder(kind, run_id)
@@ -177,17 +222,20 @@ class Cache:
         except ResultsError as error:
             return str(error)
 
-    def _is_shared(self, shared: SharedCache, spec: RunSpec) -> bool:
+    def _is_shared(self, shared: SharedCache, kind: str, run_id: str) -> bool:
         """Whether another machine sent the folder before. Deletes what it sent if that cannot be used."""
         try:
-            return _read_shared(shared, spec.kind, spec.run_id) is not None
+            return _read_shared(shared, kind, run_id) is not None
         except ResultsError:
-            shared.remove(spec.kind, spec.run_id, OUTCOME)
+            shared.remove(kind, run_id, OUTCOME)
             return False
 
     def remove(self, spec: RunSpec) -> bool:
-        """Deletes a run's folder, also where it is shared; returns whether it was here. Raises OSError."""
-        if self.shared is not None and spec.job.cached and self.folder(spec.kind, spec.run_id).exists():
+        """Deletes a run's folder, also where it is shared, whoever made it; returns whether it was here.
+
+        Raises OSError.
+        """
+        if self.shared is not None and spec.job.cached:
             self.shared.remove(spec.kind, spec.run_id, OUTCOME)
         return self.discard(spec)
 
@@ -209,12 +257,20 @@ class Cache:
 
     def part(self, spec: RunSpec, token: str) -> Path:
         """The folder that a worker fills; the token is unique to the worker."""
-        return self.folder(spec.kind, f".{spec.run_id}.{token}.part")
+        return self._part(spec.kind, spec.run_id, token)
+
+    def _part(self, kind: str, run_id: str, token: str) -> Path:
+        return self.folder(kind, f".{run_id}.{token}.part")
 
     @contextmanager
     def filling(self, spec: RunSpec, token: str) -> Iterator[Path]:
         """A folder to fill, without an outcome yet; deleted if filling it fails."""
-        part = self.part(spec, token)
+        with self._filling(spec.kind, spec.run_id, token) as part:
+            yield part
+
+    @contextmanager
+    def _filling(self, kind: str, run_id: str, token: str) -> Iterator[Path]:
+        part = self._part(kind, run_id, token)
         self.disk.make_folder(part)
         try:
             yield part
@@ -231,13 +287,13 @@ class Cache:
         kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, seal_files(part))
         content = json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False)
         self.disk.write(part / OUTCOME, content.encode())
-        self._rename(spec, part)
+        self._rename(spec.kind, spec.run_id, part)
 
-    def _rename(self, spec: RunSpec, part: Path) -> None:
+    def _rename(self, kind: str, run_id: str, part: Path) -> None:
         """Gives a sealed folder its name, unless there is one that is whole."""
-        final = self.folder(spec.kind, spec.run_id)
+        final = self.folder(kind, run_id)
         while True:
-            if self._damage(spec.kind, spec.run_id, read_data=False) is not None:
+            if self._damage(kind, run_id, read_data=False) is not None:
                 self.disk.remove(final)
             try:
                 self.disk.publish(part, final)
@@ -245,7 +301,7 @@ class Cache:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            if self.outcome(spec) is not None:  # another sweep was quicker
+            if final.exists() and self._damage(kind, run_id, read_data=False) is None:  # another sweep was quicker
                 self.disk.remove(part)
                 return
 

@@ -7,6 +7,7 @@ sees files of both. A fetched file counts only if its hash is what the outcome n
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ class SharedCache:
         """Raises ResultsError if nothing can be read there, which is better known before a sweep."""
         try:
             self.objects.list("machine")
+        except OSError as error:
+            raise ResultsError(f"--cache: {error.strerror}") from None
+
+    def refuse_unwritable(self) -> None:
+        """Raises ResultsError if nothing can be read or written there."""
+        self.refuse_unreachable()
+        try:
+            self.objects.now(f".writable-{secrets.token_hex(4)}")
         except OSError as error:
             raise ResultsError(f"--cache: {error.strerror}") from None
 

@@ -227,7 +227,7 @@ def test_planning_sees_the_nodes_hardware_and_what_is_installed(tmp_path: Path) 
     site = cluster(tmp_path, CPU, CPU)
     assert site.machine("auto") == CPU
     assert site.version("torch") == local_site(tmp_path).version("torch")
-    assert site.nodes() == (Node("node-1", cores=4), Node("node-2", cores=4))
+    assert site.nodes() == tuple(Node(name, cores=4, stacks=frozenset({MAIN})) for name in ("node-1", "node-2"))
     assert site.obstacle(MAIN) is None
     assert "missing" in (site.obstacle("llamacpp") or "")  # here and there: its runs are unsupported
 
@@ -255,12 +255,28 @@ def test_unlike_nodes_are_refused(tmp_path: Path, site: Callable[[Path], object]
         site(tmp_path)
 
 
-def test_a_stack_that_a_node_lacks_is_refused_unless_it_was_created_meanwhile(tmp_path: Path) -> None:
+def test_a_stack_that_some_nodes_have_is_ready_and_the_schedule_knows_where(tmp_path: Path) -> None:
+    site = cluster(tmp_path, CPU, CPU)
+    report = site.reports["node-2"]
+    made = StackReport(None, {"llama-cpp-python": "1"})
+    site.reports["node-2"] = replace(report, stacks={**report.stacks, "llamacpp": made})
+    folder = site.here.stacks.find("llamacpp").folder
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+    (folder / "stack.json").write_text(json.dumps({"versions": {"llama-cpp-python": "1"}}), encoding="utf-8")
+    assert site.obstacle("llamacpp") is None
+    assert site.version("llama-cpp-python", "llamacpp") == "1", "the node without the stack has no version of it"
+    one, two = site.nodes()
+    assert [node.has({MAIN, "llamacpp"}) for node in (one, two)] == [False, True]
+    assert one.has({MAIN})
+
+
+def test_a_stack_that_no_node_has_is_refused_unless_it_was_created_meanwhile(tmp_path: Path) -> None:
     site = cluster(tmp_path, CPU)
     own = replace(site.here, stacks=replace(site.here.stacks, pythons={"llamacpp": Path(__file__)}))
     ready = ClusterSite(own, dict(site.reports), lambda: later)
     later = site.reports
-    with pytest.raises(UsageError, match="'llamacpp' is ready on this machine and not on node-1: it is missing"):
+    with pytest.raises(UsageError, match="'llamacpp' is ready on this machine and on no node; node-1: it is missing"):
         ready.obstacle("llamacpp")
     made = StackReport(None, {"llama-cpp-python": "1"})
     report = site.reports["node-1"]

@@ -147,6 +147,18 @@ def test_a_lost_run_is_made_once_more_elsewhere_and_its_record_says_so(here: Swe
     assert len(here.store.read("sweep").records) == len(here.executor.ran) == 3, "nothing is lost, nothing is doubled"
 
 
+def test_once_the_only_node_with_a_stack_is_lost_its_runs_fail_and_the_others_go_on(here: Sweep) -> None:
+    """A run that no node has the stack of, because it is unsupported anyway, stops nothing."""
+    here.executor.names = (Node("node-1", stacks=frozenset()), Node("node-2", stacks=frozenset({"llamacpp"})))
+    here.executor.fail = lambda spec, node: RunLost(GONE, True) if spec.stack == "llamacpp" else None
+    there = [PlannedRun(run_spec("quality", seed=seed, stack="llamacpp")) for seed in range(2)]
+    absent = PlannedRun(run_spec("quality", seed=2, stack="vllm"), reason="stack 'vllm' is missing")
+    records = here.run([*there, absent, *(PlannedRun(run_spec("quality", seed=seed)) for seed in range(3, 6))])
+    assert [record.status for record in records] == ["failed"] * 2 + ["unsupported"] + ["ok"] * 3
+    messages = [record.outcome.failure.message for record in records[:2] if record.outcome.failure]
+    assert messages == ["every node that has its stack was lost; run the recipe again"] * 2
+
+
 def test_a_run_that_takes_two_nodes_with_it_has_failed(here: Sweep) -> None:
     bad = run_spec("quality", seed=1)
     planned = [PlannedRun(run_spec("quality", seed=seed)) for seed in range(4)]

@@ -1,4 +1,4 @@
-"""What is wrong with the nodes of a real Ray cluster is told before the first run.
+"""What is wrong with the nodes of a real Ray cluster is told before the first run; a stack may be on one of them only.
 
 There are two nodes. One has a mount namespace of its own, in which files of this machine have another content.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -19,6 +20,7 @@ from command_line import qharness
 from ray_nodes import RealCluster
 
 from harness.storage.folder_seal import with_seal
+from harness.storage.reading import read_records
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
@@ -40,7 +42,7 @@ class Refused:
         self.cache = folder / "shared"
         self.cache.mkdir()
 
-    def __call__(self, seen: Mapping[Path, Path], **changes: object) -> str:
+    def run(self, seen: Mapping[Path, Path], **changes: object) -> subprocess.CompletedProcess[str]:
         recipe = self.sweeps.recipe(
             {
                 "models": [{"id": str(self.tiny), "dtype": "float32", "label": "tiny"}],
@@ -54,9 +56,12 @@ class Refused:
         try:
             where = ["--results", str(self.folder / "results"), "--cache", str(self.cache)]
             on_cluster = ["--executor", "ray", "--address", self.cluster.address]
-            ended = qharness("run", recipe, *on_cluster, *where, timeout=PATIENCE_S)
+            return qharness("run", recipe, *on_cluster, *where, timeout=PATIENCE_S)
         finally:
             self.cluster.remove_others()
+
+    def __call__(self, seen: Mapping[Path, Path], **changes: object) -> str:
+        ended = self.run(seen, **changes)
         assert ended.returncode == 2, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         assert not list(self.folder.rglob("record.json")), "it is told before the first run"
@@ -101,8 +106,8 @@ def test_a_node_without_the_model(refused: Refused, tmp_path: Path) -> None:
     assert f"does not see {model}: put it into a folder that all nodes share" in message
 
 
-def test_a_node_without_a_stack(refused: Refused, tmp_path: Path) -> None:
-    """The stack is ready here: its folder has an interpreter and the manifest of a build."""
+def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_path: Path) -> None:
+    """It looks ready: its folder has an interpreter and the manifest of a build. Its runs fail once they have begun."""
     from harness.execution.local import local_site
 
     (tmp_path / "empty").mkdir()
@@ -111,9 +116,13 @@ def test_a_node_without_a_stack(refused: Refused, tmp_path: Path) -> None:
     (folder / "bin" / "python").symlink_to(sys.executable)
     versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1"}
     (folder / "stack.json").write_text(json.dumps(with_seal({"versions": versions})), encoding="utf-8")
-    message = refused({folder: tmp_path / "empty"}, engines=["transformers", "llamacpp"])
-    assert "stack 'llamacpp' is ready on this machine and not on node-" in message
-    assert "half-made" in message
+    ended = refused.run({folder: tmp_path / "empty"}, engines=["transformers", "llamacpp"])
+    assert ended.returncode == 3, ended.stdout + ended.stderr
+    records = read_records(tmp_path / "results")
+    begun = [record for record in records if record.spec.stack == "llamacpp" and record.node]
+    assert begun
+    assert len({record.node for record in begun}) == 1
+    assert "NoInterpreter" not in {record.outcome.failure.type for record in records if record.outcome.failure}
 
 
 def test_an_address_where_no_cluster_listens(tmp_path: Path, sweeps: Any, tiny: Path) -> None:

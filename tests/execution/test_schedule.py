@@ -17,11 +17,11 @@ from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome
 from harness.core.run import RunLimits, RunSpec
-from harness.core.site import Machine, Node
+from harness.core.site import MAIN, Machine, Node
 from harness.errors import UsageError
 from harness.execution.events import Ended, Event, PhaseBegan, Started
 from harness.execution.local import LocalExecutor, LocalSite, local_site
-from harness.execution.schedule import Schedule, compared_within, memory_needed
+from harness.execution.schedule import Schedule, compared_within, memory_needed, stacks_needed
 from harness.execution.sweep import sweep
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
@@ -117,6 +117,80 @@ def test_every_run_begins_once_and_shares_only_what_it_may(
         assert sorted(begun) == list(range(len(specs)))
     if gpus == [1]:
         assert begun == list(range(len(specs)))
+
+
+@st.composite
+def plans_in_stacks(draw: st.DrawFn) -> list[RunSpec]:
+    """Plans of one or two models, of which some runs are in stacks of their own."""
+    stacks = st.sampled_from([MAIN, MAIN, "llamacpp", "vllm"])
+    found: list[RunSpec] = []
+    for each in range(draw(st.integers(1, 2))):
+        for spec in draw(plans()):
+            if spec.kind in ("quality", "performance"):  # nothing in the plan needs them
+                own = changed(spec, stack=draw(stacks))
+                found.append(of_another_model(own) if each else own)
+            elif not each:
+                found.append(spec)
+    return sorted(found, key=lambda spec: spec.job.turn + spec.repetition)
+
+
+@given(plans_in_stacks(), st.lists(st.sets(st.sampled_from(["llamacpp", "vllm"])), min_size=1, max_size=3), st.data())
+def test_runs_begin_only_where_their_stacks_are(
+    specs: list[RunSpec], ready: list[set[str]], data: st.DataObject
+) -> None:
+    """Also after nodes were lost. What cannot begin any more is left when nothing is running."""
+    nodes = [Node(f"node-{number}", 3, stacks=frozenset(each)) for number, each in enumerate(ready, 1)]
+    stacks = [stacks_needed(PlannedRun(spec)) for spec in specs]
+
+    def needed(spec: RunSpec) -> set[str]:
+        """The stacks that one node must have."""
+        beside = [each for each in specs if spec.job.repeated and each.job.repeated]
+        together = [each for each in beside if compared_within(each) == compared_within(spec)]
+        return {each.stack for each in (spec, *together)} - {MAIN}
+
+    def homes(left: Sequence[Node], spec: RunSpec) -> list[Node]:
+        return [node for node in left if needed(spec) <= (node.stacks or set())]
+
+    if not all(homes(nodes, spec) for spec in specs):
+        with pytest.raises(UsageError, match="no node has the stacks that "):
+            Schedule(specs, nodes, needed_stacks=stacks)
+        return
+    schedule, left = Schedule(specs, nodes, needed_stacks=stacks), list(nodes)
+    running: dict[int, Node] = {}
+    ended: set[int] = set()
+    while True:
+        while (placed := schedule.begin()) is not None:
+            assert placed.node in homes(left, specs[placed.index])
+            running[placed.index] = placed.node
+        if not running:
+            break
+        index = data.draw(st.sampled_from(sorted(running)))
+        if len(left) > 1 and data.draw(st.integers(0, 4)) == 0:
+            gone = running[index]
+            left.remove(gone)
+            schedule.remove(gone)
+            for each in [each for each, where in running.items() if where == gone]:
+                schedule.retry(each)
+                del running[each]
+        else:
+            del running[index]
+            schedule.end(index)
+            ended.add(index)
+    assert ended | set(schedule.waiting) == set(range(len(specs)))
+    assert [index for index in schedule.waiting if homes(left, specs[index])] == []
+
+
+def test_quality_in_a_stack_waits_for_the_one_node_that_has_it_and_others_go_on() -> None:
+    specs = [run_spec("quality", method=method(number), device="cuda", stack="llamacpp") for number in range(2)]
+    specs += [run_spec("quality", method=method(number), device="cuda") for number in range(2)]
+    with_stack = Node("node-2", stacks=frozenset({"llamacpp"}))
+    needed = [stacks_needed(PlannedRun(spec)) for spec in specs]
+    schedule = Schedule(specs, [Node("node-1", stacks=frozenset()), with_stack], needed_stacks=needed)
+    first, second = schedule.begin(), schedule.begin()
+    assert first is not None
+    assert (first.index, first.node) == (0, with_stack)
+    assert second is not None
+    assert (second.index, second.node.name) == (2, "node-1")
 
 
 @given(plans(), st.integers(1, 9), st.sampled_from([None, 1, 2, 3, 4]), st.data())

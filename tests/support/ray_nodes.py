@@ -44,8 +44,11 @@ class RealCluster:
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def add_other(self, seen: Mapping[Path, Path]) -> None:
-        """Adds a node that sees, at each path, what is at another one. Skips where mounting is not allowed."""
+    def add_other(self, seen: Mapping[Path, Path], **variables: str) -> None:
+        """Adds a node that sees, at each path, what is at another one, and has other variables in its environment.
+
+        Skips where mounting is not allowed.
+        """
         unshare = shutil.which("unshare")
         if unshare is None or subprocess.run([unshare, "--mount", "true"], check=False, capture_output=True).returncode:
             pytest.skip("needs a mount namespace of its own (unshare --mount), which takes root")
@@ -56,7 +59,10 @@ class RealCluster:
         before = self._living()
         self._elsewhere.append(
             subprocess.Popen(
-                [unshare, "--mount", "sh", "-c", script], stdout=subprocess.DEVNULL, start_new_session=True
+                [unshare, "--mount", "sh", "-c", script],
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, **variables},
             )
         )
         limit_s = time.monotonic() + START_S

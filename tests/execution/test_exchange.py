@@ -1,0 +1,151 @@
+"""What a node fetches before a run and sends after it, where artifacts are shared at a URL. No worker is started."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import pytest
+from instant_executor import LOG, InstantExecutor
+from object_store import ObjectStore, served
+from run_specs import run_spec
+
+from harness.core.inputs import Input
+from harness.core.model import MethodRef
+from harness.core.record import Outcome
+from harness.core.run import RunSpec
+from harness.core.site import HERE, Node
+from harness.execution.exchange import Exchange
+from harness.execution.executor import RunLost
+from harness.execution.sweep import sweep
+from harness.planning.plan import PlannedRun
+from harness.storage.cache import OUTCOME, Cache
+from harness.storage.objects import Objects
+from harness.storage.shared_cache import SharedCache
+from harness.storage.store import Store
+
+NUMBERS = count()
+RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
+QUANTIZE = run_spec("quantize", method=RTN)
+QUALITY = replace(run_spec("quality", method=RTN), needs={"quantize": QUANTIZE.run_id})
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with served() as store:
+        yield store
+
+
+class Machines:
+    """Nodes, and a machine that plans, which share nothing but a bucket."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.objects, self.folder = Objects(url), folder
+        self.node = cache(lambda name: InstantExecutor(self.cache(name)))
+
+    def cache(self, name: str) -> Cache:
+        return Cache(self.folder / name, shared=SharedCache(self.objects))
+
+    def run(self, name: str, spec: RunSpec) -> Outcome:
+        node = self.node(name)
+        return Exchange(node.artifacts).around(spec, lambda: node.run(spec, (), lambda phase: None, HERE))[0]
+
+    def weights(self, name: str) -> Path:
+        return self.cache(name).folder("quantize", QUANTIZE.run_id) / "model.safetensors"
+
+
+@pytest.fixture
+def machines(server: ObjectStore, tmp_path: Path) -> Machines:
+    return Machines(server.bucket(f"exchange-{next(NUMBERS)}") + "/cache", tmp_path)
+
+
+def test_a_node_measures_what_another_made(machines: Machines) -> None:
+    assert machines.run("a", QUANTIZE).status == "ok"
+    assert machines.run("b", QUALITY).status == "ok"
+    assert machines.weights("b").read_bytes() == machines.weights("a").read_bytes() == b"weights"
+    machines.cache("b").verify(QUALITY)
+    assert machines.cache("a").outcome(QUANTIZE) == machines.cache("planning").outcome(QUANTIZE)
+
+
+def test_what_a_node_has_counts_only_while_it_is_what_is_shared(machines: Machines) -> None:
+    """Another machine's copy was first, or what this one made earlier was withdrawn and removed there."""
+    machines.run("a", QUANTIZE)
+    machines.cache("planning").remove(QUANTIZE)
+    assert machines.objects.list() == {}, "also by a machine that never had it"
+    failure = machines.run("a", QUALITY).failure
+    assert failure is not None
+    assert "missing from the cache; run the recipe again" in failure.message
+    machines.weights("a").write_bytes(b"of before")
+    machines.run("a", QUANTIZE)
+    assert machines.weights("a").read_bytes() == b"weights", "it is not sent instead of what the run made now"
+    (machines.weights("b").parent).mkdir(parents=True)
+    (machines.weights("b").parent / OUTCOME).write_text("{}")
+    machines.run("b", QUALITY)
+    assert machines.weights("b").read_bytes() == b"weights"
+
+
+def test_a_damaged_copy_on_a_node_is_fetched_again_and_a_damaged_shared_one_fails_the_run(machines: Machines) -> None:
+    machines.run("a", QUANTIZE)
+    machines.weights("a").write_bytes(b"cut")
+    assert machines.run("a", QUALITY).status == "ok"
+    assert machines.weights("a").read_bytes() == b"weights"
+    shared = next(name for name in machines.objects.list() if name.endswith("safetensors"))
+    machines.objects.write(shared, b"WEIGHTS")
+    outcome = machines.run("b", QUALITY)
+    assert outcome.failure is not None
+    assert (outcome.status, outcome.failure.phase, outcome.failure.type) == ("failed", "fetch", "DamagedError")
+    assert machines.node("b").ran == []
+    assert machines.cache("planning").outcome(QUANTIZE) is None, "it is deleted, so the next sweep makes it again"
+
+
+def test_a_store_that_goes_away_loses_the_run_and_not_the_node(machines: Machines, server: ObjectStore) -> None:
+    for spec, method, reason in ((QUALITY, "GET", "could not fetch what the run needs"), (QUANTIZE, "PUT", "not send")):
+        with server.failing(lambda asked, path, number, method=method: "500" if asked == method else None):  # type: ignore[misc]
+            with pytest.raises(RunLost, match=reason) as caught:
+                machines.run("a", spec)
+            assert "s3://" in str(caught.value)
+            assert Exchange(machines.cache("a")).find_problem() is not None
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (str(again), again.for_good) == (str(caught.value), False)
+    assert Exchange(machines.cache("a")).find_problem() is None
+    assert machines.objects.list() == {} or all(OUTCOME not in name for name in machines.objects.list())
+
+
+def test_nodes_that_share_a_folder_exchange_nothing(tmp_path: Path) -> None:
+    """A folder that another sweep made meanwhile stays, and what is missing is the worker's to say."""
+    node = InstantExecutor(Cache(tmp_path))
+    exchange = Exchange(node.artifacts)
+    assert exchange.find_problem() is None
+    for spec in (QUANTIZE, QUANTIZE, QUALITY):
+        assert exchange.around(spec, lambda spec=spec: node.run(spec, (), lambda phase: None, HERE))[1] == LOG  # type: ignore[misc]
+
+
+class OfNodes(InstantExecutor):
+    """An executor whose nodes have caches of their own, as on a cluster."""
+
+    def __init__(self, machines: Machines) -> None:
+        super().__init__(machines.cache("planning"))
+        self.machines = machines
+
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        return (Node("node-1"), Node("node-2"))
+
+    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: object, node: Node) -> tuple[Outcome, bytes]:
+        self.artifacts.offer(spec)
+        self.ran.append(spec)
+        return self.machines.run(node.name, spec), LOG
+
+
+def test_a_sweep_of_nodes_goes_on_with_what_the_planning_machine_made_alone(machines: Machines, tmp_path: Path) -> None:
+    alone = InstantExecutor(Cache(machines.folder / "planning"))
+    planned = [PlannedRun(QUANTIZE), PlannedRun(QUALITY)]
+    sweep(planned[:1], Store(tmp_path / "results"), alone, lambda event: None)  # type: ignore[arg-type]
+    nodes = OfNodes(machines)
+    records = sweep(planned, Store(tmp_path / "results"), nodes, lambda event: None)  # type: ignore[arg-type]
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert nodes.ran == [QUALITY]
+    assert machines.weights(records[1].node).read_bytes() == b"weights"
