@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from imported_files import all_imported
+from run_specs import changed
 from typer.testing import CliRunner, Result
 
 from harness.api.bundle import bundle
@@ -134,6 +135,27 @@ def test_its_contents_name_models_and_texts_by_hash_and_the_versions_of_every_st
     assert about["stacks"].keys() == {"main"}
     (lock,) = (content.decode() for name, content in found.items() if name.startswith("locks/main-"))
     assert "torch==" in lock
+
+
+def test_records_of_two_stacks_bring_the_locks_of_both(tmp_path: Path) -> None:
+    llamacpp = {"python": "3.12.1", "llama-cpp-python": "0.3.99"}
+    for number, record in enumerate(read_records(EXAMPLE)):
+        if record.spec.kind == "quality" and number % 2:
+            before = replace(record.outcome.before, software=llamacpp) if record.outcome.before else None
+            record = replace(
+                record,
+                spec=changed(record.spec, stack="llamacpp"),
+                outcome=replace(record.outcome, before=before, after=before),
+            )
+        Store(tmp_path / "both").save(record)
+    found = contents(bundle(tmp_path / "both", tmp_path / NAME).path)
+    assert json.loads(found["contents.json"])["stacks"].keys() == {"main", "llamacpp"}
+    locks = {
+        name.removeprefix("locks/").partition("-")[0]: text.decode() for name, text in found.items() if "locks/" in name
+    }
+    assert locks.keys() == {"main", "llamacpp"}
+    assert "torch==" in locks["main"]
+    assert locks["llamacpp"] == "# llamacpp, Python 3.12.1\nllama-cpp-python==0.3.99\n"
 
 
 def test_its_recipe_can_be_read_and_asks_what_the_records_answer(made: Path, tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_what_the_hub_knows_of_a_model_is_downloaded_measured_and_deleted(publis
         (name, commits[name]) for name in ("who/tiny-w4", "who/tiny-w8")
     ]
     assert "who/odd" in output
+    assert output.rstrip().endswith("next: qharness report found/pick-tiny")
     assert "who/tiny" in on_disk(place)["user's"]
     assert on_disk(place)["own"] == []
     frame = load_results(place / "found" / "pick-tiny")

@@ -94,6 +94,7 @@ def pick(
             if serve
             else "no server is known for the pick: it is no published checkpoint, or one that only transformers reads"
         )
+    say(f"next: qharness report {folder}")
     lacking = made.left_out or (written.left_out if checkpoints else ())
     if lacking or any(record.status in FAILURES for record in made.records):
         raise typer.Exit(ExitCode.RUNS_FAILED)
