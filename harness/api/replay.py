@@ -21,17 +21,18 @@ from harness.core.model import ModelRef
 from harness.core.owner import temporary_folder
 from harness.core.record import RunRecord
 from harness.core.run import RunSpec
-from harness.core.workload import TextRef
+from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import ExitCode, ResultsError, SourceError, UsageError
 from harness.execution.events import Event
 from harness.models.sources import inspect
 from harness.planning.plan import PlannedRun
-from harness.planning.recipe_of import recipe_of
+from harness.planning.recipe_of import Located, recipe_of
 from harness.recipe import Model, Recipe
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.bundle import RESULTS, open_bundle
 from harness.storage.checksums import file_sha256
 from harness.storage.reading import all_records, read_results
+from harness.tasks.trust import definition
 from harness.text.sources import DATA
 
 
@@ -68,18 +69,25 @@ class Replay:
 
 @dataclass(frozen=True)
 class _Here:
-    """Where on this machine models and texts are that have a content; ``given`` are paths that the user named."""
+    """Where on this machine things are that have a content; ``given`` are paths that the user named."""
 
     given: Sequence[Path]
     _found: dict[str, str | None] = field(default_factory=dict)
 
-    def place(self, content: ModelRef | TextRef) -> str | None:
-        """The path of a model or a text, its id on a hub, or a built-in text's name; None if it is not here."""
-        key = content.content if isinstance(content, ModelRef) else content.sha256 or content.id
+    def place(self, located: Located) -> str | None:
+        """The path of a model, a text or a task's definition, a model's id on a hub, or a built-in text's name.
+
+        None if it is not here.
+        """
+        key = _content(located)
         if key not in self._found:
-            found = self._model(content) if isinstance(content, ModelRef) else self._text(content)
-            self._found[key] = found
+            self._found[key] = self._find(located)
         return self._found[key]
+
+    def _find(self, located: Located) -> str | None:
+        if isinstance(located, ModelRef):
+            return self._model(located)
+        return self._text(located) if isinstance(located, TextRef) else self._task(located)
 
     def _model(self, model: ModelRef) -> str | None:
         if model.on_hub or model.kind == "synthetic":
@@ -99,6 +107,13 @@ class _Here:
                     return text.id if path == built_in else str(path.absolute())
         return None
 
+    def _task(self, task: TaskWorkload) -> str | None:
+        for path in (Path(task.definition).expanduser(), *self.given):
+            with suppress(UsageError, OSError):
+                if path.is_file() and definition(path).hash_content() == task.own:
+                    return str(path.absolute())
+        return None
+
     def missing(self, spec: RunSpec) -> str | None:
         """What a run reads that is not here; None if all is."""
         for model in spec.job.models:
@@ -107,7 +122,16 @@ class _Here:
         for text in spec.job.texts:
             if text.hub is None and self.place(text) is None:
                 return f"the text {text.id} ({(text.sha256 or '')[:12]}) is not here; name its file: --from PATH"
+        for task in spec.job.tasks:
+            if task.own is not None and self.place(task) is None:
+                return f"the task {task.name} ({task.own[:12]}) is not here; name its file: --from PATH"
         return None
+
+
+def _content(located: Located) -> str:
+    if isinstance(located, ModelRef):
+        return located.content
+    return located.sha256 or located.id if isinstance(located, TextRef) else located.own or located.name
 
 
 def replay(
@@ -124,10 +148,10 @@ def replay(
     """Runs what a bundle measured on this machine, as far as it can, and compares: BASE is the bundle.
 
     Each question that ended well is asked again, as often as it was, by the recipe that follows from its records.
-    Models and texts are those with the same content, wherever they are: where the bundle's recipe had them, on a hub,
-    or at one of the paths ``sources``. The records are kept in the folder ``results``; a repeated call resumes.
-    ``strict`` gates every metric. Runs nothing, and raises ResultsError for a bundle that is not as it was written, and
-    UsageError for ``results`` that hold the bundle's own runs, which would not be made again.
+    Models, texts and definitions of tasks are those with the same content, wherever they are: where the bundle's recipe
+    had them, on a hub, or at one of the paths ``sources``. The records are kept in the folder ``results``; a repeated
+    call resumes. ``strict`` gates every metric. Runs nothing, and raises ResultsError for a bundle that is not as it
+    was written, and UsageError for ``results`` that hold the bundle's own runs, which would not be made again.
     """
     path = Path(bundle)
     refuse_unverified(path)

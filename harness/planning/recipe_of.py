@@ -28,8 +28,10 @@ from harness.errors import UsageError
 from harness.text.sources import TEXTS
 
 T = TypeVar("T")
-Place = Callable[[ModelRef | TextRef], str | None]
-"""Where a model or a text is; None for where the recipe said."""
+Located = ModelRef | TextRef | TaskWorkload
+"""What a recipe names by its place, and records know by its content. Of tasks, those that the user defined."""
+Place = Callable[[Located], str | None]
+"""Where a model, a text or a task's definition is; None for where the recipe said."""
 
 
 def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, whole: bool = False) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _task(task: TaskWorkload, place: Place) -> dict[str, Any]:
     beside = ("name", "definition", "own", "data", "fewshot_data", *WRITING)
     settings = {name: value for name, value in asdict(task).items() if name not in beside and value is not False}
     return _set(
-        name=task.definition if task.own is not None else task.name,
+        name=task.name if task.own is None else place(task) or task.definition,
         data=_file(task.data, place) if task.data else None,
         fewshot_data=_file(task.fewshot_data, place) if task.fewshot_data else None,
         **settings,

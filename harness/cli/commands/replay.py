@@ -18,7 +18,7 @@ def replay(
     results: Annotated[str, typer.Option("--results", metavar="DIR|URL", help="Where the new records go.")] = "replays",
     sources: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
-        typer.Option("--from", metavar="PATH", help="A model or a text that the bundle names; may be repeated."),
+        typer.Option("--from", metavar="PATH", help="A model, text or task that the bundle names; may be repeated."),
     ] = None,
     cache: CacheLocation = None,
     pythons: Pythons = None,
