@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.analysis.keyed import keyed_figures
 from harness.api.bundle import bundle
 from harness.api.locations import name_of
 from harness.api.results import NamedRecords, kept_of, read_folder, redacted
+from harness.api.site_agreement import agreements
 from harness.core.exact_text import as_text, builder
 from harness.core.foreign import read_file, shown
 from harness.core.identity import full_digest
@@ -30,7 +31,7 @@ from harness.report.escape import file_name
 from harness.report.page import page
 from harness.report.redact import LEFT_OUT, Redaction
 from harness.report.renderers.html import SitePlace, html
-from harness.report.site.entries import SweepEntry, sweep_entry
+from harness.report.site.entries import SiteAgreement, SweepEntry, sweep_entry
 from harness.report.site.pages import index_page, model_page, models_of
 from harness.report.write import write_file
 from harness.storage.bundle import SUFFIX, is_bundle
@@ -57,6 +58,22 @@ class SiteBuild:
     built: int
     written: tuple[Path, ...]
     removed: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """How far the sources of a model agree, by series; ``state`` is that of all of its sweeps."""
+
+    state: str
+    series: Mapping[str, SiteAgreement]
+
+
+@dataclass(frozen=True)
+class _LastBuild:
+    """What a build leaves for the next: each sweep with the state of its location, and the agreement of each model."""
+
+    sweeps: Mapping[str, tuple[str | None, SweepEntry]] = field(default_factory=dict)
+    models: Mapping[str, _Agreed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,35 +121,47 @@ def write_site(
     if folder.exists() and not (folder / KEPT).is_file() and any(folder.iterdir()):
         raise UsageError(f"{shown(folder)}: holds files that are no site of qharness; name another folder for --out")
     writer = _SiteFiles(folder)
-    kept = _read_kept(folder)
+    before = _read_kept(folder)
+    kept = before.sweeps
     states = {location: _state(location, title, bundles, redact) for location in results}
     gone = {state for state, entry in kept.values() if not _is_there(folder, entry)}
     unchanged = {state for state, _ in kept.values() if state in states.values()} - gone - {None}
     if redact and unchanged != set(states.values()):
         unchanged = set()  # a model has one number on all pages, which depends on the sweeps before it
     entries = {name: known for name, known in kept.items() if known[0] in unchanged}
+    places: dict[str, str | Path] = {}
     left = [location for location, state in states.items() if state not in unchanged]
+    redaction = Redaction() if redact else None
     builder, used, built = _Builder(folder, title, bundles), set(entries), 0
-    pages = builder.redacted(left, used) if redact else builder.named(left, used, processes)
+    pages = builder.named(left, used, processes) if redaction is None else builder.redacted(left, used, redaction)
     try:
         with closing(pages):
             for location, made in zip(left, pages, strict=True):
                 if made.fault is not None:
                     on_skipped(location, made.fault)
                 entries |= {entry.name: (states[location], entry) for entry in made.entries}
+                places |= {entry.name: location for entry in made.entries}
                 writer.written += made.written
                 built += len(made.entries)
     except BaseException:
-        _keep(folder, {**kept, **entries})  # a build that was interrupted goes on from there
+        _keep(folder, _LastBuild({**kept, **entries}, before.models))  # a build that was interrupted goes on from there
         raise
     if not entries:
         raise ResultsError("none of these can be read as results; name folders written by 'qharness run'")
     found = [entry for _, entry in entries.values()]
+    of_state = {state: location for location, state in states.items() if state is not None}
+    places |= {name: of_state[state] for name, (state, _) in entries.items() if state in of_state}
+    agreed: dict[str, _Agreed] = {}
     for model in models_of(found):
-        writer.write(f"models/{model.id}.html", model_page(title, model, keys=not redact))
+        of_sweeps = [entries[sweep.name][0] for sweep in model.sweeps]
+        state, known = full_digest(of_sweeps), before.models.get(model.id)
+        if known is None or known.state != state or None in of_sweeps:
+            known = _Agreed(state, agreements(model, places, redaction))
+        agreed[model.id] = known
+        writer.write(f"models/{model.id}.html", model_page(title, model, known.series, keys=not redact))
     writer.write("index.html", index_page(title, found))
     removed = tuple(_remove_stale(folder, kept, found))
-    _keep(folder, entries)
+    _keep(folder, _LastBuild(entries, agreed))
     return SiteBuild(folder / "index.html", tuple(entries), built, tuple(writer.written), removed)
 
 
@@ -202,9 +231,8 @@ class _Builder:
             location, lambda recipe, alone: place if alone else place + OF_RECIPE + file_name(recipe, own)
         )
 
-    def redacted(self, locations: Sequence[str | Path], used: set[str]) -> Generator[_Built]:
+    def redacted(self, locations: Sequence[str | Path], used: set[str], redaction: Redaction) -> Generator[_Built]:
         """Each sweep under the name of its recipe; a name that is hidden has one number on all pages."""
-        redaction = Redaction()
         for location in locations:
             yield self._built(location, lambda recipe, alone: file_name(recipe, used), redaction)
 
@@ -286,22 +314,20 @@ def _remove_stale(
         yield folder / name
 
 
-def _keep(folder: Path, entries: Mapping[str, tuple[str | None, SweepEntry]]) -> None:
+def _keep(folder: Path, kept: _LastBuild) -> None:
     """For the next build; nothing if nothing was built."""
-    if entries:
-        content = {name: [state, as_text(entry)] for name, (state, entry) in entries.items()}
-        write_file(folder / KEPT, json.dumps(content).encode())
+    if kept.sweeps:
+        write_file(folder / KEPT, as_text(kept).encode())
 
 
-def _read_kept(folder: Path) -> dict[str, tuple[str | None, SweepEntry]]:
+def _read_kept(folder: Path) -> _LastBuild:
     """What the last build kept; nothing if there was none, or what it kept cannot be read."""
-    read: Callable[[Any], SweepEntry] = builder(SweepEntry)
+    read: Callable[[Any], _LastBuild] = builder(_LastBuild)
     try:
-        content = json.loads(read_file(folder / KEPT, MAX_KEPT_BYTES, ResultsError))
-        found = {name: (state, read(json.loads(text))) for name, (state, text) in content.items()}
+        found = read(json.loads(read_file(folder / KEPT, MAX_KEPT_BYTES, ResultsError)))
     except (OSError, ResultsError, ValueError, TypeError, AttributeError, LookupError):
-        return {}
-    return {name: known for name, known in found.items() if _is_named(name, known[1])}
+        return _LastBuild()
+    return replace(found, sweeps={name: known for name, known in found.sweeps.items() if _is_named(name, known[1])})
 
 
 def _is_named(name: str, entry: SweepEntry) -> bool:

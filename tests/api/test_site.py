@@ -9,10 +9,12 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from run_specs import changed as with_hardware
 from typer.testing import CliRunner
 
 from harness.analysis.keyed import KeyedFigure, keyed_figures
 from harness.api.bundle import bundle
+from harness.api.pool import pool
 from harness.api.results import NamedRecords, read_folder
 from harness.api.site import KEPT, SiteBuild, write_site
 from harness.cli.app import app
@@ -22,9 +24,11 @@ from harness.core.parts import with_parts
 from harness.core.record import RunRecord
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.figures.table import VariantRow
+from harness.report.agreement import agreement_numbers
 from harness.report.page import page
 from harness.report.renderers.html import SitePlace, html
 from harness.storage.reading import read_records
+from harness.storage.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 
@@ -112,6 +116,59 @@ def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, 
         f"{row.perplexity.value:.4g}" for row in rows(read_records(EXAMPLE)) if row.is_baseline and row.perplexity
     }
     assert f">{perplexity}</a>" in lines[0]
+
+
+def test_a_series_lists_its_sources_and_says_that_copies_are_identical(built: tuple[Path, SiteBuild]) -> None:
+    """Each source with its sweep, machine, day and value."""
+    sources = re.findall(r'<tr class="sources">(.*?)</tr>', text_of(model_of(built[0])), re.DOTALL)
+    assert len(sources) > 10
+    records = read_records(EXAMPLE)
+    (machine,) = {table.hardware for table in page(records).tables}
+    (day,) = {each.started_at[:10] for each in records}
+    for each in sources:
+        assert re.findall(r"<summary>(.*?)</summary>", each)[0].startswith("2 sweeps: "), each
+        assert sorted(re.findall(r'<li><a href="../sweeps/(\w+)\.html">', each)) == ["first", "second"]
+        assert each.count(f" · {machine} · {day} · ") == 2
+    assert "<summary>2 sweeps: identical</summary>" in sources[0]
+
+
+def test_sources_that_differ_are_tested_as_for_merged_figures(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """And what was tested is known to the next build, which reads nothing."""
+
+    def changed(record: RunRecord) -> RunRecord:
+        worse = (
+            replace(each, values=tuple(1.01 * value for value in each.values)) if each.metric == "nll" else each
+            for each in record.outcome.measurements
+        )
+        return replace(record, outcome=replace(record.outcome, measurements=tuple(worse)))
+
+    other, out = tmp_path / "other", tmp_path / "site"
+    for record in read_records(EXAMPLE):
+        Store(other).save(changed(record))
+    write_site([folders[0], other], out)
+    text = unescape(text_of(model_of(out)))
+    perplexities = [each for each in pool([folders[0], other]).figures if each.metric == "perplexity"]
+    assert {each.agreement for each in perplexities} == {"heterogeneous"}
+    for each in perplexities:
+        assert f'<p class="soft">2 sources: {agreement_numbers(each)}</p>' in text
+    assert text.count("<summary>2 sweeps: heterogeneous</summary>") >= len(perplexities)
+    (out / "index.html").unlink()
+    assert write_site([folders[0], other], out).written == (out / "index.html",)
+    assert unescape(text_of(model_of(out))) == text
+
+
+def test_of_many_sources_the_newest_of_each_machine_are_tested(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.api.site_agreement.MOST_POOLED", 2)
+    third, out = tmp_path / "third", tmp_path / "site"
+    for record in read_records(EXAMPLE):
+        Store(third).save(replace(record, spec=with_hardware(record.spec, hardware="another CPU")))
+    write_site([*folders, third], out)
+    sources = re.findall(r'<tr class="sources">(.*?)</tr>', text_of(model_of(out)), re.DOTALL)
+    of_three = [each for each in sources if "<summary>3 sweeps: " in each]
+    assert of_three
+    assert all('<p class="soft">2 sources' in each for each in of_three)
 
 
 def test_pages_show_the_keys_of_figures_that_may_stand_side_by_side(built: tuple[Path, SiteBuild]) -> None:

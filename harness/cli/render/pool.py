@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.variant import shown_variant
 from harness.figures.formats import significant
+from harness.report.agreement import agreement_numbers
 from harness.report.terminal import Rows, print_json, show, written
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ def _parts(found: Pool) -> Iterator[Text | Rows | str]:
 
 
 def _agreement(each: PooledFigure) -> str:
-    if each.test is None:
-        return f"{each.agreement}{': ' if each.note else ''}{each.note}"
-    test = each.test
-    numbers = f"I² {100 * test.i_squared:.0f}%, Q {test.q:.2f}, p {test.p:.2g}, tau {significant(test.tau, 3)}"
-    return f"{each.agreement}\n{numbers} ({each.scale})"
+    numbers = agreement_numbers(each)
+    between = "\n" if each.test else ": " if numbers else ""
+    return f"{each.agreement}{between}{numbers}"
 
 
 def _why(each: UnlikeFigures) -> str:

@@ -47,6 +47,15 @@ class SiteRow:
 
 
 @dataclass(frozen=True)
+class SiteAgreement:
+    """Whether ``sources`` that measured a series alike agree: in a word, and the numbers of the test or why none."""
+
+    word: str
+    sources: int
+    numbers: str
+
+
+@dataclass(frozen=True)
 class SweepEntry:
     """One sweep. ``conditions`` are the conditions of each key among its figures, as pairs of names and texts."""
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from markupsafe import Markup
 
 from harness.report import escape
-from harness.report.site.entries import SiteFigure, SiteRow, SweepEntry
+from harness.report.site.entries import SiteAgreement, SiteFigure, SiteRow, SweepEntry
 from harness.report.site.trend import Trend, trend
 from harness.report.templating import source, template
 
 MOST_POINTS = 60
-"""The newest points of a series that are drawn."""
+"""The newest points of a series that are drawn and listed."""
 MOST_COMPARED = 400
 """The newest rows of a model that can be chosen to be compared."""
 COMPARED = ("name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "key")
 """The fields of a figure in the order in which the site's script takes them."""
+NO_AGREEMENTS: Mapping[str, SiteAgreement] = MappingProxyType({})
 DAY = 10
 """The letters of a time that are its day."""
 
@@ -37,14 +39,32 @@ class SiteModel:
 
 
 @dataclass(frozen=True)
+class SiteSource:
+    """A figure as one sweep measured it, with that sweep's name."""
+
+    sweep: str
+    row: SiteRow
+    figure: SiteFigure
+
+    @property
+    def day(self) -> str:
+        return self.row.measured[:DAY]
+
+
+@dataclass(frozen=True)
 class SiteSeries:
-    """One figure of one variant in every sweep that measured it alike: the oldest first."""
+    """One figure of one variant in every sweep that measured it alike: ``sources``, the newest first, of ``count``.
+
+    ``agreement`` is None where there is one source.
+    """
 
     figure: SiteFigure
     first: SiteRow
     newest: SiteRow
     sweep: str
     count: int
+    sources: tuple[SiteSource, ...]
+    agreement: SiteAgreement | None
     trend: Trend
 
     @property
@@ -82,9 +102,12 @@ def index_page(title: str, entries: Sequence[SweepEntry]) -> str:
     return _render("site_index.html.j2", title=title, sweeps=ordered, models=models_of(entries))
 
 
-def model_page(title: str, model: SiteModel, keys: bool = True) -> str:
+def model_page(
+    title: str, model: SiteModel, agreements: Mapping[str, SiteAgreement] = NO_AGREEMENTS, keys: bool = True
+) -> str:
     """What was measured of a model over time, and two rows of it side by side.
 
+    ``agreements``, by series, say whether its sources agree.
     Without ``keys`` it shows no comparability keys: where names are redacted, they are not those of other pages.
     """
     pairs = [(sweep.name, row) for sweep in model.sweeps for row in sweep.rows if row.model == model.id]
@@ -93,7 +116,7 @@ def model_page(title: str, model: SiteModel, keys: bool = True) -> str:
         "site_model.html.j2",
         title=title,
         model=model,
-        variants=_variants(pairs),
+        variants=_variants(pairs, agreements),
         rows=len(pairs),
         most_compared=MOST_COMPARED,
         keys=keys,
@@ -101,23 +124,29 @@ def model_page(title: str, model: SiteModel, keys: bool = True) -> str:
     )
 
 
-def _variants(pairs: Iterable[tuple[str, SiteRow]]) -> list[SiteVariant]:
-    found: dict[tuple[bool, str, str], dict[tuple[str, str], list[tuple[str, SiteRow, SiteFigure]]]] = {}
+def _variants(pairs: Iterable[tuple[str, SiteRow]], agreements: Mapping[str, SiteAgreement]) -> list[SiteVariant]:
+    found: dict[tuple[bool, str, str], dict[tuple[str, str], list[SiteSource]]] = {}
     for sweep, row in pairs:
         of_variant = found.setdefault((not row.is_baseline, row.label, row.engine), {})
         for figure in row.figures:
-            of_variant.setdefault((figure.name, figure.series), []).append((sweep, row, figure))
+            of_variant.setdefault((figure.name, figure.series), []).append(SiteSource(sweep, row, figure))
     return [
-        SiteVariant(label, engine, not other, tuple(_series(points) for points in series.values()))
+        SiteVariant(
+            label, engine, not other, tuple(_series(points, agreements.get(key)) for (_, key), points in series.items())
+        )
         for (other, label, engine), series in sorted(found.items())
     ]
 
 
-def _series(points: Sequence[tuple[str, SiteRow, SiteFigure]]) -> SiteSeries:
-    sweep, newest, figure = points[-1]
-    shown = [each for _, _, each in points[-MOST_POINTS:]]
-    drawn = trend([(each.value, each.low, each.high) for each in shown], [each.text for each in shown])
-    return SiteSeries(figure, points[0][1], newest, sweep, len({name for name, _, _ in points}), drawn)
+def _series(points: Sequence[SiteSource], agreement: SiteAgreement | None) -> SiteSeries:
+    last, shown = points[-1], points[-MOST_POINTS:]
+    drawn = trend(
+        [(each.figure.value, each.figure.low, each.figure.high) for each in shown],
+        [each.figure.text for each in shown],
+    )
+    count = len({each.sweep for each in points})
+    sources = tuple(reversed(shown))
+    return SiteSeries(last.figure, points[0].row, last.row, last.sweep, count, sources, agreement, drawn)
 
 
 def _compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> dict[str, object]:
