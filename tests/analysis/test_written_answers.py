@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from written_records import FAULTS, HOSTILE, QUESTIONS, SAMPLES, answered_task, faulty, faulty_sweep, method, well
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
-from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
 from harness.figures.table import AnswersKey, Table, VariantRow
 from harness.plugins import figures
@@ -22,89 +22,13 @@ from harness.report.answer_pairs import answer_pairs
 from harness.report.page import page
 from harness.report.plots.panels import panels_of
 from harness.report.renderers.html import html
-from harness.tasks.answers import Completion, Question, Scored, WrittenAnswer, aspects, evidence, majority
-from harness.tasks.evaluate import VERSION
-from harness.tasks.thinking import Thinking
 
-QUESTIONS, SAMPLES = 60, 4
-PROTOCOL = {
-    **{"task": "gsm8k", "fewshot": 0, "chat_template": None, "prompts_sha256": "p"},
-    **{"samples": SAMPLES, "temperature": 0.6},
-}
 KEY = AnswersKey("gsm8k", 0, False, "4 samples at temperature 0.6")
-HOSTILE = "</pre><script>alert(1)</script>\u202e\x00 #### 7"
-Write = Callable[[int, int], tuple[str, bool]]
-"""From a question and a sample to a text and whether the limit ended it."""
-
-
-def score(text: str) -> Scored:
-    """By two filters, as gsm8k has: the number after ####, or the last one."""
-    strict = text.partition("#### ")[2].split(" ")[0]
-    numbers = [word.strip(".") for word in text.split() if word.strip(".").isdigit()]
-    found = {"strict": strict or "[invalid]", "loose": numbers[-1] if numbers else "[invalid]"}
-    return Scored({name: float(each == "7") for name, each in found.items()}, found)
-
-
-def task(bench: Any, method: MethodRef, write: Write, samples: int = SAMPLES) -> RunRecord:
-    """A real record's evidence of answers that were planted: the worker's own functions find what happened."""
-    written = []
-    for sample in range(samples):
-        for question in range(QUESTIONS):
-            text, truncated = write(question, sample)
-            scored = score(text)
-            answer = Completion(text, text, tuple(map(ord, text)), truncated, 0.01 * len(text), Thinking())
-            found = aspects(answer, scored, lambda all: list(map(score, all)))
-            item = f"gsm8k:{question}#{sample}"
-            written.append(
-                WrittenAnswer(item, item[: item.index("#")], item[: item.index("#")], text, scored.first, found)
-            )
-    values = tuple(each.score for each in written)
-    items, clusters = tuple(each.item for each in written), tuple(each.cluster for each in written)
-    scored_by = {**PROTOCOL, "score": "exact_match", "filter": "strict", "aggregation": "mean"}
-    measured = Measurement("task_score", VERSION, "score", "higher", "paired", values, scored_by, (), items, clusters)
-    votes = [[each for each in written if each.question == f"gsm8k:{question}"] for question in range(QUESTIONS)]
-    chosen = tuple(
-        majority([(score(each.text).extracted["strict"] or "", each.score) for each in own]) for own in votes
-    )
-    names = tuple(f"gsm8k:{question}" for question in range(QUESTIONS))
-    most = Measurement("task_majority", VERSION, "score", "higher", "paired", chosen, PROTOCOL, (), names)
-    asked = [Question(name, f"What is 3 + 4? <b>{HOSTILE}</b>", "7") for name in names]
-    return bench.record(  # type: ignore[no-any-return]
-        bench.spec("task", method), Outcome("ok", measurements=(measured, most, *evidence(written, asked, PROTOCOL)))
-    )
-
-
-def well(question: int, sample: int) -> tuple[str, bool]:
-    """Right in three samples of four, on two questions of three."""
-    right = question % 3 and (question + sample) % 4
-    return (f"Three and four. #### {7 if right else 8}", False)
-
-
-def faulty(fault: Write) -> Write:
-    """``fault`` in every fourth answer to even questions."""
-    return lambda question, sample: (
-        fault(question, sample) if question % 2 == sample % 4 == 0 else well(question, sample)
-    )
-
-
-FAULTS: Mapping[str, tuple[str, Write]] = {
-    "truncates": ("answer_truncated", faulty(lambda question, sample: ("Three and four is a sum and", True))),
-    "loops": ("answer_loops", faulty(lambda question, sample: ("Wait. " * 40 + "#### 8", False))),
-    "gives up": ("answer_lost", faulty(lambda question, sample: ("It is 7. No, it is 9", False))),
-    "forgets the format": ("answer_format_faults", faulty(lambda question, sample: ("The answer is 7", False))),
-}
-
-
-def method(name: str) -> MethodRef:
-    return MethodRef("rtn", 1, {"as": name}, name, "on_load")
 
 
 @pytest.fixture
 def sweep(bench: Any, none: MethodRef) -> list[RunRecord]:
-    records = [bench.quality(none), task(bench, none, well)]
-    for name, (_, write) in FAULTS.items():
-        records += [bench.quality(method(name), 4.5, 0.3), task(bench, method(name), write)]
-    return records
+    return faulty_sweep(bench, none)
 
 
 def table(records: list[RunRecord]) -> Table:
@@ -182,14 +106,14 @@ def test_a_price_makes_seconds_money(sweep: list[RunRecord]) -> None:
 
 
 def test_one_greedy_answer_has_no_figures_of_samples(bench: Any, none: MethodRef) -> None:
-    (found,) = tradeoff([bench.quality(none), task(bench, none, well, samples=1)])
+    (found,) = tradeoff([bench.quality(none), answered_task(bench, none, well, samples=1)])
     names = {each.name for each in found.rows[0].answers}
     assert "answer_tokens" in names
     assert not names & {"seed_spread", "pass_1", "pass_2"}
 
 
 def test_a_variant_that_stopped_thinking_has_a_figure_for_it(bench: Any, none: MethodRef) -> None:
-    base, silent = task(bench, none, well), task(bench, method("silent"), well)
+    base, silent = answered_task(bench, none, well), answered_task(bench, method("silent"), well)
     tokens = base.outcome.measured("answer_tokens")[0]
     thought = replace(
         tokens, metric="answer_thinking_tokens", values=tuple(5.0 + n % 3 for n in range(len(tokens.values)))
@@ -278,14 +202,14 @@ def elements(text: str) -> Elements:
 
 def test_hostile_answers_stay_text(bench: Any, none: MethodRef, sweep: list[RunRecord]) -> None:
     hostile = faulty(lambda question, sample: (f"{HOSTILE[:-1]}8", False))
-    plain = elements(html(page([bench.quality(none), task(bench, none, well), *sweep[2:4]])))
-    records = [bench.quality(none), task(bench, none, well), bench.quality(method("evil"), 4.5, 0.3)]
-    whole = html(page([*records, task(bench, method("evil"), hostile)]))
+    plain = elements(html(page([bench.quality(none), answered_task(bench, none, well), *sweep[2:4]])))
+    records = [bench.quality(none), answered_task(bench, none, well), bench.quality(method("evil"), 4.5, 0.3)]
+    whole = html(page([*records, answered_task(bench, method("evil"), hostile)]))
     found = elements(whole)
     assert found.scripts == plain.scripts, "no text became a script"
     assert any("</pre><script>alert(1)</script>" in each for each in found.pre)
     assert "\u202e" not in whole
     assert "\x00" not in whole
-    redacted = html(page([*records, task(bench, method("evil"), hostile)], redact=True))
+    redacted = html(page([*records, answered_task(bench, method("evil"), hostile)], redact=True))
     assert "alert(1)" not in redacted
     assert "What is 3 + 4" not in redacted

@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cache_records import cache_grid
 from hostile import CORPUS, spoiled
+from run_specs import changed
+from served_records import RTN, Times, baseline, served_record
+from written_records import faulty_sweep
 
 from harness.core.label import Fact, Label
-from harness.core.record import RunRecord
+from harness.core.record import Measurement, Outcome, RunRecord
 from harness.report import write_report
+from harness.report.choice import MOST_ROWS
 from harness.report.renderers import html
 from harness.report.templating import source
+from harness.tasks.evaluate import VERSION
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 CHROMIUM = shutil.which("chromium")
@@ -39,7 +45,7 @@ WORDS = " ".join(
 )
 SHOWN = "tbody:last-of-type tr"
 PATIENCE_S = 300.0
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
 @dataclass
@@ -155,14 +161,85 @@ def open_page(browser: Any, written: Callable[[Sequence[RunRecord]], Path]) -> I
         context.close()
 
 
-def test_the_page_draws_every_plot_and_complains_of_nothing(
-    open_page: Open, records: list[RunRecord], answered: list[RunRecord]
-) -> None:
-    opened = open_page([*records, *answered])
-    assert opened.page.title() == "SmolLM2-135M: quantization report"
+def _served() -> list[RunRecord]:
+    """A baseline and a variant that answers more slowly, each measured by two processes."""
+
+    def times(ttft_s: float, gap_s: float) -> Times:
+        return lambda level, request, repetition: (ttft_s * level + 0.001 * request, gap_s)
+
+    return [
+        *(baseline(repetition, times(0.01, 0.02)) for repetition in range(2)),
+        *(served_record(RTN, repetition, times(0.02, 0.03)) for repetition in range(2)),
+    ]
+
+
+def _tool_calls(bench: Any, none: Any, looks: Any) -> list[RunRecord]:
+    """A baseline that calls the right tool in nine cases of ten, and a variant that breaks with more tools."""
+
+    def asked(method: Any, tools: int, right: int) -> RunRecord:
+        spec = bench.spec("task", method)
+        task = f"tool-calls-{tools:02}"
+        protocol = {"task": task, "fewshot": 0, "filter": "none", "prompts_sha256": "p", "chat_template": "own"}
+        found = [
+            Measurement(
+                "task_score",
+                VERSION,
+                "score",
+                "higher",
+                "paired",
+                tuple(float(number < right + more) for number in range(100)),
+                {**protocol, "score": score, "aggregation": "mean"},
+                item_ids=tuple(f"{task}:{number}" for number in range(100)),
+            )
+            for score, more in (("valid_json", 9), ("valid_schema", 6), ("right_tool", 4), ("exact_match", 0))
+        ]
+        spec = changed(spec, task=replace(spec.job.task, name=task))
+        record: RunRecord = bench.record(spec, Outcome("ok", measurements=tuple(found)))
+        return record
+
+    numbers = (1, 2, 4, 8)
+    broken = looks[0].method
+    return [
+        *(asked(none, tools, 90) for tools in numbers),
+        *(asked(broken, tools, 90 - 8 * tools) for tools in numbers),
+    ]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of sweep: its records, a plot that only it has, and how many plots the page has at least."""
+
+    records: list[RunRecord]
+    plot: str
+    plots: int
+
+
+@pytest.fixture(params=["quality and tasks", "serving", "written answers", "caches", "tool calls"])
+def kind(request: Any, bench: Any, none: Any, looks: Any) -> Kind:
+    match request.param:
+        case "quality and tasks":
+            records, answered = (request.getfixturevalue(name) for name in ("records", "answered"))
+            return Kind([*records, *answered], "Scores on tasks", 10)
+        case "serving":
+            return Kind(_served(), "Latency against throughput", 2)
+        case "written answers":
+            return Kind(
+                faulty_sweep(bench, none), "What happened in answers: gsm8k 0-shot, 4 samples at temperature 0.6", 8
+            )
+        case "caches":
+            return Kind(cache_grid(bench, none), "KL by bits of weights and key-value cache", 6)
+    return Kind(_tool_calls(bench, none, looks), "Tool calls: valid JSON by number of tools", 2)
+
+
+def test_the_page_draws_every_plot_and_complains_of_nothing(open_page: Open, kind: Kind) -> None:
+    opened = open_page(kind.records, viewport={"width": 1440, "height": 900})
+    assert opened.page.title() == f"{kind.records[-1].spec.model.label}: quantization report"
+    box = opened.page.locator(".answer").bounding_box()
+    assert 0 <= box["y"] < box["y"] + box["height"] <= 900, "the answer is on the first screen"
     opened.see_all()
-    assert opened.page.locator("[data-figure] .main-svg").count() >= 10
-    assert opened.page.get_by_role("heading", name="Scores on tasks").is_visible()
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 1440
+    assert opened.page.locator("[data-figure] .main-svg").count() >= kind.plots
+    assert opened.page.get_by_role("heading", name=kind.plot).is_visible()
     assert (opened.complaints, opened.requests) == ([], [])
 
 
@@ -276,6 +353,21 @@ def test_one_screen_answers_the_question(open_page: Open, records: list[RunRecor
         box = opened.page.locator(part).bounding_box()
         assert 0 <= box["y"] < box["y"] + box["height"] <= 900, part
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 1440
+
+
+@pytest.mark.parametrize("count", [40, 41])
+def test_a_table_of_41_variants_scrolls_in_a_box_of_its_own_and_one_of_40_does_not(
+    open_page: Open, bench: Any, none: Any, looks: Any, count: int
+) -> None:
+    variants = [
+        bench.quality(replace(looks[0].method, label=f"method-{number}", params={"n": number}), 4.5, 0.1 + number)
+        for number in range(count)
+    ]
+    opened = open_page([bench.quality(none), *variants], viewport={"width": 1440, "height": 900})
+    assert len(opened.names()) == count == MOST_ROWS + (count > MOST_ROWS)
+    box = opened.page.locator("[data-trade-off] .scroll", has=opened.page.locator("[data-sortable]"))
+    hidden = box.evaluate("each => each.scrollHeight - each.clientHeight")
+    assert (hidden > 0) == (count > MOST_ROWS)
 
 
 def test_rows_have_two_lines_at_most_and_no_box_to_scroll_in(open_page: Open, records: list[RunRecord]) -> None:
@@ -511,21 +603,23 @@ def test_a_phone_scrolls_in_one_direction(open_page: Open, few: list[RunRecord])
     assert opened.page.locator("[data-sortable]").evaluate(wide), "the table has its own box"
 
 
-@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark", **PHONE}], ids=["light", "dark phone"])
-def test_axe_finds_nothing_to_mend(
-    open_page: Open, records: list[RunRecord], answered: list[RunRecord], options: dict[str, Any]
-) -> None:
+def test_axe_finds_nothing_to_mend_and_nothing_is_wider_than_a_phone(open_page: Open, kind: Kind) -> None:
     """Rules of axe-core, as Deque publishes it; with everything open that can be opened."""
     package = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, of the extra 'dev'")
     axe = (files(package.__name__) / "axe.min.js").read_text(encoding="utf-8")
-    opened = open_page([*records, *answered], bypass_csp=True, **options)
-    opened.see_all()
+    opened = open_page(kind.records, bypass_csp=True)
     opened.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     for chip in opened.page.locator("[data-group]:visible").all():
         chip.click()
     opened.page.evaluate(axe)
-    found = opened.page.evaluate("axe.run().then(found => found.violations)")
-    assert [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found] == []
+    for look in ("light", "dark"):
+        opened.page.emulate_media(color_scheme=look)
+        if look == "dark":
+            opened.page.set_viewport_size(PHONE["viewport"])
+        opened.see_all()
+        found = opened.page.evaluate("axe.run().then(found => found.violations)")
+        assert [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found] == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == PHONE["viewport"]["width"]
 
 
 def test_dark_and_light_are_followed(open_page: Open, few: list[RunRecord]) -> None:

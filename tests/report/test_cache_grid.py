@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from cache_records import DAMAGE_NAT, EIGHT, cache_grid
+
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
-from harness.core.record import RunRecord
 from harness.figures.table import Table
 from harness.report.plots.cache_grid import cache_grids
 from harness.report.plots.divergence import FLOOR, divergences
 from harness.report.plots.plot import Plot
 
-EIGHT, FOUR = (MethodRef("rtn", 1, {"bits": bits}, f"rtn bits={bits}", "on_load") for bits in (8, 4))
-DAMAGE = {
-    ("none", "int8"): 0.002,
-    ("none", "int4"): 0.1,
-    ("rtn bits=8", "model"): 0.004,
-    ("rtn bits=8", "int8"): 0.006,
-    ("rtn bits=8", "int4"): 0.2,
-    ("rtn bits=4", "model"): 0.3,
-    ("rtn bits=4", "int8"): 0.32,
-}
 
-
-def table(bench: Any, none: MethodRef, damage: dict[tuple[str, str], float]) -> Table:
-    methods = {each.label: each for each in (replace(none, label="none"), EIGHT, FOUR)}
-    records: list[RunRecord] = [bench.quality(none)]
-    for (label, cache), nat in damage.items():
-        method = none if label == "none" else methods[label]
-        bits = {"none": 32, "rtn bits=8": 8.5, "rtn bits=4": 4.5}[label]
-        records.append(replace(bench, kv_cache=cache).quality(method, bits, nat))
-    (made,) = tradeoff(records)
+def table(bench: Any, none: MethodRef, damage_nat: Mapping[tuple[str, str], float] = DAMAGE_NAT) -> Table:
+    (made,) = tradeoff(cache_grid(bench, none, damage_nat))
     return made
 
 
@@ -43,7 +28,7 @@ def trace(plot: Plot) -> dict[str, Any]:
 
 
 def test_the_map_has_a_row_for_each_quantization_and_a_column_for_each_cache(bench: Any, none: MethodRef) -> None:
-    kl, perplexity = cache_grids(table(bench, none, DAMAGE))
+    kl, perplexity = cache_grids(table(bench, none))
     assert (kl.name, perplexity.name) == ("cache-grid-kl", "cache-grid-perplexity-change")
     assert kl.head == ("Weights", "the model's own cache, nat", "int8 cache, nat", "int4 cache, nat")
     assert [row[0] for row in kl.rows] == [
@@ -64,11 +49,11 @@ def test_the_map_has_a_row_for_each_quantization_and_a_column_for_each_cache(ben
 
 
 def test_there_is_no_map_without_two_of_each(bench: Any, none: MethodRef) -> None:
-    alone = {each: nat for each, nat in DAMAGE.items() if each[1] == "model"}
+    alone = {each: nat for each, nat in DAMAGE_NAT.items() if each[1] == "model"}
     assert cache_grids(table(bench, none, alone)) == ()
-    one = {each: nat for each, nat in DAMAGE.items() if each[0] == "none"}
+    one = {each: nat for each, nat in DAMAGE_NAT.items() if each[0] == "none"}
     assert cache_grids(table(bench, none, one)) == ()
-    diagonal = {each: DAMAGE[each] for each in (("rtn bits=8", "int8"), ("rtn bits=4", "model"))}
+    diagonal = {each: DAMAGE_NAT[each] for each in (("rtn bits=8", "int8"), ("rtn bits=4", "model"))}
     assert cache_grids(table(bench, none, diagonal)) == ()
 
 
