@@ -20,8 +20,8 @@ def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -
     """The measurements of one level of load: of each request, and of all.
 
     ``serving_gap_s`` are the gaps between tokens; where these arrive in bursts the gaps are ``serving_event_gap_s``, of
-    events, and there is no ITL. A request that was not answered has no times, and does not meet the SLO. If none was,
-    there are no times at all, and every rate is zero.
+    events, and there is no ITL. A request that was not answered has no time but those when it was planned and sent, and
+    does not meet the SLO. If none was answered, every rate is zero.
     """
     well, bursts = answered(requests), in_bursts(requests)
     seconds = window_s(requests) if well else math.inf
@@ -33,12 +33,12 @@ def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -
         with_slo = {**protocol, "slo": slo.label}
         yield _items("serving_met", "", "higher", met, with_slo)
         yield _rate("serving_goodput_per_s", "requests/s", sum(met.values()) / seconds, with_slo)
-    if not well:
-        return
     planned = {each.name: each.planned_s for each in requests if each.planned_s is not None}
     if planned:
         yield _items("serving_planned_s", "s", "neither", planned, protocol)
     yield _items("serving_sent_s", "s", "neither", {each.name: each.sent_s for each in requests}, protocol)
+    if not well:
+        return
     yield _items("serving_ttft_s", "s", "lower", {each.name: each.ttft_s for each in well}, protocol)
     yield _items("serving_e2e_s", "s", "lower", {each.name: each.e2e_s for each in well}, protocol)
     tpots = {each.name: tpot for each in well if (tpot := each.tpot_s) is not None}

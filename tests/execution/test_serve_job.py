@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import urllib3
 from clock_server import MODEL, Answer, clock_server
 from run_specs import NONE, run_spec
 
@@ -20,12 +23,13 @@ from harness.core.model import ModelRef
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo
 from harness.engines.transformers.engine import TRANSFORMERS
-from harness.errors import InvalidRunError
+from harness.errors import InvalidRunError, RunError
 from harness.execution.context import Context
 from harness.execution.counters import counting, read
 from harness.execution.jobs.serve import run
+from harness.execution.worker import classify
 from harness.libraries.load_generator import INTERPRETER
-from harness.libraries.serving import LOG
+from harness.libraries.serving import HOST, LOG, free_port, serving
 from harness.recipe import Text
 from harness.stats.serving import Answered
 from harness.storage.cache import Cache
@@ -34,6 +38,7 @@ from harness.text.sources import resolve
 
 pytestmark = pytest.mark.heavy
 
+PROGRAM = Path(__file__).parents[1] / "support" / "http_child.py"
 WORKLOAD = ServingWorkload(
     arrival="poisson",
     levels=(1.0, 4.0, 16.0),
@@ -85,16 +90,53 @@ def planted_server(folder: Path) -> Iterator[Endpoint]:
     (folder / LOG).write_text("the server's last words")
 
 
+@contextmanager
+def child_server(folder: Path) -> Iterator[Endpoint]:
+    """A process of its own, which ends with exit code 3 when it is asked for /end."""
+    url = f"http://{HOST}:{(port := free_port())}"
+    with serving([sys.executable, str(PROGRAM), str(port)], {"PYTHONUNBUFFERED": "1"}, f"{url}/health", folder):
+        yield Endpoint(url, MODEL)
+
+
+@dataclass
+class Deadly(Planted):
+    """The second level of its load ends the server; from then on no request is answered."""
+
+    def drive(
+        self, endpoint: Endpoint, requests: Sequence[PlannedRequest], concurrent: int | None, natural: bool
+    ) -> list[Answered]:
+        found = super().drive(endpoint, requests, concurrent, natural)
+        if len(self.asked) == 1:
+            return found
+        if len(self.asked) == 2:
+            urllib3.request("GET", f"{endpoint.url}/end", retries=False)
+        while _answers(f"{endpoint.url}/health"):
+            time.sleep(0.01)
+        return [replace(each, error="Connection refused") for each in found]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return urllib3.request("GET", url, retries=False).status == 200
+    except urllib3.exceptions.HTTPError:
+        return False
+
+
 def measured(
-    workload: ServingWorkload, tiny: Path, monkeypatch: pytest.MonkeyPatch, planted: Planted, energy: bool = False
+    workload: ServingWorkload,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    planted: Planted,
+    energy: bool = False,
+    server: Callable[[Path], AbstractContextManager[Endpoint]] = planted_server,
 ) -> Context:
     source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
     method = replace(NONE, params={"dtype": "model"})
     context = Context(
         run_spec("serve", "load", source, method, method, serving=workload, memory=False), Cache(tiny), str
     )
-    serving = replace(TRANSFORMERS, serve=lambda request, params, folder: planted_server(folder))
-    monkeypatch.setattr("harness.execution.context.engine", lambda name: serving)
+    runtime = replace(TRANSFORMERS, serve=lambda request, params, folder: server(folder))
+    monkeypatch.setattr("harness.execution.context.engine", lambda name: runtime)
     monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda python, endpoint: nullcontext(planted))
     monkeypatch.setenv(INTERPRETER, "python")
     assert isinstance(context.spec.job, MeasureServing)
@@ -173,6 +215,8 @@ def test_requests_without_an_answer_are_counted_with_their_reason(tiny: Path, mo
     for rate in ("serving_goodput_per_s", "serving_requests_per_s", "serving_output_tok_per_s"):
         assert found(every, rate).values == (0.0,)
     assert not any(each.metric == "serving_ttft_s" for each in every.measurements)
+    for kept in ("serving_planned_s", "serving_sent_s"):  # that the load was sent, and when, is the evidence
+        assert found(every, kept).item_ids == tuple(f"r{number:05d}" for number in range(2, 22))
 
 
 def test_what_the_server_printed_is_in_the_log(
@@ -180,6 +224,20 @@ def test_what_the_server_printed_is_in_the_log(
 ) -> None:
     measured(replace(WORKLOAD, levels=(1.0,)), tiny, monkeypatch, Planted())
     assert "the server's last words" in capfd.readouterr().err
+
+
+def test_a_server_that_ends_under_load_fails_the_run_with_the_end_of_its_log(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    planted = Deadly()
+    with pytest.raises(RunError) as caught:
+        measured(WORKLOAD, tiny, monkeypatch, planted, server=child_server)
+    assert re.fullmatch(
+        r"its server ended while it was measured: exit code 3: child \d+ \| told to end", str(caught.value)
+    )
+    assert classify(caught.value) == "failed"
+    assert len(planted.asked) == 3, "a level without an answer is measured like the others"
+    assert "told to end" in capfd.readouterr().err
 
 
 def test_joules_of_a_level_are_divided_by_the_tokens_of_all_its_answers(
