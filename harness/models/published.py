@@ -31,10 +31,11 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
 
-STREAMED = frozenset(
-    {"gptq", "awq", "auto-round", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"}
-)
-"""The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test."""
+STREAMED = frozenset({"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"})
+"""The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test.
+
+Not auto-round's: the library converts a whole model in float32 to float16 after loading, which the method prevents.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ HUB_KERNELS: Mapping[str, HubKernel] = MappingProxyType(
 """By quant_method: ``_HUB_KERNEL_MAPPING``, ``quantizer_finegrained_fp8.py`` and ``quantizer_mxfp4.py`` of
 transformers 5.17."""
 STREAMED_ON_CPU = frozenset({*HUB_KERNELS, "auto-round"})
-"""Those of STREAMED that a GPU multiplies with other kernels, which were never tried part by part."""
+"""What loads part by part and is multiplied with other kernels on a GPU, which were never tried part by part."""
 KERNELS_FROM, KERNELS_BELOW = (0, 16), (0, 17)
 """The releases of the package ``kernels`` that transformers 5.17 uses (``KERNELS_MIN_VERSION`` and the maximum)."""
 INSTALL_KERNELS = "pip install 'kernels>=0.16,<0.17'"

@@ -16,7 +16,7 @@ from harness.api.plan import PlanState
 from harness.cli.render.plan import show_plan
 from harness.core.method import PartsWork
 from harness.methods.gptqmodel.driver import ENDS
-from harness.models.published import READERS, STREAMED, unstreamed
+from harness.models.published import READERS, STREAMED, unstreamed_on
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import LIBRARIES_BYTES
 from harness.plugins import method, method_names
@@ -221,8 +221,8 @@ def test_a_published_checkpoint_that_cannot_be_streamed_says_why(
 
 @pytest.mark.parametrize("name", ["fp8", "auto-round"])
 def test_what_a_gpu_multiplies_with_other_kernels_is_streamed_on_a_cpu_only(name: str) -> None:
-    assert unstreamed(name, "cpu") is None
-    assert "only on a CPU" in str(unstreamed(name, "cuda"))
+    assert unstreamed_on(name, "cpu") is None
+    assert "only on a CPU" in str(unstreamed_on(name, "cuda"))
 
 
 def test_the_page_names_the_formats_that_are_streamed() -> None:
