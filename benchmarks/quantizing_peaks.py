@@ -64,6 +64,7 @@ class Shape:
 
 
 SHAPES = {
+    "single": Shape(512, 1408, 1, 4096, 8, 64),
     "small": Shape(512, 1408, 4, 4096, 8, 64),
     "wide": Shape(1536, 4096, 2, 4096, 8, 64),
     "deep": Shape(1024, 2816, 16, 4096, 8, 64),
