@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
+from command_line import qharness
+from hub_server import Repository, hub_server
 from instant_executor import InstantExecutor
 from object_store import ObjectStore, served
 from run_specs import run_spec
@@ -151,6 +154,15 @@ def planned() -> list[PlannedRun]:
     needs = {"quantize": MADE.run_id}
     quality = run_spec("quality", "sweep", ModelRef("m", "m", "0" * 64, "directory", "/m"), RTN, needs=needs)
     return [PlannedRun(MADE), PlannedRun(quality)]
+
+
+def test_results_on_a_hub_are_read_like_the_folder(tmp_path: Path) -> None:
+    published = {f"results/example/{name}": content for name, content in files(EXAMPLE).items()}
+    with hub_server({"who/measured": Repository(published)}) as hub:
+        where = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+        ended = qharness("history", "hf://who/measured/results", "--format", "csv", env=where)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == command("history", EXAMPLE, "--format", "csv").stdout
 
 
 def test_a_file_url_is_the_folder(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A model hub on loopback: the requests that huggingface_hub makes, answered from folders.
 
 A process whose ``HF_ENDPOINT`` is ``HubServer.endpoint`` uses it. It has the endpoints ``/api/models`` (a search),
-``/api/models/ID`` (also ``/revision/COMMIT``), ``/api/models/ID/tree/COMMIT`` and ``/ID/resolve/COMMIT/FILE``.
+``/api/models/ID`` (also ``/revision/COMMIT``), ``/api/models/ID/tree/COMMIT`` and ``/ID/resolve/COMMIT/FILE``. A file's
+name may have slashes; a tree holds all files, whichever folder of it was asked for.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(self._found(query))
             return
         model, rest = _id((path if api else rest).removeprefix("/"))
-        found, name = self.hub.repositories.get(model), rest.split("/")[-1]
+        found, name = self.hub.repositories.get(model), "/".join(rest.split("/")[2:])
         if found is None:
             self._missing("RepoNotFound")
         elif not api:
