@@ -260,10 +260,12 @@ def test_a_stack_that_some_nodes_have_is_ready_and_the_schedule_knows_where(tmp_
     report = site.reports["node-2"]
     made = StackReport(None, {"llama-cpp-python": "1"})
     site.reports["node-2"] = replace(report, stacks={**report.stacks, "llamacpp": made})
-    folder = site.here.stacks.find("llamacpp").folder
+    stack = site.here.stacks.find("llamacpp")
+    folder, flags = stack.folder, stack.definition.compiler_flags()
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").touch()
-    (folder / "stack.json").write_text(json.dumps({"versions": {"llama-cpp-python": "1"}}), encoding="utf-8")
+    manifest = {"versions": {"llama-cpp-python": "1"}, "compiler_flags": flags}
+    (folder / "stack.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert site.obstacle("llamacpp") is None
     assert site.version("llama-cpp-python", "llamacpp") == "1", "the node without the stack has no version of it"
     one, two = site.nodes()

@@ -111,11 +111,13 @@ def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_pat
     from harness.execution.local import local_site
 
     (tmp_path / "empty").mkdir()
-    folder = local_site(refused.cache).stacks.find("llamacpp").folder
+    stack = local_site(refused.cache).stacks.find("llamacpp")
+    folder = stack.folder
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").symlink_to(sys.executable)
     versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1"}
-    (folder / "stack.json").write_text(json.dumps(with_seal({"versions": versions})), encoding="utf-8")
+    manifest = with_seal({"versions": versions, "compiler_flags": list(stack.definition.compiler_flags())})
+    (folder / "stack.json").write_text(json.dumps(manifest), encoding="utf-8")
     ended = refused.run({folder: tmp_path / "empty"}, engines=["transformers", "llamacpp"])
     assert ended.returncode == 3, ended.stdout + ended.stderr
     records = read_records(tmp_path / "results")
