@@ -106,7 +106,7 @@ ACCURACY = Figure(
 ACCURACY_CHANGE = Figure(
     "accuracy_change",
     GROUP,
-    "Δ",
+    "Δ {place}",
     f"Difference of {{place}}, {PAIRED}. Lost are questions that only the baseline had right; won those that "
     "only the variant had right.",
     _of(lambda score: score.change),
@@ -128,7 +128,7 @@ def _tasks_with_control(table: Table) -> tuple[TaskKey, ...]:
 ACCURACY_OVER_CONTROL = Figure(
     "accuracy_over_control",
     GROUP,
-    "Δ over control",
+    "Δ {place} over control",
     "Difference of {place} from that of the control, the unquantized model on the same engine; paired, with its 95% "
     "interval.",
     _of(lambda score: score.over_control),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from harness.report.plots.axes import cut_off, reach
+from harness.report.plots.theme import ruler
 from harness.stats.estimate import Estimate
 
 
@@ -35,3 +36,10 @@ def test_an_interval_without_an_end_and_a_lone_figure_have_an_axis() -> None:
     assert ends((2, None, None), (4, 1, math.inf)) == (1, 4)
     low, high = ends((2, None, None))
     assert low < 2 < high
+
+
+def test_a_logarithmic_axis_without_two_powers_of_ten_is_numbered_between_them() -> None:
+    assert ruler("KL", (-3.2, 0.5), log=True)["dtick"] == 1
+    assert ruler("KL", (-0.6, -0.4), log=True)["dtick"] is None
+    assert ruler("KL", (-0.6, 0.4), log=True)["dtick"] is None
+    assert ruler("KL", None, log=True)["dtick"] == 1

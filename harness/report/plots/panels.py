@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from textwrap import wrap
 from typing import cast
 
 from harness.figures.answers import DRAWN
@@ -29,6 +30,10 @@ ROOM = 0.06
 """The room beyond the figures and their intervals, as a share of a panel's width."""
 GAP = 0.05
 """The gap between two panels, as a share of the whole width."""
+TITLE_CHARACTERS, FEWEST_CHARACTERS = 90, 10
+"""The characters of a title that fit above the whole width; a line has the fewest however narrow its panel is."""
+LINE_PX = 16
+"""The height of a further line of a title."""
 
 
 BESIDE_BASELINE = {ACCURACY.name, *(figure.name for figure in DRAWN)}
@@ -48,10 +53,13 @@ class _Topic:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One figure of a plot, in this place from the left; ``domain`` is the part of the plot's width that it takes."""
+    """One figure of a plot, in this place from the left, with the lines of its title.
+
+    ``domain`` is the part of the plot's width that it takes.
+    """
 
     column: Column
-    title: str
+    title: Sequence[str]
     number: int
     domain: tuple[float, float]
 
@@ -140,13 +148,15 @@ def _panels(table: Table, topic: _Topic) -> Plot | None:
     named = [(column, title) for column, title in columns if any(_finite(column, row) for row in rows)]
     if not rows:
         return None
-    layout = paper(height_px=96 + 26 * len(rows), top_px=36) | {"yaxis": variant_axis([row.label for row in rows])}
-    drawing = Drawing(layout)
     width = (1 - GAP * (len(named) - 1)) / len(named)
+    wrapped = [wrap(title, max(int(width * TITLE_CHARACTERS), FEWEST_CHARACTERS)) or [""] for _, title in named]
+    more_px = LINE_PX * (max(map(len, wrapped)) - 1)
+    layout = paper(height_px=96 + more_px + 26 * len(rows), top_px=36 + more_px)
+    drawing = Drawing(layout | {"yaxis": variant_axis([row.label for row in rows])})
     cut = False
-    for number, (column, title) in enumerate(named):
+    for number, ((column, _), lines_of_title) in enumerate(zip(named, wrapped, strict=True)):
         left = number * (width + GAP)
-        cut |= _draw(drawing, table, rows, _Panel(column, title, number, (left, left + width)))
+        cut |= _draw(drawing, table, rows, _Panel(column, lines_of_title, number, (left, left + width)))
     head = ("Variant", *(f"{title}, {column.unit}".removesuffix(", ") for column, title in named))
     lines = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
     caption = topic.caption + left_out(len(rows), len(measured)) + (f" {CUT_OFF}" if cut else "")
@@ -184,7 +194,7 @@ def _draw(drawing: Drawing, table: Table, rows: Sequence[VariantRow], panel: _Pa
     ruled = ruler("", span, log) | {"domain": panel.domain, "nticks": 6}
     drawing.layout[f"xaxis{panel.axis[1:]}"] = ruled
     drawing.note(
-        escape.plot(panel.title),
+        "<br>".join(map(escape.plot, panel.title)),
         x=sum(panel.domain) / 2,
         y=1,
         xref="paper",

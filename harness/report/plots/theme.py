@@ -7,6 +7,7 @@ transparent, and the page sets the colour of text and lines for its light or dar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from harness.report import escape
@@ -59,12 +60,16 @@ def paper(height_px: int = HEIGHT_PX, top_px: int = TOP_PX) -> dict[str, object]
 
 
 def ruler(title: str, extent: tuple[float, float] | None, log: bool = False) -> dict[str, object]:
-    """One axis; ``extent`` in plotly's coordinates, None to fit the data."""
+    """One axis; ``extent`` in plotly's coordinates, None to fit the data.
+
+    A logarithmic axis is numbered at powers of ten; one that has less than two of them as plotly chooses.
+    """
+    decades = extent is None or math.floor(extent[1]) > math.ceil(extent[0])
     return {
         "title": {"text": escape.plot(title), "standoff": 10},
         "range": extent,
         "type": "log" if log else "linear",
-        "dtick": 1 if log else None,
+        "dtick": 1 if log and decades else None,
         "exponentformat": "none",
         "gridcolor": GRID,
         "linecolor": GREY,

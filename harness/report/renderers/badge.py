@@ -47,9 +47,8 @@ def badge(table: Table, row: VariantRow) -> Badge | None:
         return None
     shown = cell(column, row)
     verdict = next((note.word for note in shown.notes), "")
-    named = f"Δ {column.place.label}" if column.figure is ACCURACY_CHANGE else column.heading
     finding = " ".join(each for each in (f"{shown.text}{_unit(column)}", shown.interval, verdict) if each)
-    return Badge(named, finding, _title(table, row, (column,)), FILLS.get(verdict, NEUTRAL))
+    return Badge(column.heading, finding, _title(table, row, (column,)), FILLS.get(verdict, NEUTRAL))
 
 
 def svg(shown: Badge) -> str:
