@@ -28,6 +28,7 @@ _TRANSPOSED = frozenset({"gpt_oss"})
 """The types that store them as (experts, inputs, outputs)."""
 PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """What checkpoints of Mixtral and its relatives call an expert's matrices, and the layers that they become."""
+_NUMBER = re.compile(r"(?<=\.experts\.)(\d+)\.(?=\w+$)")
 _BLOCK = (".block_sparse_moe.", ".mlp.")
 _SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(PROJECTIONS)})$")
 _MULTIMODAL = (
@@ -99,6 +100,15 @@ def module_name(name: str) -> str:
     """transformers' name of the module that a checkpoint's parameter belongs to, with unfused experts."""
     module = transformers_name(name).removesuffix(".weight")
     return _SINGLE.sub(lambda found: f".experts.{found[1]}.{PROJECTIONS[found[2]]}", module)
+
+
+def stack_of(module: str) -> tuple[str, int | None]:
+    """What llama.cpp's stack of the same matrix of all experts is called here, and the number of this module's expert.
+
+    Of any other module, its own name and None.
+    """
+    found = _NUMBER.search(module)
+    return (module, None) if found is None else (_NUMBER.sub("", module), int(found[1]))
 
 
 def linears(name: str, shape: tuple[int, ...]) -> dict[str, int]:

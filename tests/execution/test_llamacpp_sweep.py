@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from own_tasks import choosing
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from harness.api.plan import plan
 from harness.core.label import Label
@@ -74,6 +74,31 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(measure:
     )
     assert stored == linear * BLOCK_BYTES["Q8_0"]
     assert rounded.outcome.fact("layers").arguments["Q8_0 on CPU"] == 28
+
+
+def test_the_experts_of_a_mixture_are_quantized(measure: Measure, tiny: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
+    routed = {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    config = Qwen3MoeConfig(**sizes, **heads, **routed, initializer_range=0.1, max_position_embeddings=256)
+    folder = tmp_path / "mixture"
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    for file in tiny.glob("tokenizer*"):
+        shutil.copy(file, folder / file.name)
+    records = measure(
+        models=[{"id": str(folder), "dtype": "float32", "label": "mixture"}],
+        methods=["none", {"gguf": {"type": "Q4_K_M", "imatrix": True}}],
+        calibration={"samples": 8, "length": 64},
+        measure={"perplexity": {"context": 64, "windows": 4}, "divergence": {}, "memory": {}},
+    )
+    quality = {(r.spec.method.name, r.spec.engine): r for r in records if r.spec.kind == "quality"}
+    own, rounded = quality["none", "llamacpp"], quality["gguf", "llamacpp"]
+    assert fmean(own.find("kl").values) < 1e-3 < fmean(rounded.find("kl").values) < 0.1
+    assert rounded.find("coverage").values == (1.0,)
+    layers = rounded.outcome.fact("layers").arguments
+    assert {"Q4_K on CPU", "Q6_K on CPU"} <= layers.keys()
+    assert sum(count for name, count in layers.items() if name.endswith("on CPU")) == 2 * (4 + 3)
 
 
 def test_both_engines_are_asked_the_same_questions(measure: Measure, tmp_path: Path) -> None:

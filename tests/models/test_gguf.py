@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -21,11 +22,13 @@ from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import SourceError, UnsupportedError
 from harness.models.gguf.architectures import ARCHITECTURES, context_length, rope_factors
 from harness.models.gguf.convert import convert
+from harness.models.gguf.header import read_header
 from harness.models.gguf.layout import CODE_BITS, ledger, read
 from harness.models.gguf.reader import read as header
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.models.headers import GGUF_FILE
 from harness.models.prepare import prepare
+from harness.numerics.traffic import Routing, Running, decode_step
 
 pytestmark = pytest.mark.heavy
 
@@ -41,7 +44,11 @@ SIZES = {
     "pad_token_id": 0,
 }
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 16}
-OTHERS: dict[str, dict[str, Any]] = {"gemma2": GEMMA, "gemma3_text": GEMMA, "mistral": {"sliding_window": None}}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
+}
+OTHERS = {"gemma2": GEMMA, "gemma3_text": GEMMA, "mistral": {"sliding_window": None}, **MIXTURES}
 
 CONFIGURED = ("llama", "mistral", "qwen2")
 """Whose configuration transformers reads whole; of the others it leaves out the width of a head, or the windows."""
@@ -64,7 +71,7 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=torch.arange(2, 26)[None]).logits  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "gemma"])
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in ("gemma", "mixtral")])
 def test_transformers_reads_the_same_model_from_the_file(tmp_path: Path, kind: str) -> None:
     """Its reader was written by others: it undoes the places of rows and the shift of norms by code of its own."""
     model = saved(tmp_path / "model", kind)
@@ -77,6 +84,75 @@ def test_transformers_reads_the_same_model_from_the_file(tmp_path: Path, kind: s
         **({} if kind in CONFIGURED else {"config": model.config}),
     ).eval()
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", sorted(MIXTURES))
+def test_the_experts_of_a_layer_are_in_one_tensor_and_the_router_is_in_float32(
+    tmp_path: Path, kind: str, dtype: str
+) -> None:
+    model = saved(tmp_path / "model", kind)
+    convert(tmp_path / "model", tmp_path / "model.gguf", dtype)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    held = {tensor.name: tensor for tensor in reader.tensors}
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    stacks = {}
+    for layer in range(2):
+        stacks[f"blk.{layer}.ffn_down_exps.weight"] = weights[f"model.layers.{layer}.mlp.experts.down_proj"]
+        gate, up = weights[f"model.layers.{layer}.mlp.experts.gate_up_proj"].chunk(2, dim=1)
+        stacks |= {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
+        router = weights[f"model.layers.{layer}.mlp.gate.weight"]
+        assert np.array_equal(held[f"blk.{layer}.ffn_gate_inp.weight"].data, router.numpy())
+    assert len(held) == 3 + 2 * (4 + 2 + 1 + 3 + (2 if kind == "qwen3_moe" else 0)), "and none is left out"
+    for name, weight in stacks.items():
+        assert np.array_equal(held[name].data, weight.to(getattr(torch, dtype)).numpy())
+    name = {"mixtral": "llama", "qwen3_moe": "qwen3moe"}[kind]
+    sizes = {"expert_count": 4, "expert_used_count": 2, "feed_forward_length": 64}
+    if kind == "qwen3_moe":
+        sizes["expert_feed_forward_length"] = 48
+    assert {key: reader.get_field(f"{name}.{key}").contents() for key in sizes} == sizes
+
+
+@pytest.mark.parametrize("kind", sorted(MIXTURES))
+def test_what_a_file_stores_of_experts_has_the_names_that_tell_them_from_other_layers(
+    tmp_path: Path, kind: str
+) -> None:
+    """By these names the bytes that a token reads are counted, and what a recipe skips is found."""
+    saved(tmp_path / "model", kind)
+    convert(tmp_path / "model", tmp_path / "model.gguf", "float32")
+    entries = ledger(read(tmp_path / "model.gguf"))
+    experts = {entry.name for entry in entries if ".experts." in entry.name}
+    assert experts == {
+        f"model.layers.{layer}.mlp.experts.{part}_proj.weight" for layer in range(2) for part in ("gate", "up", "down")
+    }
+    assert all(entry.role == "linear" for entry in entries if entry.name in experts)
+    routers = {entry.name: entry.role for entry in entries if entry.name.endswith("mlp.gate.weight")}
+    assert routers == {f"model.layers.{layer}.mlp.gate.weight": "other" for layer in range(2)}
+    assert read_header(tmp_path / "model.gguf").model_type == kind
+    some, every = (
+        decode_step(Running(entries, 96, 2**40, Routing(4, active)), {}, batch=1, prompt=1, new=1).read_bytes
+        for active in (2, 4)
+    )
+    assert every - some == sum(entry.value_bytes for entry in entries if entry.name in experts) / 2
+
+
+def test_experts_that_are_missing_are_noticed(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "mixtral")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.block_sparse_moe.experts.2.w1.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    message = r"blk\.1\.ffn_gate_exps\.weight takes 4 experts of one shape; the checkpoint has 3"
+    with pytest.raises(UnsupportedError, match=message):
+        convert(tmp_path / "model", tmp_path / "model.gguf", "float32")
+
+
+def test_a_mixtrals_file_that_transformers_would_read_as_a_llama_is_unsupported(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "mixtral")
+    convert(tmp_path / "model", tmp_path / "model.gguf", "float32")
+    ref = ModelRef("m", "m", "c", "gguf", str(tmp_path / "model.gguf"), "float32")
+    with pytest.raises(UnsupportedError, match="as a Llama without experts"):
+        prepare(ref, tmp_path / "out")
 
 
 def test_a_model_is_prepared_from_one_reading_of_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +187,9 @@ def test_llama_cpp_computes_the_same_model(tmp_path: Path, kind: str) -> None:
     found, expected = loaded.logits(torch.arange(2, 26)[None]), logits(model)
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-3
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if kind in MIXTURES:
+        parts = ("gate_proj", "up_proj", "down_proj")
+        linears |= {f"model.layers.{layer}.mlp.experts.{part}.weight" for layer in range(2) for part in parts}
     assert {entry.name for entry in loaded.weight_ledger() if entry.role == "linear"} == linears - {"lm_head.weight"}
 
 
@@ -170,6 +249,10 @@ def test_a_window_that_llama_cpp_ignores_bounds_the_context() -> None:
     ("kind", "changes", "message"),
     [
         ("gpt_neox", {"num_key_value_heads": None}, "no conversion of gpt_neox models is known"),
+        ("gpt_oss", {"num_local_experts": 4}, "no conversion of gpt_oss models is known"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "some layers have no experts"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "some layers have no experts"),
         ("llama", {"hidden_act": "gelu"}, "have the activation silu, not gelu"),
         ("gemma2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar 24; llama.cpp would take 8"),
         (

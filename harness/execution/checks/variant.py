@@ -19,7 +19,7 @@ from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weigh
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
 from harness.models.published import codes, quantization_config, shown
-from harness.models.scope import LEAST_COVERAGE, in_decoder, matching, reads_other_inputs
+from harness.models.scope import LEAST_COVERAGE, in_decoder, matching, reads_other_inputs, stack_of
 from harness.models.stored import StoredLayer
 
 OTHER_ENGINE_KL = 0.1
@@ -155,7 +155,7 @@ def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Se
     elif fraction < 1:
         plain = {name for layer in layers for name in layer.plain}
         left = (name for name in eligible if name in plain or stored.layer_of(name) not in held)
-        skipped = sorted(name for name in left if name not in running)
+        skipped = sorted(name for name in left if name not in running and stack_of(name)[0] not in running)
         context.fact("not_quantized", tensors=tuple(skipped))
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(

@@ -12,15 +12,18 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.format import GGUF_FORMAT
 from harness.core.method import Method, MethodParams, QuantizeJob
+from harness.errors import UnsupportedError
 from harness.libraries import llamacpp
 from harness.models.gguf import convert
+from harness.models.gguf.convert import Placed
 from harness.models.headers import GGUF_FILE, read_config, read_directory
+from harness.models.scope import module_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +81,8 @@ def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
     import torch
 
     config = read_config(job.source)
-    named = convert.names(read_directory(job.source).shapes, config)
+    tensors = convert.placed(read_directory(job.source).shapes, config)
+    left = [(f"^{re.escape(name)}$", "F16") for name in left_plain(job, tensors)]
     with tempfile.TemporaryDirectory(dir=job.out) as folder:
         plain = Path(folder) / GGUF_FILE
         note = convert.convert(job.source, plain, job.dtype)
@@ -90,27 +94,46 @@ def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
             job.params.type,
             torch.get_num_threads(),
             "F16" if job.params.embeddings == "float16" else None,
-            [(f"^{re.escape(name)}$", "F16") for name in _left(job, named)],
-            _imatrix(job, named) if job.params.imatrix else None,
+            left,
+            importance(job, tensors) if job.params.imatrix else None,
         )
     shutil.copy(job.source / "config.json", job.out / "config.json")
     return InMemory(job.out / GGUF_FILE, job.device, config)
 
 
-def _left(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> list[str]:
-    """The decoder's modules that the recipe skips, by llama.cpp's names."""
-    skipped = (f"{module}.weight" for module in job.untouched)
-    return [named[name] for name in skipped if name in named and named[name].startswith("blk.")]
+def left_plain(job: QuantizeJob[GgufParams], tensors: Sequence[Placed]) -> list[str]:
+    """The decoder's matrices that the recipe skips, by llama.cpp's names.
+
+    Raises UnsupportedError if it skips some experts of a layer and not others: llama.cpp has them in one tensor.
+    """
+    untouched = frozenset(job.untouched)
+    skipped = []
+    for tensor in tensors:
+        names = [module_name(source) for source in tensor.sources]
+        found = untouched.intersection(names)
+        if 0 < len(found) < len(names):
+            raise UnsupportedError(
+                f"gguf: llama.cpp quantizes the experts of a layer together, and the recipe skips {len(found)} of the "
+                f"{len(names)} in {tensor.name}; skip all of them or none"
+            )
+        if found and tensor.name.startswith("blk.") and not tensor.in_float32:
+            skipped.append(tensor.name)
+    return skipped
 
 
-def _imatrix(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> dict[str, np.ndarray[Any, Any]]:
+def importance(job: QuantizeJob[GgufParams], tensors: Sequence[Placed]) -> dict[str, np.ndarray[Any, Any]]:
     """The mean square of each input column of every matrix in scope, by llama.cpp's name, float32.
 
-    The model runs in transformers; the input columns are the same.
+    The model runs in transformers; the input columns are the same. Those of a layer's experts follow one another. An
+    expert that no token was routed to counts every column alike, as in ``llama-imatrix``.
     """
+    import numpy as np
     import torch
 
+    from harness.models.unfuse import unfuse
+
     model = job.load()
+    unfuse(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = defaultdict(int)
 
@@ -131,7 +154,15 @@ def _imatrix(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> dict[str
     finally:
         for hook in hooks:
             hook.remove()
-    return {named[f"{name}.weight"]: (total / counts[name]).numpy() for name, total in sums.items()}
+    means: dict[str, np.ndarray[Any, Any]] = {}
+    for tensor in tensors:
+        names = [module_name(source) for source in tensor.sources]
+        if sums.keys().isdisjoint(names):
+            continue
+        alike = np.ones(tensor.shape[-1], dtype=np.float32)
+        each = [(sums[name] / counts[name]).numpy() if name in sums else alike for name in names]
+        means[tensor.name] = np.concatenate(each)
+    return means
 
 
 def _bits(params: GgufParams, plain_bits: float, width: int) -> float:
@@ -152,7 +183,6 @@ GGUF = Method(
     name="gguf",
     version=convert.VERSION,  # the conversion determines what is quantized
     summary="GGUF types by llama.cpp: Q8_0 to Q2_K and IQ4_XS, optionally with an importance matrix",
-    leaves_experts_because="the conversion to GGUF knows no mixtures",
     params=GgufParams,
     packages=(llamacpp.PACKAGE, "gguf"),
     readers=(),
@@ -160,6 +190,7 @@ GGUF = Method(
     writes=GGUF_FORMAT,
     quantize=quantize,
     calibrated=lambda params: params.imatrix,
+    quantizes_experts=frozenset({"mixtral", "qwen3_moe"}),
     kernel="packed",
     bits_per_weight=_bits,
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
+from harness.numerics.traffic import routing
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,8 @@ class Architecture:
     """A model type as llama.cpp implements it.
 
     ``paired`` models rotate neighbouring columns of a head, whereas transformers rotates its halves, so the rows
-    of query and key must be reordered; ``norm_shift`` is added to the weights of norms.
+    of query and key must be reordered; ``norm_shift`` is added to the weights of norms. A ``mixture`` has experts in
+    every layer, and the weights of a token's experts sum to 1.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Architecture:
     paired: bool = False
     norm_shift: float = 0.0
     windowed: bool = False
+    mixture: bool = False
 
 
 GELU = ("gelu_pytorch_tanh", "gelu")
@@ -41,6 +44,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "mistral": Architecture("llama", paired=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "mixtral": Architecture("llama", paired=True, mixture=True),
+    "qwen3_moe": Architecture("qwen3moe", mixture=True),
     "gemma": Architecture("gemma", GELU, norm_shift=1.0),
     "gemma2": Architecture("gemma2", GELU, norm_shift=1.0, windowed=True),
     "gemma3_text": Architecture("gemma3", GELU, norm_shift=1.0, windowed=True),
@@ -63,7 +68,21 @@ def architecture(config: Config) -> Architecture:
         raise UnsupportedError("gguf: rotary embeddings of a part of each head are not converted")
     if kind in GEMMA_LARGEST:
         _refuse_scale(config, GEMMA_LARGEST[kind])
+    if found.mixture:
+        _refuse_routing(config, kind)
     return found
+
+
+def _refuse_routing(config: Config, kind: str) -> None:
+    """Raises UnsupportedError unless tokens are routed as in llama.cpp, in every layer."""
+    if routing(config) is None:
+        raise UnsupportedError("gguf: the configuration does not say how many experts there are and are used")
+    if kind == "qwen3_moe" and not config.get("norm_topk_prob", False):
+        raise UnsupportedError(
+            "gguf: norm_topk_prob is false, and llama.cpp makes the weights of a token's experts sum to 1"
+        )
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise UnsupportedError("gguf: some layers have no experts; llama.cpp's have them in every layer")
 
 
 def _refuse_scale(config: Config, largest: int) -> None:
@@ -96,6 +115,12 @@ def write_fields(writer: GGUFWriter, config: Config, found: Architecture) -> Non
     writer.add_vocab_size(config["vocab_size"])
     if found.windowed:
         writer.add_sliding_window(config["sliding_window"])
+    experts = routing(config) if found.mixture else None
+    if experts is not None:
+        writer.add_expert_count(experts.experts)
+        writer.add_expert_used_count(experts.active)
+    if found.mixture and "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     if config.get("attn_logit_softcapping"):
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     if config.get("final_logit_softcapping"):

@@ -65,7 +65,7 @@ def read_header(file: Path) -> Header:
         found.size(f"{architecture}.context_length"),
         None if commonest in FLOAT_TYPES else commonest,
         "float32",
-        None if architecture is None else _model_type(architecture),
+        None if architecture is None else _model_type(found, architecture),
         refusal(found),
     )
 
@@ -83,7 +83,7 @@ def configuration(file: Path) -> dict[str, Any]:
     if "token_embd.weight" not in held:
         raise SourceError(f"{shown(file)}: holds no token_embd.weight")
     config = {
-        "model_type": _model_type(str(prefix)),
+        "model_type": _model_type(found, str(prefix)),
         "vocab_size": max(held["token_embd.weight"].shape, default=0),
         "tie_word_embeddings": "output.weight" not in held,
         **{key: size for key, size in sizes.items() if size is not None},
@@ -93,7 +93,10 @@ def configuration(file: Path) -> dict[str, Any]:
     return config
 
 
-def _model_type(architecture: str) -> str:
+def _model_type(found: GgufHeader, architecture: str) -> str:
+    """llama.cpp calls Mixtral's architecture llama too; it has experts."""
+    if architecture == "llama" and found.size("llama.expert_count"):
+        return "mixtral"
     return MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
 
 

@@ -13,6 +13,7 @@ from unittest import mock
 
 from harness.core.engine import LoadRequest
 from harness.errors import UnsupportedError
+from harness.models.gguf.header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,11 @@ class GgufTensors:
         from transformers import AutoModelForCausalLM, GgufConfig
         from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
+        if read_header(self._file).model_type == "mixtral":
+            raise UnsupportedError(
+                "transformers reads a Mixtral's GGUF file as a Llama without experts; measure it on llamacpp "
+                "alone, or use the model's safetensors weights"
+            )
         name = self._file.name
         with (
             tempfile.TemporaryDirectory() as folder,
