@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from harness import plugins as registry
 from harness.core.engine import Engine, PlannedLoad
-from harness.core.format import Codes
+from harness.core.format import GGUF_FORMAT, Codes
 from harness.core.identity import KvCache
 from harness.core.job import Conditions, VariantJob
 from harness.core.method import Needs
@@ -20,7 +21,15 @@ from harness.models import published
 from harness.models.compiled import compiled_by, uncompiled
 from harness.models.headers import read_config
 from harness.models.memory import DTYPE_BITS
-from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, linears, matching, shape_of
+from harness.models.scope import (
+    LEAST_COVERAGE,
+    experts_module,
+    holds_experts,
+    linears,
+    matching,
+    shape_of,
+    stack_of,
+)
 from harness.models.sources import SourceModel
 from harness.planning.expand import EngineChoice, MethodChoice
 from harness.recipe.sweep import Scope
@@ -81,6 +90,7 @@ def unsupported_reason(wanted: Combination) -> Reason | None:
         or _uncompiled(wanted)
         or _multimodal(source, method)
         or _experts(source, method, wanted.scope.skip)
+        or _single_experts(source, method, wanted.scope.skip)
         or _shapes(source, method, machine, wanted.scope.skip)
     )
 
@@ -324,6 +334,25 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
         f"{method.ref.name} is not known to quantize the experts of a {source.model_type} model "
         f"({share:.0%} of the scope) and to reload them{because}; "
         "skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
+    )
+
+
+def _single_experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
+    """Why single experts cannot be skipped: a GGUF file has the same matrix of all experts of a layer in one tensor."""
+    if method.method.writes != GGUF_FORMAT or not skip:
+        return None
+    skipped: dict[str, set[bool]] = defaultdict(set)
+    for name, shape in source.matrices.items():
+        for module in linears(name, shape):
+            stack, number = stack_of(module)
+            if number is not None:
+                skipped[stack].add(bool(matching(module, skip) or matching(name.removesuffix(".weight"), skip)))
+    divided = [stack for stack, found in skipped.items() if len(found) > 1]
+    if not divided:
+        return None
+    return (
+        f"{method.ref.name} quantizes all experts of a layer together, and the recipe skips some of them in "
+        f"{divided[0]}; skip all or none"
     )
 
 
