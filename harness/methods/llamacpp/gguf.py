@@ -21,7 +21,7 @@ from harness.core.method import Method, MethodParams, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.libraries import llamacpp
 from harness.models.gguf import convert
-from harness.models.gguf.convert import Placed
+from harness.models.gguf.convert import FileTensor
 from harness.models.headers import GGUF_FILE, read_config, read_directory
 from harness.models.scope import module_name
 
@@ -101,7 +101,7 @@ def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
     return InMemory(job.out / GGUF_FILE, job.device, config)
 
 
-def left_plain(job: QuantizeJob[GgufParams], tensors: Sequence[Placed]) -> list[str]:
+def left_plain(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> list[str]:
     """The decoder's matrices that the recipe skips, by llama.cpp's names.
 
     Raises UnsupportedError if it skips some experts of a layer and not others: llama.cpp has them in one tensor.
@@ -121,7 +121,7 @@ def left_plain(job: QuantizeJob[GgufParams], tensors: Sequence[Placed]) -> list[
     return skipped
 
 
-def importance(job: QuantizeJob[GgufParams], tensors: Sequence[Placed]) -> dict[str, np.ndarray[Any, Any]]:
+def importance(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> dict[str, np.ndarray[Any, Any]]:
     """The mean square of each input column of every matrix in scope, by llama.cpp's name, float32.
 
     The model runs in transformers; the input columns are the same. Those of a layer's experts follow one another. An

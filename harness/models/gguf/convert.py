@@ -55,7 +55,7 @@ def convert(source: Path, out: Path, dtype: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Placed:
+class FileTensor:
     """A tensor of the file, and the checkpoint's tensors that it is made of: one, or one of each expert, in order."""
 
     name: str
@@ -73,7 +73,7 @@ class Placed:
         return len(self.shape) == 1 or self.name.endswith(_ROUTER)
 
 
-def placed(source: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[Placed]:
+def placed(source: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[FileTensor]:
     """The file's tensors, from the shapes of a checkpoint's. Raises UnsupportedError for unknown tensors."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -81,7 +81,7 @@ def placed(source: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> 
     by_name = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
     known = get_tensor_name_map(MODEL_ARCH(by_name[found.name]), int(config["num_hidden_layers"]))
     tied = bool(config.get("tie_word_embeddings", found.norm_shift != 0))
-    result: list[Placed] = []
+    result: list[FileTensor] = []
     stacks: dict[str, dict[int, str]] = defaultdict(dict)
     for name, shape in source.items():
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
@@ -91,7 +91,7 @@ def placed(source: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> 
         if mapped is None:
             raise UnsupportedError(f"gguf: llama.cpp's {found.name} models have no tensor for {name}")
         if number is None:
-            result.append(Placed(mapped, shape, (name,)))
+            result.append(FileTensor(mapped, shape, (name,)))
         else:
             stacks[mapped][number] = name
     return [*result, *(_stack(mapped, numbered, source, config) for mapped, numbered in stacks.items())]
@@ -99,7 +99,7 @@ def placed(source: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> 
 
 def _stack(
     name: str, numbered: Mapping[int, str], source: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
-) -> Placed:
+) -> FileTensor:
     """The experts of a layer in one tensor. Raises UnsupportedError if one is missing or of another shape."""
     experts = routing(config)
     assert experts is not None, "a mixture was asked for it before"
@@ -108,7 +108,7 @@ def _stack(
     shapes = {source[each] for each in sources}
     if sorted(numbered) != list(range(count)) or len(shapes) != 1:
         raise UnsupportedError(f"gguf: {name} takes {count} experts of one shape; the checkpoint has {len(sources)}")
-    return Placed(name, (count, *shapes.pop()), sources)
+    return FileTensor(name, (count, *shapes.pop()), sources)
 
 
 def _write_tensors(writer: Any, source: Path, config: dict[str, Any], found: Architecture, dtype: str) -> None:
