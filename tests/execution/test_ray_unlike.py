@@ -115,7 +115,7 @@ def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_pat
     folder = stack.folder
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").symlink_to(sys.executable)
-    versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1"}
+    versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1", "torch": "2", "transformers": "5", "tokenizers": "0.22"}
     manifest = with_seal({"versions": versions, "compiler_flags": list(stack.definition.compiler_flags())})
     (folder / "stack.json").write_text(json.dumps(manifest), encoding="utf-8")
     ended = refused.run({folder: tmp_path / "empty"}, engines=["transformers", "llamacpp"])
