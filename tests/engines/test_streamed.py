@@ -79,6 +79,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: transformers.Qwen3Config(**WIDE, **HEADS),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**WIDE, **HEADS, **EXPERTS, num_experts=4),
     "mixtral": lambda: transformers.MixtralConfig(**WIDE, **HEADS, num_local_experts=4),
+    "gemma2": lambda: transformers.Gemma2Config(**WIDE, **HEADS, sliding_window=16),
     "gemma3": lambda: transformers.Gemma3TextConfig(**WIDE, **HEADS, **WINDOW),
     "gpt_oss": lambda: transformers.GptOssConfig(**WIDE, **HEADS, **WINDOW, num_local_experts=4, num_experts_per_tok=2),
     "phi3": lambda: transformers.Phi3Config(**WIDE),
