@@ -35,13 +35,13 @@ def recommend(
     """The pick of each table of records: each model, perplexity protocol and machine.
 
     Without any limit, ``default_limits`` apply. Raises UsageError if no record measures a variant, and for a point
-    or a load that no table has.
+    or a load that no table has, and for a level that several loads of a table have.
     """
     tables = tradeoff(records, summaries)
     if not tables:
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
     _refuse_unknown_point(tables, query.at)
-    _refuse_unknown_load(tables, query.level)
+    _require_one_load(tables, query.level)
     return tuple(
         pick(table, query if query.limits else replace(query, limits=default_limits(table)), damaged, summaries)
         for table in tables
@@ -244,8 +244,15 @@ def _refuse_unknown_point(tables: Sequence[Table], at: str | None) -> None:
         raise UsageError(f"--at {at!r}: no such point of the speed measurement; known: {known}")
 
 
-def _refuse_unknown_load(tables: Sequence[Table], level: float | None) -> None:
+def _require_one_load(tables: Sequence[Table], level: float | None) -> None:
+    """A level is that of one load in each table: 8 requests at the same time are not compared with 8 per second."""
+    if level is None:
+        return
+    for table in tables:
+        meant = [load.label for load in table.loads if load.level == level]
+        if len(meant) > 1:
+            raise UsageError(f"--at-load {level:g}: several loads of one table have this level: {' / '.join(meant)}")
     loads = dict.fromkeys(load for table in tables for load in table.loads)
-    if level is not None and level not in {load.level for load in loads}:
+    if level not in {load.level for load in loads}:
         known = "; ".join(dict.fromkeys(load.short for load in loads)) or "none, no server was put under load"
         raise UsageError(f"--at-load {level:g}: this load was not measured; measured: {known}")

@@ -12,7 +12,7 @@ from harness.analysis.recommend import recommend as recommend_among
 from harness.api.results import NamedRecords, kept_answer, read_folder
 from harness.core.exact_text import as_text
 from harness.core.record import Damaged, RunRecord
-from harness.figures.ask import Option
+from harness.figures.ask import Option, positive
 from harness.report.code import report_code
 from harness.report.shown_recommendation import ShownRecommendation
 from harness.storage.summaries import RECOMMENDATION
@@ -24,7 +24,7 @@ def recommend(
     minimize: str | None = None,
     maximize: str | None = None,
     at: str | None = None,
-    at_load: float | None = None,
+    at_load: Option = None,
     context: int | None = None,
     batch: int | None = None,
     allow_labelled: bool = False,
@@ -36,8 +36,8 @@ def recommend(
     ``max_perplexity_increase="1%"``, ``min_decode=40`` and so on, and those of figures that plugins declare.
     ``minimize`` or ``maximize`` names the objective, as there; the default is to minimize stored bytes. Without any
     limit, ``default_limits`` apply. While damaged records are left out, no answer holds for certain.
-    Raises UsageError for an invalid value or name, or for an ``at`` or ``at_load`` that no table has; ResultsError if
-    the folder holds no records.
+    Raises UsageError for an invalid value or name, for an ``at`` or ``at_load`` that no table has, and for an
+    ``at_load`` that several loads of a table have as their level; ResultsError if the folder holds no records.
     """
     query = _query(minimize, maximize, at, at_load, context, batch, allow_labelled, **limits)
     if not isinstance(results, str | Path):
@@ -65,7 +65,7 @@ def _query(
     minimize: str | None,
     maximize: str | None,
     at: str | None,
-    at_load: float | None,
+    at_load: Option,
     context: int | None,
     batch: int | None,
     allow_labelled: bool,
@@ -78,7 +78,7 @@ def _query(
         count("context", context),
         count("batch", batch),
         allow_labelled,
-        at_load,
+        None if at_load is None else positive("at-load", at_load),
     )
 
 

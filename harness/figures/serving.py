@@ -76,7 +76,7 @@ def _read_at_load(statistic: PerProcess) -> Callable[[VariantRow, Use], Reading]
         silent = _silent(statistic, row, load)
         lacking = f"{silent} at {load.short}" if silent else "not measured"
         if statistic.metric == GAPS and E2E[TELLING].of(row, load) is not None:
-            lacking = f"tokens do not arrive one by one at {load.short}"
+            lacking = f"no gaps between single tokens at {load.short}"
         return measured(statistic.value(row, load), f"at {load.short}", lacking, scale="log")
 
     return read
@@ -121,16 +121,14 @@ class _Asked:
         )
 
 
-def _latency(
-    name: str, metric: str, title: str, meaning: str, percentile: int, asked: _Asked | None = None
-) -> Figure[Load]:
+def _latency(name: str, metric: str, title: str, meaning: str, percentile: int, asked: _Asked) -> Figure[Load]:
     told = percentile == PERCENTILES[TELLING]
     statistic = PerProcess(metric, "s", partial(_percentile, share=percentile / 100), unanswered=ENDLESS)
     return Figure(
         f"{name}_p{percentile}",
         GROUP,
         f"{title} p{percentile}",
-        f"{meaning}: the {percentile}th percentile of the requests of one process at {{place}}; {OVER}.",
+        f"{meaning}: the {percentile}th percentile of the {asked.units} of one process at {{place}}; {OVER}.",
         direction="lower",
         format=SECONDS,
         places=loads,
@@ -139,12 +137,10 @@ def _latency(
         interval=True,
         notes=lambda row, load: (Note(silent),) if (silent := _silent(statistic, row, load)) else (),
         statistic=statistic,
-        gate=Gate(
-            "relative", HARMLESS, f"{title} of 95% of the requests, at each load", asked is not None and asked.usual
-        )
+        gate=Gate("relative", HARMLESS, f"{title} of 95% of the {asked.units}, at each load", asked.usual)
         if told
         else None,
-        ask=asked.of(statistic) if asked and told else None,
+        ask=asked.of(statistic) if told else None,
     )
 
 
@@ -207,7 +203,9 @@ def _read_goodput(row: VariantRow, use: Use) -> Reading:
     found = [(load, value) for load in use.loads if (value := GOODPUT.of(row, load)) is not None]
     best = max(found, key=lambda pair: _value(pair[1]), default=None)
     if best is None or isinstance(best[1], str | float):
-        return Reading(None, "no SLO was given")
+        given = any(GOODPUT.of(each, load) is not None for each in use.table.rows for load in use.table.loads)
+        missing = "not measured" if use.level is None else f"not measured at {use.loads[-1].short}"
+        return Reading(None, missing if given else "no SLO was given")
     return measured(best[1], f"at {best[0].short}", scale="log")
 
 
@@ -252,7 +250,8 @@ THROUGHPUT = _rate(
 def _read_capacity(row: VariantRow, use: Use) -> Reading:
     found = [each for each in row.ladders if each.capacity is not None]
     if not found:
-        return Reading(None, "no SLO was given")
+        given = any(each.capacity is not None for other in use.table.rows for each in other.ladders)
+        return Reading(None, "not measured" if given else "no SLO was given")
     return measured(found[0].capacity, found[0].load.unit)
 
 

@@ -92,6 +92,7 @@ def json_line(found: Recommendation) -> str:
                 "hardware": found.table.hardware,
                 "protocol": found.table.protocol,
                 "point": found.use.point.label if found.use.point else None,
+                "load": found.use.level,
                 "memory_at": {"batch": found.use.batch, "tokens": found.use.tokens},
                 "objective": objective_of(found.query.objective).name,
                 "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.query.limits],

@@ -11,6 +11,7 @@ import pytest
 from run_specs import NONE
 from served_records import RTN, WORKLOAD, Times, answers, baseline, failed, measurements, served_record
 
+import harness
 from harness.analysis.history.trace import trace
 from harness.analysis.query import Query, parse_limits, parse_objective
 from harness.analysis.recommend import recommend
@@ -28,6 +29,7 @@ from harness.report.column import columns
 from harness.report.comparison import words
 from harness.report.comparison.json_text import json_text
 from harness.report.history import words as history_words
+from harness.report.recommendation import json_line
 from harness.stats.estimate import Estimate
 
 BY_NAME = {each.name: each for each in FIGURES}
@@ -154,8 +156,55 @@ def test_tokens_in_bursts_have_no_itl_to_limit() -> None:
         for level in plain.levels
     }
     records = [replace(made, outcome=Outcome("ok", measurements=tuple(measurements(levels, plain))))]
-    assert asked(records, max_itl="1s") == [("none", "tokens do not arrive one by one at 32 concurrent requests", 0.0)]
+    assert asked(records, max_itl="1s") == [("none", "no gaps between single tokens at 32 concurrent requests", 0.0)]
     assert asked(records, max_tpot="1s") == [("none", "at 32 concurrent requests", pytest.approx(0.02))]
+
+
+def test_answers_of_one_token_have_no_gaps() -> None:
+    records = [baseline(0, steadily, replace(WORKLOAD, new_tokens=1))]
+    assert asked(records, max_itl="1s") == [("none", "no gaps between single tokens at 32 concurrent requests", 0.0)]
+
+
+def test_itl_is_of_gaps_and_other_latencies_are_of_requests() -> None:
+    for figures, units in ((TTFT, "requests"), (TPOT, "requests"), (ITL, "gaps"), (E2E, "requests")):
+        assert all(f"th percentile of the {units} of one process" in str(each.help) for each in figures)
+        gate, option = figures[1].gate, figures[1].limit
+        assert gate is not None
+        assert f"of 95% of the {units}, at each load" in gate.says
+        assert f"of 95% of the {units} at the highest load" in option.help
+
+
+def test_an_slo_is_not_called_missing_where_only_a_load_is() -> None:
+    """The variant's server was put under 8 and 16 requests at the same time, the baseline's also under 32."""
+    fewer = replace(WORKLOAD, levels=WORKLOAD.levels[:2])
+    records = [baseline(0, steadily), served_record(RTN, 0, steadily, fewer)]
+    assert asked(records, 32.0, min_goodput=1)[1] == ("rtn", "not measured at 32 concurrent requests", 0.0)
+    assert asked(records, 16.0, min_goodput=1)[1][1] == "at 16 concurrent requests"
+    without = [baseline(0, steadily, replace(WORKLOAD, slo=None))]
+    assert asked(without, 32.0, min_goodput=1) == [("none", "no SLO was given", 0.0)]
+    assert asked(without, min_load=1) == [("none", "no SLO was given", 0.0)]
+    mixed = [*without, served_record(RTN, 0, steadily)]
+    assert asked(mixed, min_goodput=1)[0] == ("none", "not measured", 0.0)
+    assert asked(mixed, min_load=1)[0] == ("none", "not measured", 0.0)
+
+
+def test_a_level_of_two_loads_of_a_table_is_refused_with_both() -> None:
+    by_rate = replace(WORKLOAD, arrival="poisson", levels=(4.0, 8.0))
+    records = [baseline(0, steadily), baseline(0, steadily, by_rate)]
+    with pytest.raises(UsageError, match=r"--at-load 8: .* this level: 8 concurrent requests; .* / 8 requests/s, po"):
+        asked(records, 8.0, max_e2e="1s")
+    assert asked(records, 4.0, max_e2e="1s")[0][1] == "at 4 requests/s, poisson"
+    assert asked(records, 16.0, max_e2e="1s")[0][1] == "at 16 concurrent requests"
+
+
+@pytest.mark.parametrize("wrong", ["many", "8 requests", 0, -8.0, math.nan, True])
+def test_a_load_from_python_is_a_number_above_zero(wrong: str | float) -> None:
+    records = slower_beyond(24.0)
+    (found,), (same,) = (harness.recommend(records, max_e2e="9s", at_load=each) for each in ("8", 8))
+    assert found.use.level == same.use.level == 8.0
+    assert json.loads(json_line(found))["load"] == 8.0
+    with pytest.raises(UsageError, match="--at-load: expected a number above zero"):
+        harness.recommend(records, max_e2e="9s", at_load=wrong)
 
 
 def test_a_load_that_no_row_measured_is_refused_with_those_that_were() -> None:
