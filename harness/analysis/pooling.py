@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from harness.analysis.comparability import Comparability
 from harness.analysis.history.values import CaseValue, comparability, values_of
 from harness.analysis.regression import paired, processes
 from harness.analysis.regression.cases import Case, cases
+from harness.core.job import VariantJob
 from harness.core.record import Measurement, RunRecord
 from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
@@ -22,6 +23,8 @@ from harness.plugins import gates
 from harness.stats.heterogeneity import Heterogeneity, effects_of_items, heterogeneity
 
 ALPHA = 0.05
+MOST_INDEPENDENT = 6
+"""Sources that ``independent`` takes: reading more would be what a site of many sweeps takes longest for."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,26 @@ class _Keyed:
     def names(self) -> tuple[str, str, str, str, str]:
         spec = self.case.spec
         return spec.model.label, spec.method_label, spec.engine_label, self.figure.name, self.value.where
+
+
+def independent(sources: Iterable[tuple[str, Iterable[RunRecord]]], model: str) -> dict[str, tuple[RunRecord, ...]]:
+    """Of the first sources, their current runs of a model, by its content, that no source before them has.
+
+    Copies, and what was merged into another folder, are no second measurement: they would agree by themselves.
+    """
+    found: dict[str, tuple[RunRecord, ...]] = {}
+    known: set[tuple[str, str, str]] = set()
+    for source, records in sources:
+        of_model = (
+            each for each in records if isinstance(each.spec.job, VariantJob) and each.spec.model.content_id == model
+        )
+        own = [case.runs for case in cases(of_model).values() if known.isdisjoint(run.key for run in case.runs)]
+        if own:
+            found[source] = tuple(chain.from_iterable(own))
+            known |= {run.key for run in found[source]}
+        if len(found) == MOST_INDEPENDENT:
+            break
+    return found
 
 
 def pool(sources: Mapping[str, Sequence[RunRecord]]) -> Pool:

@@ -109,7 +109,7 @@ def write_site(
     built, only files that differ are written, and pages of sweeps that are not among the results any more are removed.
     With ``bundles`` each page offers a bundle of its results; one that was given as a bundle always does.
     With ``redact`` pages leave out what redacted reports do, sweeps are named by their recipes, no bundle is offered,
-    which would hold everything, and all sweeps are built if one changed, so that a name has one number in all.
+    which would hold everything, and all sweeps are built if one changed or is gone, so that a name has one number.
     ``on_skipped`` receives what cannot be read. Up to ``processes`` build the pages of many locations that are not
     redacted; each imports the main module of its caller, as ``multiprocessing`` does.
     Raises UsageError for a folder with something else in it, and for bundles of a redacted site; ResultsError if no
@@ -126,8 +126,8 @@ def write_site(
     states = {location: _state(location, title, bundles, redact) for location in results}
     gone = {state for state, entry in kept.values() if not _is_there(folder, entry)}
     unchanged = {state for state, _ in kept.values() if state in states.values()} - gone - {None}
-    if redact and unchanged != set(states.values()):
-        unchanged = set()  # a model has one number on all pages, which depends on the sweeps before it
+    if redact and not unchanged == set(states.values()) == {state for state, _ in kept.values()}:
+        unchanged = set()  # a name has one number on all pages, which depends on all sweeps
     entries = {name: known for name, known in kept.items() if known[0] in unchanged}
     places: dict[str, str | Path] = {}
     left = [location for location, state in states.items() if state not in unchanged]

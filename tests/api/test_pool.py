@@ -13,6 +13,8 @@ from run_specs import changed, run_spec
 from typer.testing import CliRunner, Result
 
 import harness
+from harness.analysis.pooling import independent
+from harness.analysis.pooling import pool as pooled
 from harness.api.bundle import bundle
 from harness.api.merge import merge
 from harness.api.pool import pool
@@ -66,6 +68,19 @@ def bundled(folder: Path, name: str, *records: RunRecord) -> Path:
     for each in records:
         Store(folder / name).save(each)
     return bundle(folder / name, folder / f"{name}.qh.zip").path
+
+
+def test_a_run_that_several_sources_hold_is_measured_once() -> None:
+    """A folder that was merged into another, and a copy, are no sources of their own."""
+    mine, theirs = quality("mine", 0.001), quality("theirs", 0.001)
+    both = [mine, replace(theirs, attempt=2)]
+    places = [("both", both), ("theirs", [theirs]), ("mine", [mine]), ("copy", [mine])]
+    found = independent(places, mine.spec.model.content_id)
+    assert list(found) == ["both", "mine"]
+    alone = pooled({"theirs": [theirs], "mine": [mine]}).figures
+    assert alone
+    assert [each.test for each in pooled(found).figures] == [each.test for each in alone]
+    assert independent(places, "another model") == {}
 
 
 def command(*arguments: object) -> Result:

@@ -52,6 +52,19 @@ def built(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     return out, write_site(folders, out, "Ours")
 
 
+def measured_again(folder: Path, session: str, hardware: str | None = None, factor: float = 1) -> Path:
+    """The example as another session measured it, maybe on another machine, with losses of tokens times a factor."""
+    for record in read_records(EXAMPLE):
+        scaled = tuple(
+            replace(each, values=tuple(factor * value for value in each.values)) if each.metric == "nll" else each
+            for each in record.outcome.measurements
+        )
+        spec = record.spec if hardware is None else with_hardware(record.spec, hardware=hardware)
+        outcome = replace(record.outcome, measurements=scaled)
+        Store(folder).save(replace(record, spec=spec, outcome=outcome, session=session))
+    return folder
+
+
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -118,33 +131,24 @@ def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, 
     assert f">{perplexity}</a>" in lines[0]
 
 
-def test_a_series_lists_its_sources_and_says_that_copies_are_identical(built: tuple[Path, SiteBuild]) -> None:
-    """Each source with its sweep, machine, day and value."""
+def test_a_series_lists_its_sources_and_says_that_they_are_copies(built: tuple[Path, SiteBuild]) -> None:
+    """Each source with its sweep, machine, day and value. Copies are one measurement, which nothing is tested with."""
     sources = re.findall(r'<tr class="sources">(.*?)</tr>', text_of(model_of(built[0])), re.DOTALL)
     assert len(sources) > 10
     records = read_records(EXAMPLE)
     (machine,) = {table.hardware for table in page(records).tables}
     (day,) = {each.started_at[:10] for each in records}
     for each in sources:
-        assert re.findall(r"<summary>(.*?)</summary>", each)[0].startswith("2 sweeps: "), each
+        assert re.findall(r"<summary>(.*?)</summary>", each)[0].startswith("2 sweeps"), each
         assert sorted(re.findall(r'<li><a href="../sweeps/(\w+)\.html">', each)) == ["first", "second"]
         assert each.count(f" · {machine} · {day} · ") == 2
-    assert "<summary>2 sweeps: identical</summary>" in sources[0]
+        assert '<p class="soft">' not in each
+    assert "<summary>2 sweeps: copies</summary>" in sources[0]
 
 
 def test_sources_that_differ_are_tested_as_for_merged_figures(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """And what was tested is known to the next build, which reads nothing."""
-
-    def changed(record: RunRecord) -> RunRecord:
-        worse = (
-            replace(each, values=tuple(1.01 * value for value in each.values)) if each.metric == "nll" else each
-            for each in record.outcome.measurements
-        )
-        return replace(record, outcome=replace(record.outcome, measurements=tuple(worse)))
-
-    other, out = tmp_path / "other", tmp_path / "site"
-    for record in read_records(EXAMPLE):
-        Store(other).save(changed(record))
+    other, out = measured_again(tmp_path / "other", "other", factor=1.01), tmp_path / "site"
     write_site([folders[0], other], out)
     text = unescape(text_of(model_of(out)))
     perplexities = [each for each in pool([folders[0], other]).figures if each.metric == "perplexity"]
@@ -160,15 +164,15 @@ def test_sources_that_differ_are_tested_as_for_merged_figures(folders: tuple[Pat
 def test_of_many_sources_the_newest_of_each_machine_are_tested(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.api.site_agreement.MOST_POOLED", 2)
-    third, out = tmp_path / "third", tmp_path / "site"
-    for record in read_records(EXAMPLE):
-        Store(third).save(replace(record, spec=with_hardware(record.spec, hardware="another CPU")))
-    write_site([*folders, third], out)
+    monkeypatch.setattr("harness.analysis.pooling.MOST_INDEPENDENT", 2)
+    again = measured_again(tmp_path / "again", "again", factor=1.01)
+    third = measured_again(tmp_path / "third", "third", "another CPU")
+    out = tmp_path / "site"
+    write_site([folders[0], again, third], out)
     sources = re.findall(r'<tr class="sources">(.*?)</tr>', text_of(model_of(out)), re.DOTALL)
     of_three = [each for each in sources if "<summary>3 sweeps: " in each]
     assert of_three
-    assert all('<p class="soft">2 sources' in each for each in of_three)
+    assert all("3 sweeps: identical</summary>" in each and '<p class="soft">2 sources' in each for each in of_three)
 
 
 def test_pages_show_the_keys_of_figures_that_may_stand_side_by_side(built: tuple[Path, SiteBuild]) -> None:
@@ -221,6 +225,7 @@ def test_a_redacted_site_names_no_folder_model_or_path_and_offers_no_bundle(tmp_
     assert "Redacted: paths" in text_of(out / "sweeps" / "example.html")
     assert not (out / "bundles").exists()
     assert write_site([secret, given], out, redact=True).built == 0
+    assert write_site([secret], out, redact=True).built == 1, "numbers of names depend on all sweeps"
     assert write_site([secret, given], out).built == 2
     with pytest.raises(UsageError, match="--bundles"):
         write_site([secret], out, bundles=True, redact=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -37,6 +38,16 @@ class SiteModel:
     def machines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(machine for sweep in self.sweeps for machine in sweep.machines))
 
+    @property
+    def sweeps_by_machine(self) -> tuple[SweepEntry, ...]:
+        """The newest of each machine, then the second newest of each, and so on."""
+        seen: Counter[tuple[str, ...]] = Counter()
+        ranked: list[tuple[int, SweepEntry]] = []
+        for sweep in self.sweeps:
+            ranked.append((seen[sweep.machines], sweep))
+            seen[sweep.machines] += 1
+        return tuple(sweep for _, sweep in sorted(ranked, key=lambda pair: pair[0]))
+
 
 @dataclass(frozen=True)
 class SiteSource:
@@ -53,9 +64,10 @@ class SiteSource:
 
 @dataclass(frozen=True)
 class SiteSeries:
-    """One figure of one variant in every sweep that measured it alike: ``sources``, the newest first, of ``count``.
+    """One figure of one variant in every sweep that measured it alike.
 
-    ``agreement`` is None where there is one source.
+    ``sources`` are the newest of all ``points``, the newest first; ``count`` is the number of sweeps that have them.
+    ``agreement`` is None where fewer than two sources were tested.
     """
 
     figure: SiteFigure
@@ -63,6 +75,7 @@ class SiteSeries:
     newest: SiteRow
     sweep: str
     count: int
+    points: int
     sources: tuple[SiteSource, ...]
     agreement: SiteAgreement | None
     trend: Trend
@@ -70,6 +83,11 @@ class SiteSeries:
     @property
     def machine(self) -> str:
         return self.newest.machine
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether all sources are copies of one measurement."""
+        return len({(each.row.machine, each.row.measured, each.figure.value) for each in self.sources}) == 1
 
     @property
     def days(self) -> str:
@@ -146,7 +164,7 @@ def _series(points: Sequence[SiteSource], agreement: SiteAgreement | None) -> Si
     )
     count = len({each.sweep for each in points})
     sources = tuple(reversed(shown))
-    return SiteSeries(last.figure, points[0].row, last.row, last.sweep, count, sources, agreement, drawn)
+    return SiteSeries(last.figure, points[0].row, last.row, last.sweep, count, len(points), sources, agreement, drawn)
 
 
 def _compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> dict[str, object]:
