@@ -85,6 +85,11 @@ class InvalidRunError(RunError):
     """The run ended, but its figures are meaningless."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says: of an OSError what the system says, without the path, which messages name by themselves."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` with the closest known word, or the list of known words."""
     names = sorted(known)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.errors import UsageError
+from harness.errors import UsageError, reason_of
 
 BLOCK_BYTES = 2**20
 MAX_JSON_DEPTH = 64
@@ -57,8 +57,7 @@ def open_file(path: Path, error: type[UsageError]) -> Iterator[tuple[BinaryIO, i
 
 
 def _unreadable(path: Path, fault: OSError | ValueError, error: type[UsageError]) -> UsageError:
-    reason = fault.strerror if isinstance(fault, OSError) else str(fault)
-    return error(f"{shown(path)}: cannot read the file ({reason})")
+    return error(f"{shown(path)}: cannot read the file ({reason_of(fault)})")
 
 
 def read_file(path: Path, limit_bytes: int, error: type[UsageError]) -> bytes:

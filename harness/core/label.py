@@ -679,11 +679,11 @@ FACTS: Mapping[FactCode, Form] = {
         "{name}",
     ),
     "node_lost": Form(
-        lambda node, reason: f"made once more, because {node} was lost: {reason}",
-        "the machine that had begun this run failed before the run ended, so that the run was made again; its figures "
-        "are of the second time only",
+        lambda node, reason: f"made once more, because it was lost on {node}: {reason}",
+        "the node that had begun this run, or what connects it, failed before the run's outcome arrived, so that the "
+        "run was made again; its figures are of the second time only",
         {"node": "node-2", "reason": "it does not answer any more"},
-        "node lost",
+        "run lost",
     ),
 }
 

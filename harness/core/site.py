@@ -86,7 +86,7 @@ class Node:
     ``name`` tells it from the site's others in records and displays; it must be a pseudonym (``node-1``), because host
     names say where a sweep ran. It is empty if the site is one machine. ``gpus`` are those that runs may use; 1 on a
     CPU, where runs share ``cores`` (``RunSpec.cores``) and ``memory_bytes``. Without cores one executes at a time.
-    ``stacks`` are those that are ready there, besides the main one; None if all are that the site's runs use.
+    ``stacks`` are those that are ready there, the main one always; None if all are that the site's runs use.
     """
 
     name: str = ""

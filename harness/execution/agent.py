@@ -39,7 +39,7 @@ from harness.core.foreign import parse_json, read_file
 from harness.core.inputs import Input
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
-from harness.errors import ResultsError, UsageError
+from harness.errors import ResultsError, UsageError, reason_of
 from harness.execution.cluster import NodeReport, report_node
 from harness.execution.debris import clear
 from harness.execution.executor import RunLost
@@ -167,7 +167,7 @@ class RemoteAgent:
         try:
             _write(self.folder / f"{name}{REQUEST}", encode(RunRequest(spec, tuple(inputs))).encode())
         except OSError as error:
-            raise RunLost(f"it could not be given the run: {error.strerror}", for_good=False) from error
+            raise RunLost(f"it could not be given the run: {reason_of(error)}", for_good=False) from error
         try:
             return self._wait(name, Phases(on_phase))
         except RunLost:

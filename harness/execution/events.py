@@ -22,7 +22,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Lost:
-    """A run ended without an outcome because its node failed. ``again``: it is made once more.
+    """A run has no outcome because its node, or the connection to it, failed. ``again``: it is made once more.
 
     ``for_good``: nothing more runs on that node.
     """

@@ -1,7 +1,7 @@
 """A node's part where artifacts are shared at a URL: it fetches what a run needs, and sends what the run makes.
 
 Each node has a cache folder of its own. A folder in it counts only while it is the one at the URL, so that all nodes of
-a sweep measure the same artifacts, and one that was removed there because its figures are void is nowhere used again.
+a sweep measure the same artifacts, and a node does not use again what was removed there because its figures are void.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
-from harness.errors import DamagedError, HarnessError, ResultsError
+from harness.errors import DamagedError, HarnessError, ResultsError, reason_of
 from harness.execution.executor import RunLost
 from harness.storage.cache import Cache
 
@@ -47,12 +47,11 @@ class Exchange:
         except DamagedError as error:
             return Outcome("failed", Failure("fetch", type(error).__name__, str(error))), b""
         except OSError as error:
-            raise RunLost(f"it could not fetch what the run needs: {error.strerror}", for_good=False) from error
+            raise RunLost(f"it could not fetch what the run needs: {reason_of(error)}", for_good=False) from error
         outcome, log = run()
         if outcome.status == "ok":
             try:
                 self.artifacts.share(spec)
             except (OSError, ResultsError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                raise RunLost(f"it could not send what the run made: {reason}", for_good=False) from error
+                raise RunLost(f"it could not send what the run made: {reason_of(error)}", for_good=False) from error
         return outcome, log

@@ -35,8 +35,8 @@ class Executor(Protocol):
 
     An executor of several machines returns one ``Node`` for each from ``nodes``; the sweep's ``Schedule`` decides which
     run executes where, and ``run`` must execute it there. It raises RunLost if the node dies meanwhile. All its nodes
-    are of the site's hardware class and have the same versions and stacks: the executor checks that before the sweep
-    begins, and raises UsageError.
+    are of the site's hardware class and have the same versions, also of a stack that several have: the executor checks
+    that before the sweep begins, and raises UsageError.
     """
 
     @property

@@ -28,7 +28,7 @@ from harness.core.owner import current_owner
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import Node
-from harness.errors import HarnessError, ResultsError, UsageError
+from harness.errors import HarnessError, ResultsError, UsageError, reason_of
 from harness.execution import fetch
 from harness.execution.cluster import ClusterSite, NodeReport, report_node
 from harness.execution.debris import clear
@@ -98,6 +98,8 @@ class Agent:
             try:
                 outcome, log = self._exchange.around(spec, lambda: self._executor.run(spec, inputs, news.put))
                 news.put((self._anonymizer.outcome(outcome), self._anonymizer.log(log)))
+            except RunLost as error:  # it may name a path of this machine
+                news.put(RunLost(self._anonymizer.message(str(error)), error.for_good))
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 news.put(error)
 
@@ -235,7 +237,10 @@ class RayExecutor:
     ) -> None:
         """Starts the agents and waits for them. Raises as ``open_ray``."""
         self._disconnect = disconnect
+        if here.artifacts.shared is not None:
+            here = replace(here, artifacts=replace(here.artifacts, for_nodes=True))
         self._artifacts = here.artifacts
+        self._offering = threading.Lock()
         self._ray_ids = {f"node-{number}": each.ray_id for number, each in enumerate(nodes, 1)}
         self._agents = {name: _start_agent(here, each) for name, each in zip(self._ray_ids, nodes, strict=True)}
         report(f"waiting for {len(nodes)} nodes")
@@ -274,10 +279,10 @@ class RayExecutor:
 
         agent = self._agents[node.name]
         try:
-            self._artifacts.offer(spec)  # what an earlier sweep on this machine made
+            with self._offering:  # of runs that begin together one sends what all need
+                self._artifacts.offer(spec)  # what an earlier sweep on this machine made
         except (OSError, ResultsError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise RunLost(f"what the run needs could not be sent to it: {reason}", for_good=False) from error
+            raise RunLost(f"what the run needs could not be sent to it: {reason_of(error)}", for_good=False) from error
         try:
             for reference in agent.run.options(num_returns="streaming").remote(spec, tuple(inputs)):
                 item: str | tuple[Outcome, bytes] = ray.get(reference)

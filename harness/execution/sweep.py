@@ -27,7 +27,7 @@ from harness.core.label import Fact
 from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Artifacts, Node
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.execution.events import (
     ArtifactDamaged,
     DamageFound,
@@ -108,7 +108,7 @@ class _Sweep:
         try:
             self.artifacts.share(spec)
         except (OSError, ResultsError) as error:
-            self.on_event(NotShared(spec, (error.strerror if isinstance(error, OSError) else None) or str(error)))
+            self.on_event(NotShared(spec, reason_of(error)))
 
     def remove(self, spec: RunSpec) -> None:
         """Removes an artifact that must not be used anywhere; if it cannot be removed, the sweep ends."""
@@ -162,10 +162,8 @@ def sweep(
         records = progress.records
         through = False
         try:
-            needed_bytes, needed_stacks = (
-                [memory_needed(run) for run in planned],
-                [stacks_needed(run) for run in planned],
-            )
+            needed_bytes = [memory_needed(run) for run in planned]
+            needed_stacks = [stacks_needed(run) for run in planned]
             schedule = Schedule([run.spec for run in planned], nodes, needed_bytes, needed_stacks)
             with _Lanes(executor, schedule.width, progress.keep) as lanes:
                 progress.follow(schedule, lanes)
@@ -264,11 +262,18 @@ class _Progress:
             self._show_remaining()
         lost = "every node that has its stack was lost" if schedule.nodes else "every node of the sweep was lost"
         for index in schedule.waiting if self._sweep.saver.trouble is None else ():  # no node is left for it
+            if self._is_measured(index):  # a baseline that was to be measured once more keeps its figures
+                continue
             attempt = self._begin(index, HERE)
             if attempt is not None:
                 failure = Failure("start", "NodeLost", f"{lost}; run the recipe again")
                 self._record(attempt, Outcome("failed", failure), None, 0.0)
                 self._show(index, reused=False)
+
+    def _is_measured(self, index: int) -> bool:
+        """Whether this sweep has measured a run well."""
+        record = self.records.get(self._planned[index].spec.run_id)
+        return record is not None and record.status == "ok" and record.session == self._sweep.session
 
     def _note(self, loss: _Loss, schedule: Schedule) -> bool:
         """Notes that a run was lost with its node; returns whether it is made once more.
@@ -298,7 +303,10 @@ class _Progress:
         if isinstance(ended, _Execution):
             self._record(ended.attempt, ended.outcome, ended.log, ended.wall_s)
         else:
-            message = f"its node was lost, and so was the one that it was made on before: {ended.error}"
+            index, node = ended.attempt.index, ended.attempt.node
+            message = (
+                f"it was lost on {node.name}, and before on {self._losses[index].attempt.node.name}: {ended.error}"
+            )
             self._record(ended.attempt, Outcome("failed", Failure("node", "NodeLost", message)), None, ended.wall_s)
 
     def _begin(self, index: int, node: Node) -> _Attempt | None:

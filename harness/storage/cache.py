@@ -27,7 +27,7 @@ from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, EXPERT_TOKENS, MAX_SEALED_BYTES, REQUESTS, WINDOWS
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
-from harness.errors import DamagedError, NewerRecordError, ResultsError
+from harness.errors import DamagedError, NewerRecordError, ResultsError, reason_of
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.disk import Disk, is_left_over
 from harness.storage.folder_seal import (
@@ -77,12 +77,14 @@ class Cache:
 
     What is not there may be ``shared``, at a URL: its outcome is known from there, ``damage`` with ``read_data``
     fetches it, and ``share`` sends what was made here. A store that cannot be reached costs time, and no run. Where
-    runs execute on nodes with caches of their own, ``offer`` sends what a run needs, and ``pull`` fetches it there.
+    runs execute on nodes with caches of their own, ``offer`` sends what a run needs, and ``pull`` fetches it there. The
+    cache of the machine that plans is then ``for_nodes``: it fetches nothing itself.
     """
 
     root: Path
     disk: Disk = field(default_factory=Disk, compare=False, repr=False)
     shared: SharedCache | None = field(default=None, compare=False, repr=False)
+    for_nodes: bool = False
 
     def folder(self, kind: str, run_id: str) -> Path:
         return self.root / kind / run_id
@@ -130,27 +132,38 @@ class Cache:
     def damage(self, spec: RunSpec, read_data: bool) -> str | None:
         """What is wrong with the spec's folder; None if nothing is, or there is none.
 
-        With ``read_data`` a shared folder is fetched before, and what is wrong with it is found.
+        With ``read_data`` a shared folder is fetched before, and what is wrong with it is found. If it is
+        ``for_nodes``, names and sizes are compared; a store that cannot be reached then says nothing against it.
         """
         if not spec.job.cached:
             return None
         if read_data and self.shared is not None and not self.folder(spec.kind, spec.run_id).exists():
             try:
-                self._fetch(self.shared, spec.kind, spec.run_id)
+                (self._compare if self.for_nodes else self._fetch)(self.shared, spec.kind, spec.run_id)
             except ResultsError as error:
                 return str(error)
             except OSError as error:
                 at = self.shared.objects.at(f"{spec.kind}/{spec.run_id}")
-                return f"{at}: cannot be fetched: {error.strerror}"
+                return None if self.for_nodes else f"{at}: cannot be fetched: {reason_of(error)}"
             return None
         return self._damage(spec.kind, spec.run_id, read_data)
+
+    def _compare(self, shared: SharedCache, kind: str, run_id: str) -> None:
+        """Compares names and sizes of a shared folder's files. Raises as ``_fetch``."""
+        with _deleting_damaged(shared, kind, run_id):
+            there = _read_shared(shared, kind, run_id)
+            if there is not None:
+                kept, seal, _ = there
+                listed = shared.objects.list(f"{kind}/{run_id}")
+                if (reason := shared.difference(kind, run_id, seal, kept.files or (), listed)) is not None:
+                    raise ResultsError(reason)
 
     def _fetch(self, shared: SharedCache, kind: str, run_id: str) -> bool:
         """Makes the folder here the shared one; returns whether there is one.
 
-        Raises OSError; ResultsError for a damaged one, which it deletes there.
+        Raises OSError; ResultsError for one that cannot be used. Deletes it there if it is damaged.
         """
-        try:
+        with _deleting_damaged(shared, kind, run_id):
             there = _read_shared(shared, kind, run_id)
             if there is None:
                 return False
@@ -160,12 +173,9 @@ class Cache:
             with self._filling(kind, run_id, f"{current_owner()}-{secrets.token_hex(4)}") as part:
                 shared.fetch(kind, run_id, seal, kept.files or (), part)
                 self.disk.write(part / OUTCOME, content)
-                self.disk.remove(self.folder(kind, run_id))  # it is another one, or damaged
+                if not self._holds(kind, run_id, content):  # no other sweep has fetched it meanwhile
+                    self.disk.remove(self.folder(kind, run_id))  # it is another one, or damaged
                 self._rename(kind, run_id, part)
-        except ResultsError:
-            with suppress(OSError):  # the next sweep finds it again
-                shared.remove(kind, run_id, OUTCOME)
-            raise
         return True
 
     def _holds(self, kind: str, run_id: str, outcome: bytes) -> bool:
@@ -186,6 +196,8 @@ class Cache:
         for kind, run_id in spec.needs.items():
             try:
                 found = self._fetch(self.shared, kind, run_id)
+            except NewerRecordError as error:
+                raise DamagedError(str(error)) from None
             except ResultsError as error:
                 raise DamagedError(f"{error}; run the recipe again") from None
             if not found:
@@ -199,7 +211,7 @@ class Cache:
                 self._send(self.shared, kind, run_id)
 
     def share(self, spec: RunSpec) -> None:
-        """Sends the run's folder to where it is shared. Raises OSError, or ResultsError if the folder is damaged."""
+        """Sends the run's folder to where it is shared. Raises OSError, or ResultsError if it cannot be shared."""
         if self.shared is not None and spec.job.cached:
             self._send(self.shared, spec.kind, spec.run_id)
 
@@ -208,10 +220,13 @@ class Cache:
         if not folder.exists():  # one that is suspect was not kept
             return
         kept = _read(folder, kind, run_id)
-        if kept.files is not None and not self._is_shared(shared, kind, run_id):
-            content = read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError)
-            seal = parse_json(content, OUTCOME, ResultsError)[SEAL]
-            shared.send(kind, run_id, seal, kept.files, folder, (OUTCOME, content))
+        if self._is_shared(shared, kind, run_id):
+            return
+        if kept.files is None:
+            raise ResultsError(f"{folder}: from an older version, which kept no checksums; delete it")
+        content = read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError)
+        seal = parse_json(content, OUTCOME, ResultsError)[SEAL]
+        shared.send(kind, run_id, seal, kept.files, folder, (OUTCOME, content))
 
     def _damage(self, kind: str, run_id: str, read_data: bool) -> str | None:
         folder = self.folder(kind, run_id)
@@ -223,9 +238,14 @@ class Cache:
             return str(error)
 
     def _is_shared(self, shared: SharedCache, kind: str, run_id: str) -> bool:
-        """Whether another machine sent the folder before. Deletes what it sent if that cannot be used."""
+        """Whether another machine sent the folder before. Deletes what it sent if that is damaged.
+
+        Raises NewerRecordError.
+        """
         try:
             return _read_shared(shared, kind, run_id) is not None
+        except NewerRecordError:
+            raise
         except ResultsError:
             shared.remove(kind, run_id, OUTCOME)
             return False
@@ -252,7 +272,7 @@ class Cache:
         try:
             self.disk.remove(folder)
         except OSError as error:
-            return f"It cannot be removed ({error.strerror}): delete {folder}, and run the recipe again"
+            return f"It cannot be removed ({reason_of(error)}): delete {folder}, and run the recipe again"
         return f"{folder} was removed; run the recipe again to make it again"
 
     def part(self, spec: RunSpec, token: str) -> Path:
@@ -404,6 +424,19 @@ def _read(folder: Path, kind: str, run_id: str) -> _Kept:
     """The content of a folder's ``outcome.json``. Raises ResultsError if it is not as it was written for this run."""
     path = str(folder / OUTCOME)
     return _parsed(read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError), path, kind, run_id)
+
+
+@contextmanager
+def _deleting_damaged(shared: SharedCache, kind: str, run_id: str) -> Iterator[None]:
+    """Deletes an artifact where it is shared if it proves to be damaged; one of a newer harness stays."""
+    try:
+        yield
+    except NewerRecordError:
+        raise
+    except ResultsError:
+        with suppress(OSError):  # the next sweep finds it again
+            shared.remove(kind, run_id, OUTCOME)
+        raise
 
 
 def _read_shared(shared: SharedCache, kind: str, run_id: str) -> tuple[_Kept, str, bytes] | None:

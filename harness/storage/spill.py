@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.core.identity import digest
 from harness.core.record import Damaged, Failure, RunRecord
-from harness.errors import ResultsError, StorageError
+from harness.errors import ResultsError, StorageError, reason_of
 from harness.storage.seal import LOG
 from harness.storage.store import Store
 
@@ -76,7 +76,7 @@ class Saver:
 
     def report(self, action: str, error: OSError) -> None:
         """Notes that something else failed that must not go on like this."""
-        self.trouble = self.trouble or StorageError(f"{action}: {_reason(error)}")
+        self.trouble = self.trouble or StorageError(f"{action}: {reason_of(error)}")
 
     def spilled(self, recipe: str) -> tuple[Spilled, ...]:
         """What earlier sweeps spilled, the oldest first."""
@@ -100,8 +100,8 @@ class Saver:
         except OSError as error:
             folders = ", ".join(sorted({str(each.folder) for copies in waiting.values() for each in copies}))
             raise StorageError(
-                f"{self._store.place.title}: cannot be written ({_reason(error)}). Runs that were finished earlier are "
-                f"kept in {folders}; make room or name another disk's folder, then run the same command again"
+                f"{self._store.place.title}: cannot be written ({reason_of(error)}). Runs that were finished earlier "
+                f"are kept in {folders}; make room or name another disk's folder, then run the same command again"
             ) from None
         return tuple(taken)
 
@@ -123,7 +123,7 @@ class Saver:
 
     def _spill(self, record: RunRecord, log: bytes | None, error: OSError | ResultsError) -> None:
         """Saves the record in the first root that works, and sets ``trouble``."""
-        cause = f"{self._store.place.title}: cannot write the results ({_reason(error)})"
+        cause = f"{self._store.place.title}: cannot write the results ({reason_of(error)})"
         failed = []
         for root in self._roots:
             spill = self._at(root)
@@ -134,7 +134,7 @@ class Saver:
                 numbered = replace(record, attempt=spill.next_attempt(record.spec.recipe, record.spec.run_id))
                 path = spill.save(numbered, log)
             except OSError as again:
-                failed.append(f"{spill.root}: {_reason(again)}")
+                failed.append(f"{spill.root}: {reason_of(again)}")
                 continue
             self._spilled[record.key] = (spill, numbered)
             self.trouble = StorageError(
@@ -176,7 +176,3 @@ def _refuse_shared(folder: Path) -> None:
         status = each.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise OSError(errno.EPERM, "others may write to this folder", str(each))
-
-
-def _reason(error: OSError | ResultsError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

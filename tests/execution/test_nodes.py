@@ -159,6 +159,17 @@ def test_once_the_only_node_with_a_stack_is_lost_its_runs_fail_and_the_others_go
     assert messages == ["every node that has its stack was lost; run the recipe again"] * 2
 
 
+def test_a_baseline_keeps_its_figures_if_no_node_is_left_to_measure_it_beside_the_rest(here: Sweep) -> None:
+    here.executor.names = (Node("node-1", stacks=frozenset({"llamacpp"})), Node("node-2", stacks=frozenset()))
+    here.executor.fail = lambda spec, node: None if spec.is_baseline else RunLost(GONE, True)
+    base = run_spec("performance", stack="llamacpp")
+    records = here.run([PlannedRun(base), PlannedRun(changed(base, method=RTN))])
+    assert [record.status for record in records] == ["ok", "failed"]
+    assert records[0].node == "node-1"
+    assert [event.record.status for event in here.of(Ended) if isinstance(event, Ended)] == ["ok", "failed"]
+    assert len(here.store.read("sweep").records) == 2, "no second attempt at the baseline is recorded"
+
+
 def test_a_run_that_takes_two_nodes_with_it_has_failed(here: Sweep) -> None:
     bad = run_spec("quality", seed=1)
     planned = [PlannedRun(run_spec("quality", seed=seed)) for seed in range(4)]
@@ -167,7 +178,9 @@ def test_a_run_that_takes_two_nodes_with_it_has_failed(here: Sweep) -> None:
     assert [record.status for record in records] == ["ok", "failed", "ok", "ok"]
     failure = records[1].outcome.failure
     assert failure is not None
-    assert (failure.type, GONE in failure.message) == ("NodeLost", True)
+    (first, second) = (event.node for event in here.of(Lost) if isinstance(event, Lost))
+    assert failure.type == "NodeLost"
+    assert failure.message == f"it was lost on {second}, and before on {first}: {GONE}"
     assert [event.again for event in here.of(Lost)] == [True, False]
     assert len(here.of(Ended)) == 4
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_store import ObjectStore, served
@@ -14,13 +16,17 @@ from run_specs import run_spec
 
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome
-from harness.errors import ResultsError
+from harness.core.upgrade import SCHEMA_VERSION
+from harness.errors import DamagedError, NewerRecordError, ResultsError
 from harness.storage.cache import OUTCOME, Cache, shared_faults
+from harness.storage.folder_seal import SEAL, with_seal
+from harness.storage.json_codec import encode
 from harness.storage.objects import Objects
 from harness.storage.shared_cache import SharedCache
 
 NUMBERS = count()
 ARTIFACT = run_spec("quantize", method=MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline"))
+NEEDS_IT = replace(run_spec("quality"), needs={"quantize": ARTIFACT.run_id})
 MADE = Outcome("ok", measurements=(Measurement("degrid_kl", 1, "nat", "lower", "exact", (0.25,)),))
 WEIGHTS = bytes(range(256)) * 40
 
@@ -118,6 +124,71 @@ def test_a_damaged_copy_is_reported_and_made_again(
     other.share(ARTIFACT)
     assert machine("c").damage(ARTIFACT, read_data=True) is None
     assert weights(machine("c")) == WEIGHTS
+
+
+def test_of_two_sweeps_that_fetch_at_once_the_first_copy_stays(
+    machine: Callable[[str], Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be measuring it already when the second has all files."""
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    fetch = SharedCache.fetch
+
+    def other_is_quicker(shared: SharedCache, *rest: Any) -> None:
+        monkeypatch.setattr(SharedCache, "fetch", fetch)
+        assert machine("b").damage(ARTIFACT, read_data=True) is None
+        there.append(machine("b").folder("quantize", ARTIFACT.run_id).stat().st_ino)
+        fetch(shared, *rest)
+
+    there: list[int] = []
+    monkeypatch.setattr(SharedCache, "fetch", other_is_quicker)
+    assert machine("b").damage(ARTIFACT, read_data=True) is None
+    folder = machine("b").folder("quantize", ARTIFACT.run_id)
+    assert [folder.stat().st_ino] == there
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_machine_that_plans_for_nodes_compares_and_fetches_nothing(
+    machine: Callable[[str], Cache], objects: Objects, server: ObjectStore
+) -> None:
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    planning = replace(machine("b"), for_nodes=True)
+    assert planning.damage(ARTIFACT, read_data=True) is None
+    with server.failing(lambda method, path, number: "500"):
+        assert planning.damage(ARTIFACT, read_data=True) is None, "that says nothing against the artifact"
+    assert planning.outcome(ARTIFACT) == MADE
+    (weight,) = [name for name in objects.list() if name.endswith("model.safetensors")]
+    objects.write(weight, WEIGHTS[:-1])
+    assert f"{len(WEIGHTS) - 1} bytes" in (planning.damage(ARTIFACT, read_data=True) or "")
+    assert objects.list() == {}, "a damaged one is deleted"
+    assert not planning.root.exists()
+
+
+def test_what_a_newer_harness_sent_stays(machine: Callable[[str], Cache], objects: Objects) -> None:
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    (outcome,) = [name for name in objects.list() if name.endswith(OUTCOME)]
+    raw = {**json.loads(objects.read(outcome, 10_000)), "schema_version": SCHEMA_VERSION + 1}
+    raw.pop(SEAL)
+    objects.write(outcome, json.dumps(with_seal(raw)).encode())
+    with pytest.raises(NewerRecordError):
+        machine("a").share(ARTIFACT)
+    for planning in (machine("b"), replace(machine("b"), for_nodes=True)):
+        assert "newer" in (planning.damage(ARTIFACT, read_data=True) or "")
+    with pytest.raises(DamagedError, match="newer") as caught:
+        machine("c").pull(NEEDS_IT)
+    assert "run the recipe again" not in str(caught.value)
+    assert len(objects.list()) == 3
+
+
+def test_what_has_no_checksums_cannot_be_sent(machine: Callable[[str], Cache], objects: Objects) -> None:
+    folder = machine("a").folder("quantize", ARTIFACT.run_id)
+    folder.mkdir(parents=True)
+    (folder / OUTCOME).write_text(encode(MADE))
+    with pytest.raises(ResultsError, match="from an older version, which kept no checksums; delete it"):
+        machine("a").offer(NEEDS_IT)
+    assert objects.list() == {}
 
 
 def test_what_must_not_be_used_is_deleted_everywhere(machine: Callable[[str], Cache], objects: Objects) -> None:
