@@ -72,9 +72,10 @@ class Agent:
         """
         _restore_environment()
         self._executor = LocalExecutor(local_site(cache, pythons, device, cpus))
-        clear([self._executor.site.artifacts.root])
-        self._exchange = Exchange(self._executor.site.artifacts)
-        self._anonymizer = Anonymizer.for_nodes()
+        artifacts = self._executor.site.artifacts
+        clear([artifacts.root])
+        self._exchange = Exchange(artifacts)
+        self._anonymizer = Anonymizer.for_nodes(artifacts.root if artifacts.shared is not None else None)
         self._threads = ThreadPoolExecutor(threads, "run")
 
     def report(self) -> NodeReport:

@@ -102,9 +102,12 @@ class Anonymizer:
         return replace(whole, places={path: name for path, name in whole.places.items() if name == "~"})
 
     @classmethod
-    def for_nodes(cls) -> Anonymizer:
-        """For what a node of a cluster sends: the machine that stores it knows the paths, but not the node's names."""
-        return replace(cls.here(), places={})
+    def for_nodes(cls, own_cache: Path | None = None) -> Anonymizer:
+        """For what a node of a cluster sends: the machine that stores it knows the paths, but not the node's names.
+
+        ``own_cache`` is the node's cache folder, if that is not one that it shares with that machine.
+        """
+        return replace(cls.here(), places=dict(_forms(own_cache, "$QHARNESS_CACHE")) if own_cache else {})
 
     def text(self, text: str) -> str:
         """The text without paths of this machine, secrets, and names in paths, URLs and ``user@host``."""

@@ -225,3 +225,9 @@ def test_a_repository_in_the_home_folder_is_found_and_a_home_that_is_one_is_not(
 def test_the_host_is_the_one_that_the_system_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anonymizing.platform, "node", lambda: "planted-node.lan")
     assert Anonymizer.here(environment={}).message("on planted-node") == "on $HOST"
+
+
+def test_what_a_node_sends_keeps_the_paths_that_it_shares_and_not_its_own_cache(tmp_path: Path) -> None:
+    own = f"{tmp_path}/own/quantize: missing; /shared/m"
+    assert Anonymizer.for_nodes().message(own) == own
+    assert Anonymizer.for_nodes(tmp_path / "own").message(own) == "$QHARNESS_CACHE/quantize: missing; /shared/m"
