@@ -19,7 +19,6 @@ from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.context import Context
 from harness.recipe import Text
-from harness.stats.rule import above_noise_floor
 from harness.storage.cache import Cache
 from harness.text.sources import resolve
 from harness.text.windows import cut
@@ -104,25 +103,6 @@ def test_another_dtype_is_the_distance_of_the_two_models(context: Context, model
     assert floor.values == pytest.approx(expected, rel=0.05, abs=1e-6)
     assert 1e-6 < mean(floor) < 1e-2
     assert context.facts == []
-
-
-def test_a_floor_at_every_position_reads_two_answers_to_their_end_and_enough_others_to_test_against(
-    context: Context, model, tiny: Path, tmp_path: Path
-) -> None:
-    prose = cut(PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", CONTEXT, 9), model.tokenizer)
-    protocol = {**prose.protocol, "protocol": "generated", "documents": 9}
-    answers = replace(prose, firsts=[8] * 9, documents=[f"answer {index}" for index in range(9)], protocol=protocol)
-    with torch.inference_mode():
-        references.write(model, answers, tmp_path)
-    noise.other_dtype(context, model.weight_ledger(), answers, references.Reference(tmp_path, "cpu"), whole=True)
-    floor = only(context, "kl_noise_floor")
-    ends = [CONTEXT] * 2 + [8 + noise.STRETCH_TOKENS] * 6
-    assert list(floor.item_ids) == [f"{row}:{place}" for row, end in enumerate(ends) for place in range(8, end)]
-    assert {"windows": 8, "tokens_scored": len(floor.values), "whole": True}.items() <= dict(floor.protocol).items()
-
-    divergence = replace(floor, metric="kl", values=tuple(0.01 + value for value in floor.values))
-    found = above_noise_floor(divergence, floor, 0.001)
-    assert (found.verdict, found.units, found.effect.n) == ("worse", "documents", 8)
 
 
 def test_a_baseline_of_16_bits_is_held_against_float32(context: Context, model, windows, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ WINDOWS = 8
 STRETCH_TOKENS = 128
 """Tokens scored per window: few, so that a floor costs little compared with the run that measures it."""
 WHOLE_WINDOWS = 2
-"""Of a floor at every position, those that are read to their end, which may be far: the fewest with an interval."""
+"""Windows of a floor at every position: the fewest with an interval."""
 
 
 def other_batch(context: Context, model: Logits, windows: Windows, kept: Reference) -> None:
@@ -38,14 +38,14 @@ def other_dtype(
 ) -> None:
     """The same with the baseline loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
-    ``whole`` reads some of the windows to their end, so that the floor is known at every position. Close the first
-    model before calling this: two may not fit. If the floor cannot be measured, a fact says why: a library's error must
-    not lose the reference that was already written.
+    ``whole`` reads fewer windows, but all of each, so that the floor is known at every position. Close the first model
+    before calling this: two may not fit. If the floor cannot be measured, a fact says why: a library's error must not
+    lose the reference that was already written.
     """
     import torch
 
     changed = "dtype"
-    first = _some_whole(windows, changed=changed) if whole else _shortened(windows, WINDOWS, changed=changed)
+    first = _first(windows, changed=changed) if whole else _shortened(windows, WINDOWS, changed=changed)
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
         _check_supported(context, ledger, dtype)
@@ -73,18 +73,16 @@ def _enough_for_a_batch(windows: Windows) -> bool:
     return len(windows.tokens) >= BATCH and min(map(len, windows.tokens[:WINDOWS])) > 1
 
 
-def _some_whole(windows: Windows, **protocol: Scalar) -> Windows:
-    """The first WHOLE_WINDOWS windows, and the beginnings of others; the protocol says so."""
-    firsts = windows.firsts[:WINDOWS]
-    ends = [None if index < WHOLE_WINDOWS else first + STRETCH_TOKENS for index, first in enumerate(firsts)]
-    tokens = [row[:end] for row, end in zip(windows.tokens, ends, strict=False)]
+def _first(windows: Windows, **protocol: Scalar) -> Windows:
+    """The first windows, whole; the protocol says so."""
+    tokens, firsts = windows.tokens[:WHOLE_WINDOWS], windows.firsts[:WHOLE_WINDOWS]
     scored = sum(len(row) - first for row, first in zip(tokens, firsts, strict=True))
     counts = {"windows": len(tokens), "tokens_scored": scored, "whole": True}
     return replace(
         windows,
         tokens=tokens,
         firsts=firsts,
-        documents=windows.documents[:WINDOWS],
+        documents=windows.documents[:WHOLE_WINDOWS],
         protocol={**windows.protocol, **counts, **protocol},
     )
 
