@@ -16,7 +16,7 @@ from harness.api.locations import open_results
 from harness.api.run import RunSettings, run_part
 from harness.api.verify_bundle import refuse_unverified
 from harness.api.workplace import Workplace
-from harness.core.foreign import shown
+from harness.core.foreign import locate, shown
 from harness.core.model import ModelRef
 from harness.core.owner import temporary_folder
 from harness.core.record import RunRecord
@@ -93,25 +93,27 @@ class _Here:
         if model.on_hub or model.kind == "synthetic":
             return model.id
         for name in (model.id, model.path, *map(str, self.given)):
-            with suppress(SourceError, OSError):
-                where = name if name.startswith("package:") else str(Path(name).expanduser().absolute())
+            with suppress(SourceError, UsageError, OSError):
+                where = name if name.startswith("package:") else str(locate(name, Path.cwd(), UsageError))
                 if inspect(Model(id=where), Path.cwd()).ref.content == model.content:
                     return where
         return None
 
     def _text(self, text: TextRef) -> str | None:
         built_in = DATA / f"{text.id}.txt"
-        for path in (built_in, *([Path(text.path).expanduser()] if text.path else []), *self.given):
-            with suppress(SourceError, OSError):
+        for written in (str(built_in), *([text.path] if text.path else []), *map(str, self.given)):
+            with suppress(SourceError, UsageError, OSError):
+                path = locate(written, Path.cwd(), UsageError)
                 if path.is_file() and file_sha256(path) == text.sha256:
-                    return text.id if path == built_in else str(path.absolute())
+                    return text.id if written == str(built_in) else str(path)
         return None
 
     def _task(self, task: TaskWorkload) -> str | None:
-        for path in (Path(task.definition).expanduser(), *self.given):
+        for written in (task.definition, *map(str, self.given)):
             with suppress(UsageError, OSError):
+                path = locate(written, Path.cwd(), UsageError)
                 if path.is_file() and definition(path).hash_content() == task.own:
-                    return str(path.absolute())
+                    return str(path)
         return None
 
     def missing(self, spec: RunSpec) -> str | None:

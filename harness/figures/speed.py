@@ -15,7 +15,7 @@ from harness.figures.notes import interval_note
 from harness.figures.statistic import PerProcess
 from harness.figures.table import GridPoint, Outliers, Speed, Table, VariantRow
 from harness.stats.estimate import Estimate
-from harness.stats.repeats import FEWEST_PROCESSES, tok_per_s, too_few
+from harness.stats.repeats import FEWEST_PROCESSES, no_interval, tok_per_s
 
 GROUP = "Speed"
 TOK_PER_S = NumberStyle("tok/s")
@@ -64,7 +64,7 @@ def read_speed(pick: Picked) -> Callable[[VariantRow, Use], Reading]:
         found = pick(speed) if speed else None
         if found is None or found.n >= FEWEST_PROCESSES:
             return measured(found, scale="log")
-        why = too_few(found.n)
+        why = no_interval(found.n)
         return measured(replace(found, low=None, high=None, method=why), why, scale="log")
 
     return read

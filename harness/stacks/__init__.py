@@ -154,7 +154,7 @@ class _Manifest:
     """What a stack was made of: the versions of its packages, and the flags that its compiler was given."""
 
     versions: Mapping[str, str]
-    compiler_flags: tuple[str, ...]
+    compiler_flags: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,11 @@ class Stack:
         return held.versions
 
     def _lacking_flags(self, held: _Manifest) -> bool:
-        """Whether it was compiled without flags that this machine's compiler needs.
+        """Whether it was compiled before flags were asked for, and this machine's compiler needs some.
 
-        One that was compiled with more of them, elsewhere or by an older compiler, is right here too.
+        One whose manifest names flags, or that it needed none, was compiled as its own compiler had to.
         """
-        return not {*self.definition.compiler_flags()} <= {*held.compiler_flags}
+        return held.compiler_flags is None and bool(self.definition.compiler_flags())
 
     def _manifest(self) -> _Manifest | None:
         """None if it is not as it was written. One of an older harness has no seal, and names no compiler's flags."""
@@ -233,11 +233,11 @@ class Stack:
             return None
         if not isinstance(raw, dict) or (SEAL in raw and not has_valid_seal(raw)):
             return None
-        versions, flags = raw.get("versions"), raw.get("compiler_flags", [])
-        if not isinstance(versions, dict) or not isinstance(flags, list):
+        versions, flags = raw.get("versions"), raw.get("compiler_flags")
+        if not isinstance(versions, dict) or not isinstance(flags, list | None):
             return None
-        texts = all(isinstance(each, str) for each in (*versions.values(), *flags))
-        return _Manifest(versions, tuple(flags)) if texts else None
+        texts = all(isinstance(each, str) for each in (*versions.values(), *(flags or ())))
+        return _Manifest(versions, None if flags is None else tuple(flags)) if texts else None
 
 
 @dataclass(frozen=True)

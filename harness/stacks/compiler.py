@@ -24,12 +24,12 @@ def _breaks_amx(compiler: str) -> bool:
     llama.cpp then ends by SIGILL at its first product of quantized weights (GCC's bug 114098, mended in 11.5, 12.4,
     13.3 and 14).
     """
-    command = [*shlex.split(compiler), "-march=native", "-dM", "-E", "-x", "c++", "-"]
     try:
-        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
+        command = [*shlex.split(compiler), "-march=native", "-dM", "-E", "-x", "c++", "-"]
+        answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    except (OSError, ValueError, subprocess.CalledProcessError):  # ValueError: no words, as of an open quotation
         return False  # what compiles will say so
-    macros = dict(re.findall(r"#define (__AMX_TILE__|__clang__|__GNUC__|__GNUC_MINOR__) (\d+)", said))
+    macros = dict(re.findall(r"#define (__AMX_TILE__|__clang__|__GNUC__|__GNUC_MINOR__) (\d+)", answer))
     if "__AMX_TILE__" not in macros or "__clang__" in macros:
         return False
     version = int(macros["__GNUC__"]), int(macros["__GNUC_MINOR__"])

@@ -146,7 +146,8 @@ class Comparison:
         if self.p is None:
             fewest = fewest_units(self.level, self.design, self.larger)
             among = f" among {self.tests} tests" if self.tests > 1 else ""
-            return f"{too_few(self.effect.n, self.units, fewest)}{among}"
+            beside = f" beside {self.larger} of the other side" if self.larger > self.effect.n else ""
+            return f"{too_few(self.effect.n, self.units, fewest)}{beside}{among}"
         found = "the difference is real" if self.different else "no difference was found"
         return f"{found} (p = {self.adjusted_p:.2g}, {self.test})"
 

@@ -53,6 +53,6 @@ def highest(peaks: Sequence[float]) -> float:
     return float(max(peaks))
 
 
-def too_few(processes: int) -> str:
+def no_interval(processes: int) -> str:
     """Why there is no interval."""
     return f"{processes} process{'' if processes == 1 else 'es'}: no interval"

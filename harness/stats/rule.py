@@ -16,7 +16,7 @@ from harness.stats.bounds import Bound, Outer, StudentT, two_sided
 from harness.stats.comparison import Better, Comparison, Design, Test, fewest_units
 from harness.stats.estimate import Estimate, Floats
 from harness.stats.paired import Pairs, pair, refuse_protocols
-from harness.stats.repeats import FEWEST_PROCESSES, over_processes, too_few
+from harness.stats.repeats import FEWEST_PROCESSES, no_interval, over_processes
 from harness.stats.significance import (
     bca,
     clustered_t,
@@ -105,7 +105,7 @@ def compare_speeds(
     blank = _blank(timing, margin, better, alpha, effect, count, "processes", "two samples")
     blank = replace(blank, larger=max(len(ours), len(theirs)))
     if count < FEWEST_PROCESSES:
-        return replace(blank, notes=(too_few(count),))
+        return replace(blank, notes=(no_interval(count),))
     ours, theirs = _ranks(ours, theirs) if ranked else (np.log(ours), np.log(theirs))
     welch = welch_t(ours, theirs)
     ways = math.comb(len(ours) + len(theirs), count)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.stats.estimate import CONFIDENCE, Estimate, Floats, t_interval
-from harness.stats.repeats import FEWEST_PROCESSES, of_process, over_processes, too_few
+from harness.stats.repeats import FEWEST_PROCESSES, no_interval, of_process, over_processes
 
 RESAMPLES = 2000
 WITHIN = 200
@@ -84,7 +84,7 @@ def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
     if len(speeds) == 1:
         return _within(value, tokens / processes[0].resampled_s, processes[0].count)
     if len(speeds) < FEWEST_PROCESSES:
-        return Estimate(value, None, None, len(speeds), too_few(len(speeds)), "processes")
+        return Estimate(value, None, None, len(speeds), no_interval(len(speeds)), "processes")
     return _between(value, np.log(speeds), _resampled_ends(speeds))
 
 
@@ -108,7 +108,7 @@ def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
         shuffled = np.random.default_rng(SEED).permutation(WITHIN)
         return _within(value, other.resampled_s[shuffled] / one.resampled_s, min(one.count, other.count))
     if len(pairs) < FEWEST_PROCESSES:
-        return Estimate(value, None, None, len(pairs), too_few(len(pairs)), "processes")
+        return Estimate(value, None, None, len(pairs), no_interval(len(pairs)), "processes")
     return _between(value, np.log(mine / base), _resampled_ends(mine, base))
 
 

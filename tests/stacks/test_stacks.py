@@ -378,6 +378,7 @@ def test_a_compiler_that_breaks_amx_is_known_by_its_version(tmp_path: Path, macr
     command.chmod(0o755)
     assert compiler._breaks_amx(str(command)) is breaks
     assert not compiler._breaks_amx(str(tmp_path / "absent"))
+    assert not compiler._breaks_amx('c++ "')
 
 
 @pytest.mark.heavy
@@ -402,3 +403,6 @@ def test_a_stack_that_was_compiled_with_what_its_compiler_breaks_is_made_anew(
     assert "-mno-amx-tile" in made.read_text(encoding="utf-8")
     monkeypatch.setattr(compiler, "_breaks_amx", lambda command: False)
     assert compiled.find_state() == "ready", "what was compiled without AMX is right with any compiler"
+    monkeypatch.setattr(compiler, "_breaks_amx", lambda command: True)
+    made.write_text(json.dumps(with_seal({"versions": {"oldlib": "0.1"}, "compiler_flags": []})), encoding="utf-8")
+    assert compiled.find_state() == "ready", "another compiler made it, which needed none"

@@ -125,7 +125,7 @@ def read(request: LoadRequest) -> Any:
 
 AUTOAWQ = Method(
     name="autoawq",
-    version=1,
+    version=2,  # 2: the source is loaded with the recipe's attention
     summary="AutoAWQ 4 bits, asymmetric per group, columns scaled and ranges clipped by activations",
     leaves_experts_because="it runs in transformers 4, and no mixture that it wrote was read back by this one",
     params=AutoAwqParams,

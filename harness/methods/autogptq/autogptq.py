@@ -124,7 +124,7 @@ def _bits(params: AutoGptqParams, plain_bits: float, width: int) -> float:
 
 AUTOGPTQ = Method(
     name="autogptq",
-    version=1,
+    version=2,  # 2: the source is loaded with the recipe's attention
     summary="AutoGPTQ in 8, 4, 3 or 2 bits, symmetric per group; quantizes on CUDA only",
     leaves_experts_because="it runs in transformers 4, and no mixture that it wrote was read back by this one",
     params=AutoGptqParams,
