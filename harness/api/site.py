@@ -143,9 +143,8 @@ def write_site(
                 places |= {entry.name: location for entry in made.entries}
                 writer.written += made.written
                 built += len(made.entries)
-    except BaseException:
-        _keep(folder, _LastBuild({**kept, **entries}, before.models))  # a build that was interrupted goes on from there
-        raise
+    finally:  # a build that is interrupted, here or while it tests agreement, goes on from there
+        _keep(folder, _LastBuild({**kept, **entries}, before.models))
     if not entries:
         raise ResultsError("none of these can be read as results; name folders written by 'qharness run'")
     found = [entry for _, entry in entries.values()]
@@ -325,9 +324,9 @@ def _read_kept(folder: Path) -> _LastBuild:
     read: Callable[[Any], _LastBuild] = builder(_LastBuild)
     try:
         found = read(json.loads(read_file(folder / KEPT, MAX_KEPT_BYTES, ResultsError)))
+        return replace(found, sweeps={name: known for name, known in found.sweeps.items() if _is_named(name, known[1])})
     except (OSError, ResultsError, ValueError, TypeError, AttributeError, LookupError):
         return _LastBuild()
-    return replace(found, sweeps={name: known for name, known in found.sweeps.items() if _is_named(name, known[1])})
 
 
 def _is_named(name: str, entry: SweepEntry) -> bool:

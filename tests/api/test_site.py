@@ -356,6 +356,7 @@ def test_a_spoiled_note_of_the_last_build_costs_time_and_deletes_nothing(tmp_pat
     kept = out / KEPT
     kept.write_text(kept.read_text().replace('"example"', '"../precious"'))
     assert write_site([EXAMPLE], out).built == 1
-    kept.write_text("{")
-    assert write_site([EXAMPLE], out).built == 1
+    for spoiled in ("{", "[null, []]", '{"sweeps": {"example": null}, "models": {}}'):
+        kept.write_text(spoiled)
+        assert write_site([EXAMPLE], out).built == 1
     assert other.read_text() == "mine"
