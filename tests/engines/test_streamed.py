@@ -814,8 +814,13 @@ def test_gptq_in_eight_bits_is_the_same_part_by_part(quantized: Any) -> None:
 
 @pytest.mark.parametrize("name", OF_EXPERTS)
 def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_part(name: str, quantized: Any) -> None:
-    stored = same_streamed(quantized(name, "experts"))
-    assert any(".experts.3.down_proj." in entry.name for entry in stored)
+    """In a process of its own: auto-round's library leaves transformers to save mixtures otherwise from then on."""
+    alone(same_experts_streamed, quantized(name, "experts"))
+
+
+def same_experts_streamed(request: LoadRequest) -> None:
+    torch.compiler.set_stance("force_eager")
+    assert any(".experts.3.down_proj." in entry.name for entry in same_streamed(request))
 
 
 def write_all(written: Sequence[tuple[str, str, Mapping[str, Any]]], folder: Path) -> None:

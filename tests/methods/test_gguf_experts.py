@@ -101,7 +101,8 @@ def test_single_experts_are_refused_while_planning(
     folder = Stacks(tmp_path / "stacks").find("llamacpp").folder  # a stack that planning takes for made
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").touch()
-    (folder / MANIFEST).write_text(json.dumps({"versions": dict.fromkeys(LLAMACPP.packages, "1")}), encoding="utf-8")
+    made = {"versions": dict.fromkeys(LLAMACPP.packages, "1"), "compiler_flags": []}
+    (folder / MANIFEST).write_text(json.dumps(made), encoding="utf-8")
     recipe = sweeps.recipe(
         {
             "models": [{"id": str(tmp_path / "model"), "dtype": "float32", "label": "mixture"}],

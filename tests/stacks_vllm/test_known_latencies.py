@@ -18,7 +18,10 @@ from harness.stacks import Stacks
 from harness.stats.estimate import Estimate
 from harness.text.sources import resolve, rows
 
-pytestmark = pytest.mark.stack
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.slow,
+]  # a minute and a half, and other tests at the same time would delay answers
 
 RATES, WARMUP, REQUESTS, TOKENS = (3.0, 4.0, 6.0), 1, 14, 8
 CROSSOVER = 5.0
