@@ -618,7 +618,9 @@ class TestAlarms:
         few, many = [20.0, 20.1, 20.2], [10 + i / 100 for i in range(10)]
         assert together([compare_speeds(few, many, 0.05)] * 7)[0].different
         left_out = together([compare_speeds(few, many, 0.05)] * 8)[0]
-        assert left_out.finding == "no test is valid at n = 3 processes: it takes at least 4 among 8 tests"
+        assert left_out.finding == (
+            "no test is valid at n = 3 processes: it takes at least 4 beside 10 of the other side among 8 tests"
+        )
 
     def test_what_it_takes_among_many_tests_is_more_than_there_is(self) -> None:
         """Of five processes a side no test finds anything among seven, and of six one does."""

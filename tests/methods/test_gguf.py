@@ -41,8 +41,8 @@ def pretended_stack(tmp_path: Path) -> None:
     folder = Stacks(tmp_path / "stacks").find("llamacpp").folder
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").touch()
-    versions = dict.fromkeys(LLAMACPP.packages, "1")
-    (folder / MANIFEST).write_text(json.dumps({"versions": versions}), encoding="utf-8")
+    made = {"versions": dict.fromkeys(LLAMACPP.packages, "1"), "compiler_flags": []}
+    (folder / MANIFEST).write_text(json.dumps(made), encoding="utf-8")
 
 
 def test_blocks_are_those_of_the_library() -> None:

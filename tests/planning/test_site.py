@@ -305,6 +305,7 @@ def test_a_package_of_a_stack_is_found_by_any_spelling_of_its_name(tmp_path: Pat
     folder = Stacks(tmp_path / "stacks").find("llamacpp").folder
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").touch()
-    (folder / MANIFEST).write_text(json.dumps({"versions": {"llama-cpp-python": "0.3"}}), encoding="utf-8")
+    made = {"versions": {"llama-cpp-python": "0.3"}, "compiler_flags": []}
+    (folder / MANIFEST).write_text(json.dumps(made), encoding="utf-8")
     site = local_site(tmp_path)
     assert {site.version(name, "llamacpp") for name in ("llama-cpp-python", "Llama_Cpp_Python")} == {"0.3"}
