@@ -68,6 +68,16 @@ def of_another_model(spec: RunSpec) -> RunSpec:
     return changed(spec, model=ModelRef("n", "N", "1" * 64, "directory", "/n"))
 
 
+def lose_node(schedule: Schedule, running: dict[int, str], index: int) -> str:
+    """The node of a run that executes, after it was lost with all that it executed."""
+    gone = running[index]
+    schedule.remove(gone)
+    for each in [each for each, where in running.items() if where == gone]:
+        schedule.retry(each)
+        del running[each]
+    return gone
+
+
 @given(plans(), plans(), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.booleans(), st.data())
 def test_every_run_begins_once_and_shares_only_what_it_may(
     specs: list[RunSpec], others: list[RunSpec], gpus: list[int], two_models: bool, data: st.DataObject
@@ -102,12 +112,7 @@ def test_every_run_begins_once_and_shares_only_what_it_may(
         assert schedule.running == len(running) > 0, "nothing runs, and something is left"
         index = data.draw(st.sampled_from(sorted(running)))
         if len(nodes) - len(lost) > 1 and data.draw(st.integers(0, 9)) == 0:
-            gone = running[index]
-            lost.add(gone)
-            schedule.remove(gone)
-            for each in [each for each, where in running.items() if where == gone]:
-                schedule.retry(each)
-                del running[each]
+            lost.add(lose_node(schedule, running, index))
         else:
             ended[index] = running.pop(index)
             schedule.end(index)
@@ -166,12 +171,7 @@ def test_runs_begin_only_where_their_stacks_are(
             break
         index = data.draw(st.sampled_from(sorted(running)))
         if len(left) > 1 and data.draw(st.integers(0, 4)) == 0:
-            gone = running[index]
-            left.remove(gone)
-            schedule.remove(gone)
-            for each in [each for each, where in running.items() if where == gone]:
-                schedule.retry(each)
-                del running[each]
+            left.remove(lose_node(schedule, running, index))
         else:
             del running[index]
             schedule.end(index)
