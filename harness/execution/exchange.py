@@ -28,7 +28,7 @@ class Exchange:
         """Why the node can fetch nothing from the URL, or send nothing there; None if it can."""
         try:
             if self.artifacts.shared is not None:
-                self.artifacts.shared.refuse_unwritable()
+                self.artifacts.shared.refuse_unreachable(to_write=True)
         except HarnessError as error:
             return str(error)
         return None

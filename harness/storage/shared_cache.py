@@ -28,18 +28,12 @@ class SharedCache:
 
     objects: Objects
 
-    def refuse_unreachable(self) -> None:
-        """Raises ResultsError if nothing can be read there, which is better known before a sweep."""
+    def refuse_unreachable(self, to_write: bool = False) -> None:
+        """Raises ResultsError if nothing can be read there, or written, which is better known before a sweep."""
         try:
             self.objects.list("machine")
-        except OSError as error:
-            raise ResultsError(f"--cache: {error.strerror}") from None
-
-    def refuse_unwritable(self) -> None:
-        """Raises ResultsError if nothing can be read or written there."""
-        self.refuse_unreachable()
-        try:
-            self.objects.now(f".writable-{secrets.token_hex(4)}")
+            if to_write:
+                self.objects.now(f".writable-{secrets.token_hex(4)}")
         except OSError as error:
             raise ResultsError(f"--cache: {error.strerror}") from None
 
