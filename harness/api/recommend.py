@@ -13,7 +13,6 @@ from harness.api.results import NamedRecords, kept_answer, read_folder
 from harness.core.exact_text import as_text
 from harness.core.record import Damaged, RunRecord
 from harness.figures.ask import Option, positive
-from harness.report.code import report_code
 from harness.report.shown_recommendation import ShownRecommendation
 from harness.storage.summaries import RECOMMENDATION
 
@@ -54,7 +53,7 @@ def shown_recommendations(
     """
     query = _query(**asked)
     found = read_folder(results)
-    about = as_text([report_code(), dict(asked), list(map(repr, found.damaged))])
+    about = as_text([dict(asked), list(map(repr, found.damaged))])
     return (
         kept_answer([found], RECOMMENDATION, about, tuple[ShownRecommendation, ...], lambda: _shown(found, query)),
         found.damaged,

@@ -11,7 +11,6 @@ from harness.api.locations import name_of, read_location
 from harness.api.results import NamedRecords, kept_answer, read_folder
 from harness.core.exact_text import as_text
 from harness.core.record import Damaged, RunRecord
-from harness.report.code import report_code
 from harness.report.write import report_files, write_files
 from harness.report.write import write_report as write
 from harness.storage.reading import all_records
@@ -89,7 +88,7 @@ class _KeptReport:
 
 def _kept(found: NamedRecords, formats: Sequence[str], redact: bool) -> _KeptReport:
     """The report of all records, or the same as it was kept."""
-    about = as_text([report_code(), list(formats), redact, list(map(repr, found.damaged))])
+    about = as_text([list(formats), redact, list(map(repr, found.damaged))])
     return kept_answer([found], REPORT, about, _KeptReport, lambda: _made(found, formats, redact))
 
 

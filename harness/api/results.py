@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -17,12 +17,13 @@ from harness.api.locations import read_location
 from harness.core.collector import uncollected
 from harness.core.exact_text import as_text, builder
 from harness.core.identity import full_digest
-from harness.core.record import Damaged, Measurement, RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.plugins import plugin_figures
+from harness.report.code import report_code
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.bundle import is_bundle
-from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
+from harness.storage.entry import kind_of, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
 from harness.storage.reading import Contents
 from harness.storage.summaries import SUMMARIES, SummaryFile, code
@@ -102,7 +103,7 @@ def _kept(sides: Sequence[NamedRecords], file: str, kind: type[K]) -> Iterator[K
 
 
 def kept_answer(sides: Sequence[NamedRecords], file: str, about: str, kind: type[T], make: Callable[[], T]) -> T:
-    """What ``make`` derives from all records of the sides and ``about``, or the same as it was kept.
+    """What ``make`` derives from all records of the sides and ``about``, or the same as it was kept by the same code.
 
     Only the last answer is kept in a file: that to ten thousand records has megabytes. No record is built to read it.
     """
@@ -110,7 +111,7 @@ def kept_answer(sides: Sequence[NamedRecords], file: str, about: str, kind: type
     if folder is None or plugin_figures() or not all(side.is_sealed for side in sides):
         return make()
     key = full_digest([about, [side.seals for side in sides]])
-    answers = SummaryFile(folder, code(), file)
+    answers = SummaryFile(folder, report_code(), file)
     with uncollected():
         known = answers.read().get(key)
         if known is not None:
@@ -230,42 +231,45 @@ def _frame(found: Contents) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
+    from harness.storage.measured import of_entries, of_records
+
     if found.entries is not None:
-        measured = ((each.kinds, each.counts, each.means, each.arrays()) for each in found.entries)
-        every = [each.names for each in found.entries]
+        every, measured = [each.names for each in found.entries], of_entries(found.entries)
     else:
-        measured = (_measured(record.outcome.measurements) for record in found.records)
-        every = [names_of(record) for record in found.records]
-    names = {name: [each[name] for each in every] for name in every[0]}
-    places: dict[str | None, int] = {}
-    place, rows, counts, means = list[int](), list[int](), list[float](), list[float]()
-    values, items = list[Any](), list[Any]()
-    for kinds, own_counts, own_means, arrays in measured:
-        rows.append(max(len(kinds), 1))
-        if kinds:
-            place += [places.setdefault(kind, len(places)) for kind in kinds]
-            counts += own_counts
-            means += own_means
-            values += arrays.values
-            items += arrays.item_ids
-        else:  # a run that measured nothing
-            place.append(places.setdefault(None, len(places)))
-            for column in (counts, means, values, items):
-                column.append(math.nan)
+        every, measured = [names_of(record) for record in found.records], of_records(found.records)
+    names = pd.DataFrame({name: [each[name] for each in every] for name in every[0]})
+    rows = np.maximum(measured.per_record, 1)  # a run that measured nothing has one too, without a kind
+    is_measured = np.repeat(measured.per_record > 0, rows)
+    kinds = [*measured.kind_texts, None]
+    of_kind = _spread(measured.kinds, is_measured, len(measured.kind_texts))
     columns = [
-        _repeated(pd.DataFrame(names), np.repeat(np.arange(len(rows)), rows)),
-        _repeated(pd.DataFrame([_description(kind) for kind in places]), place),
+        _repeated(names, np.repeat(np.arange(len(rows)), rows)),
+        _repeated(pd.DataFrame([_description(kind) for kind in kinds]), of_kind),
     ]
-    if places.keys() - {None}:
-        columns.append(pd.DataFrame({"value": means, "n": counts}))
-        protocols = [math.nan if kind is None else _Protocol(protocol_of(kind)) for kind in places]
-        objects: dict[str, Iterable[Any]] = {
-            "values": values,
-            "item_ids": items,
-            "protocol": (protocols[each] for each in place),
+    if measured.kind_texts:
+        protocols = np.empty(len(kinds), dtype=object)
+        for place, kind in enumerate(kinds):
+            protocols[place] = math.nan if kind is None else _Protocol(protocol_of(kind))
+        shown: dict[str, npt.NDArray[Any]] = {
+            "value": _spread(measured.means, is_measured, math.nan),
+            "n": _spread(measured.counts, is_measured, math.nan),
+            "values": _spread(measured.values, is_measured, math.nan),
+            "item_ids": _spread(measured.item_ids, is_measured, math.nan),
+            "protocol": protocols[of_kind],
         }
-        columns += [pd.DataFrame({name: np.fromiter(own, object, len(place))}) for name, own in objects.items()]
+        columns += [pd.DataFrame({name: column}) for name, column in shown.items()]
     return pd.concat(columns, axis=1)
+
+
+def _spread(column: npt.NDArray[Any], places: npt.NDArray[np.bool_], blank: float) -> npt.NDArray[Any]:
+    """The column at these places, and blanks at the others."""
+    import numpy as np
+
+    if places.all():
+        return column
+    found = np.full(len(places), blank, dtype=np.result_type(column.dtype, type(blank)))
+    found[places] = column
+    return found
 
 
 def _repeated(frame: pd.DataFrame, places: npt.NDArray[np.intp] | Sequence[int]) -> pd.DataFrame:
@@ -287,20 +291,6 @@ class _Protocol(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
-
-
-def _measured(measurements: Sequence[Measurement]) -> tuple[list[str], list[int], list[float], Arrays]:
-    return (
-        [kind_text(m) for m in measurements],
-        [len(m.values) for m in measurements],
-        [m.mean for m in measurements],
-        Arrays(
-            [m.values for m in measurements],
-            [m.weights for m in measurements],
-            [m.item_ids for m in measurements],
-            [m.cluster_ids for m in measurements],
-        ),
-    )
 
 
 def _description(kind: str | None) -> dict[str, str | None]:

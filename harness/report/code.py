@@ -10,14 +10,14 @@ from pathlib import Path
 from harness.plugins import plugin_figures
 from harness.storage.summaries import code
 
-CODE = ("errors.py", "host", "planning", "recipe", "report", "text")
-"""What the files of a bundle and recommendations come from beside the rooms of ``harness.storage.summaries.CODE``."""
+CODE = ("api", "errors.py", "host", "planning", "recipe", "report", "text")
+"""What bundles, sites and whole answers come from beside the rooms of ``harness.storage.summaries.CODE``."""
 LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 
 
 @cache
 def report_code() -> str:
-    """The code, templates and libraries that make the files of a bundle, reports among them, and recommendations."""
+    """The code, templates and libraries that make the files of a bundle, sites, and whatever is kept as an answer."""
     found = hashlib.sha256(" ".join([code(), str(plugin_figures()), *map(version, LIBRARIES)]).encode())
     root = Path(__file__).parents[1]
     files = (path for name in CODE for path in ((root / name).rglob("*") if (root / name).is_dir() else [root / name]))

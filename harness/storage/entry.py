@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from harness.core.assembly import assembler
 from harness.core.column import LazyColumn
@@ -32,9 +32,9 @@ _HEAD = struct.Struct("<32sQQQ")
 """The sha256 of the three columns, and the bytes of each."""
 MAX_SHARED = 50_000
 """Values of each sort that records share in memory."""
-_COLUMNS = 5
-"""Integers of a measurement: its kind, its values, ``_WEIGHTED`` and ``_ELSEWHERE``, places of items and clusters."""
-_WEIGHTED, _ELSEWHERE = 1, 2
+COLUMNS = 5
+"""Integers of a measurement: its kind, its values, ``WEIGHTED`` and ``ELSEWHERE``, places of items and clusters."""
+WEIGHTED, ELSEWHERE = 1, 2
 """Whether the values have weights, and whether all columns are read from the evidence when they are used."""
 _JOB = RunSpec, "job"
 MAX_CHARACTERS = 2**14
@@ -49,6 +49,18 @@ class Arrays:
     weights: list[Sequence[float]]
     item_ids: list[Sequence[str]]
     cluster_ids: list[Sequence[str]]
+
+
+class MeasuredPlace(NamedTuple):
+    """Where the measurements of an entry are among the integers and the floats of its segment.
+
+    The integers are column by column, ``COLUMNS`` of them. The means come first among the floats; the values and
+    weights of each measurement follow, unless they are ``ELSEWHERE``.
+    """
+
+    first_integer: int
+    first_float: int
+    measurements: int
 
 
 Names = dict[str, str | int | None]
@@ -186,13 +198,13 @@ class Segment:
         outcome.pop("measurements")
         measured = record.outcome.measurements
         places = [len(self.integers), len(self.floats), len(measured)]
-        columns: list[list[int]] = [[] for _ in range(_COLUMNS)]
+        columns: list[list[int]] = [[] for _ in range(COLUMNS)]
         self.floats.extend(m.mean for m in measured)
         for m in measured:
             few = _is_short(m)
             columns[0].append(self.text(kind_text(m)))
             columns[1].append(len(m.values))
-            columns[2].append(_WEIGHTED * bool(m.weights) + _ELSEWHERE * (not few))
+            columns[2].append(WEIGHTED * bool(m.weights) + ELSEWHERE * (not few))
             for column, ids in ((3, m.item_ids), (4, m.cluster_ids)):
                 columns[column].append(1 + self.text(_ids_text(tuple(ids))) if ids and few else bool(ids))
             if few:
@@ -218,9 +230,9 @@ class Segment:
         self._shape(old.shapes[0])
         moved = [self._copy_part(old, number) for number in parts]
         columns = [
-            old.integers[begin + count * number : begin + count * (number + 1)].tolist() for number in range(_COLUMNS)
+            old.integers[begin + count * number : begin + count * (number + 1)].tolist() for number in range(COLUMNS)
         ]
-        few = [not flags & _ELSEWHERE for flags in columns[2]]
+        few = [not flags & ELSEWHERE for flags in columns[2]]
         kept = [
             [self.text(old.texts[place]) for place in columns[0]],
             columns[1],
@@ -321,12 +333,12 @@ class IndexEntry:
         return self._float_count(self._special())
 
     def _float_count(self, special: Sequence[tuple[int, ...]]) -> int:
-        few = (count * (1 + flags) for _, count, flags, *_ in special if not flags & _ELSEWHERE)
+        few = (count * (1 + flags) for _, count, flags, *_ in special if not flags & ELSEWHERE)
         return 2 * self._count - len(special) + sum(few)
 
     def _special(self) -> list[tuple[int, ...]]:
         """The measurements with other than one value or anything beside it, as few have: each with its integers."""
-        columns = (self._integers(column) for column in range(1, _COLUMNS))
+        columns = (self._integers(column) for column in range(1, COLUMNS))
         return [each for each in zip(range(self._count), *columns, strict=True) if each[1:] != (1, 0, 0, 0)]
 
     @cached_property
@@ -353,15 +365,8 @@ class IndexEntry:
         return [texts[place] for place in self._integers(0)]
 
     @property
-    def counts(self) -> list[int]:
-        """Of each measurement, its values."""
-        return self._integers(1)
-
-    @property
-    def means(self) -> list[float]:
-        begin = self.row[9]
-        means: list[float] = self.segment.floats[begin : begin + self._count].tolist()
-        return means
+    def place(self) -> MeasuredPlace:
+        return MeasuredPlace(*self.row[8:])
 
     def arrays(self) -> Arrays:
         """The values, weights, items and clusters of its measurements."""
@@ -375,19 +380,19 @@ class IndexEntry:
         clusters: list[Sequence[str]] = [()] * self._count
         place = 0
         for number, count, flags, *ids in special:
-            weighted = flags & _WEIGHTED
+            weighted = flags & WEIGHTED
             before = number - len(values)
             values += singles[place : place + before]
             place += before
-            if not flags & _ELSEWHERE:
+            if not flags & ELSEWHERE:
                 middle, end = place + count, place + count * (1 + weighted)
                 values.append(tuple(own[place:middle]))
                 weights[number] = tuple(own[middle:end])
-                items[number], clusters[number] = (_ids(self._text(each - 1)) if each else () for each in ids)
+                items[number], clusters[number] = (ids_of(self._text(each - 1)) if each else () for each in ids)
                 place = end
             else:
                 there = {"values": True, "weights": weighted, "item_ids": ids[0], "cluster_ids": ids[1]}
-                columns = self._evidence.columns(number, {name: count for name, has in there.items() if has})
+                columns = self.evidence.columns(number, {name: count for name, has in there.items() if has})
                 values.append(columns["values"])
                 weights[number] = columns.get("weights", ())
                 items[number], clusters[number] = columns.get("item_ids", ()), columns.get("cluster_ids", ())
@@ -395,7 +400,7 @@ class IndexEntry:
         return Arrays(values, weights, items, clusters)
 
     @cached_property
-    def _evidence(self) -> EvidenceFile:
+    def evidence(self) -> EvidenceFile:
         return EvidenceFile(self.segment.folder.absolute() / self.key / EVIDENCE, self.files[EVIDENCE])
 
     @property
@@ -537,7 +542,8 @@ def _value(kind: type, name: str, text: str) -> Any:
 
 
 @lru_cache(MAX_SHARED)
-def _ids(text: str) -> tuple[str, ...]:
+def ids_of(text: str) -> tuple[str, ...]:
+    """The items or clusters of a measurement with few values."""
     return tuple(json.loads(text))
 
 

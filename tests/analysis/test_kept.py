@@ -257,7 +257,7 @@ def test_a_recommendation_is_shown_again_only_by_the_code_that_made_it(
     answers(folder, [command])
     monkeypatch.setattr("harness.report.recommendation.answer", lambda found: Answer("asked", None, "none"))
     ((_, kept),) = answers(folder, [command])
-    monkeypatch.setattr("harness.api.recommend.report_code", lambda: "other code")
+    monkeypatch.setattr("harness.api.results.report_code", lambda: "other code")
     ((_, made),) = answers(folder, [command])
     assert "asked: none" not in kept
     assert "asked: none" in made
@@ -287,7 +287,7 @@ def test_the_last_report_of_many_records_is_written_again_without_building_one(
         assert reported(folder, tmp_path / "again") == made
         paths = harness.write_report(folder / "head", tmp_path / "python")
         assert [path.read_bytes() for path in paths] == [made[f"smollm2-cpu/{path.name}"] for path in paths]
-    monkeypatch.setattr("harness.api.report.report_code", lambda: "other code")
+    monkeypatch.setattr("harness.api.results.report_code", lambda: "other code")
     monkeypatch.setattr(
         "harness.report.write.FORMATS", {name: lambda page: [("a.txt", b"")] for name in ("html", "md")}
     )

@@ -19,6 +19,7 @@ from imported_files import all_imported
 from run_specs import changed
 from typer.testing import CliRunner, Result
 
+from harness.api import history, recommend, report
 from harness.api.bundle import bundle
 from harness.api.verify import verify
 from harness.cli.app import app
@@ -108,7 +109,8 @@ def test_records_are_named_by_their_recipes_wherever_they_are_and_read_once(
 
 
 def test_what_is_derived_lasts_until_code_changes_that_derives_it() -> None:
-    made_by = (derived_files, recommendation)
+    """Gates of a recipe are in the key of what is compared by them: what reads recipes need not be the same."""
+    made_by = (derived_files, recommendation, history, recommend, report)
     rooms = {path.partition("/")[0] for path in all_imported([each.__file__ for each in made_by])}
     assert rooms == {*summaries.CODE, *code.CODE}
 
