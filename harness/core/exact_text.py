@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from harness.core.assembly import whole_assembler
+
+MOST_SHARED = 1_000
+"""Instances of a class that are remembered, if it has nothing but whole numbers and words."""
 
 
 def as_text(value: Any) -> str:
@@ -59,7 +62,11 @@ def builder(kind: Any) -> Callable[[Any], Any]:
 def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
     """What makes a dataclass from the list of its fields, which it may change."""
     hints, assemble = get_type_hints(kind), whole_assembler(kind)
-    nested = _nested(hints[each.name] for each in fields(kind) if each.init)
+    kinds = [hints[each.name] for each in fields(kind) if each.init]
+    if {int, str}.issuperset(kinds):  # a point of the grid for example, of which thousands of figures have the same
+        shared = lru_cache(MOST_SHARED, typed=True)(lambda *values: assemble(values))
+        return lambda values: shared(*values)
+    nested = _nested(kinds)
     return (lambda values: assemble(_fill(values, nested))) if nested else assemble
 
 

@@ -89,10 +89,16 @@ def _in_grid(peak: Peak | MemoryPhase, table: Table) -> bool:
 
 
 def _generated(table: Table) -> bool:
-    return any(peak.phase in GENERATING and _in_grid(peak, table) for peak in _all_peaks(table))
+    return table.remember(
+        "generated", lambda: any(peak.phase in GENERATING and _in_grid(peak, table) for peak in _all_peaks(table))
+    )
 
 
 def _watched(table: Table) -> tuple[Watch, ...]:
+    return table.remember("watched peaks", lambda: _watch(table))
+
+
+def _watch(table: Table) -> tuple[Watch, ...]:
     peaks = _all_peaks(table)
     run = "performance" if any(peak.run == "performance" for peak in peaks) else "quality"
     sources = tuple(dict.fromkeys(peak.source for peak in peaks if peak.run == run))

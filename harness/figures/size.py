@@ -41,7 +41,7 @@ def _parts(table: Table) -> tuple[Part, ...]:
 
 def _unit(table: Table) -> SizeUnit:
     """One unit for all sizes of a table: the largest in which the largest entry is at least one."""
-    return size_unit((row.stored_bytes or 0 for row in table.rows), DECIMAL)
+    return table.remember("unit of sizes", lambda: size_unit((row.stored_bytes or 0 for row in table.rows), DECIMAL))
 
 
 def _format(table: Table, place: object) -> NumberStyle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
-from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -391,7 +390,8 @@ class VariantRow:
 
     def altered(self, **changes: Any) -> VariantRow:
         """As ``dataclasses.replace``, but figures that nobody used stay as they are kept."""
-        made = copy(self)
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
         vars(made).update(changes, _remembered={})
         return made
 

@@ -31,6 +31,8 @@ class Fault:
     log_tail: str
 
 
+MANY_ROWS = 200
+"""With fewer, rendering parts of a report side by side saves less than a tenth of a second."""
 TELLING = ("protocol", "text", "context")
 """The conditions that distinguish the tables of one model."""
 
@@ -62,6 +64,11 @@ class Page:
     def variants(self) -> int:
         """The number of variants without the baselines, each counted once even if several protocols score it."""
         return len({(table.model, row.label) for table in self.tables for row in table.rows if not row.is_baseline})
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its parts are rendered side by side."""
+        return sum(len(table.rows) for table in self.tables) >= MANY_ROWS
 
     @property
     def headings(self) -> tuple[str, ...]:

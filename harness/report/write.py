@@ -77,6 +77,8 @@ FORMATS: Mapping[str, Callable[[Page], Files]] = {
     "github": _github,
 }
 """The renderer of each format, imported on first use."""
+BESIDE = ("md", "csv")
+"""Formats that are rendered beside the page, which takes longer than both."""
 
 
 def write_report(
@@ -133,7 +135,24 @@ def write_files(out: Path, files: Files) -> list[Path]:
 
 
 def _rendered(page: Page, formats: Sequence[str]) -> list[tuple[str, bytes]]:
-    return [file for name in formats for file in FORMATS[name](page)]
+    beside = [name for name in formats if name in BESIDE] if "html" in formats else []
+    if not (beside and page.is_long):
+        found = _files(page, formats)
+    else:
+        from harness.report.column import cells, shown_columns
+        from harness.report.side_by_side import side_by_side
+
+        for table in page.tables:  # what all of these formats show is derived once
+            for column in shown_columns(table):
+                cells(table, column)
+        here = [name for name in formats if name not in beside]
+        mine, theirs = side_by_side(lambda: _files(page, here), lambda: _files(page, beside))
+        found = mine | theirs
+    return [file for name in formats for file in found[name]]
+
+
+def _files(page: Page, formats: Sequence[str]) -> dict[str, list[tuple[str, bytes]]]:
+    return {name: list(FORMATS[name](page)) for name in formats}
 
 
 def _append_summary(page: Page, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import get_args
@@ -24,6 +24,7 @@ from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
 from harness.report.renderers.page_table import Line, PageTable, page_table
+from harness.report.side_by_side import side_by_side
 from harness.report.templating import source, template
 from harness.stats.comparison import Verdict
 
@@ -46,11 +47,11 @@ class _Section:
     shown: PageTable
     groups: tuple[tuple[str, int], ...]
     highlights: tuple[Highlight, ...]
-    plots: tuple[Plot, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
     keys: tuple[ColumnKey, ...]
     pairs: tuple[VariantPairs, ...]
+    plots: tuple[Plot, ...] = ()
 
     @property
     def measurements(self) -> tuple[tuple[ColumnKey, ...], ...]:
@@ -160,12 +161,20 @@ def html(whole: Page, place: SitePlace | None = None, keyed: Mapping[int, Sequen
     of the rows by ``id``, if they are known. A redacted page shows no comparability keys: they would be those of the
     redacted names.
     """
-    drawn_of = plots_of if place is None else _no_plots
-    sections = [
-        _section(table, answer, drawn_of(table), {} if whole.redacted else keyed, whole.summaries)
-        for table, answer in zip(whole.tables, whole.answers, strict=True)
-    ]
-    drawn = any(section.plots for section in sections)
+
+    def plain() -> list[_Section]:
+        keys = {} if whole.redacted else keyed
+        answered = zip(whole.tables, whole.answers, strict=True)
+        return [_section(table, answer, keys, whole.summaries) for table, answer in answered]
+
+    def plots() -> list[tuple[Plot, ...]]:
+        return [plots_of(table) for table in whole.tables]
+
+    if place is not None:
+        sections = plain()
+    else:
+        found, drawn = side_by_side(plain, plots) if whole.is_long else (plain(), plots())
+        sections = [replace(section, plots=own) for section, own in zip(found, drawn, strict=True)]
     return template("page.html.j2").render(
         page=whole,
         place=place,
@@ -177,18 +186,13 @@ def html(whole: Page, place: SitePlace | None = None, keyed: Mapping[int, Sequen
         css=source("page.css"),
         table_js=source("table.js"),
         plots_js=source("plots.js"),
-        plotly=Markup(plotly_javascript()) if drawn else None,
+        plotly=Markup(plotly_javascript()) if any(section.plots for section in sections) else None,
     )
-
-
-def _no_plots(table: Table) -> tuple[Plot, ...]:
-    return ()
 
 
 def _section(
     table: Table,
     answer: Answer | None,
-    plots: tuple[Plot, ...],
     keyed: Mapping[int, Sequence[KeyedFigure]] | None,
     summaries: Summaries | None,
 ) -> _Section:
@@ -200,7 +204,6 @@ def _section(
         shown,
         column_groups(shown.columns),
         highlights(table, summaries),
-        plots,
         grid if len(grid) > 1 else (),
         breakdowns(table),
         column_keys(table, shown.columns, keyed, summaries),
