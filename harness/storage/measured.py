@@ -56,9 +56,15 @@ def of_entries(entries: Sequence[IndexEntry]) -> MeasuredColumns:
     per_record = _integers(entry.place.measurements for entry in entries)
     total = int(per_record.sum())
     begins = np.cumsum(per_record) - per_record
-    integers = (np.empty(total, dtype=np.int64) for _ in range(2))
-    objects = (np.empty(total, dtype=np.object_) for _ in range(2))
-    found = MeasuredColumns(per_record, [], *integers, np.empty(total, dtype=np.float64), *objects)
+    found = MeasuredColumns(
+        per_record,
+        kind_texts=[],
+        kinds=np.empty(total, dtype=np.int64),
+        counts=np.empty(total, dtype=np.int64),
+        means=np.empty(total, dtype=np.float64),
+        values=np.empty(total, dtype=np.object_),
+        item_ids=np.empty(total, dtype=np.object_),
+    )
     by_segment: dict[int, list[int]] = {}
     for number, entry in enumerate(entries):
         by_segment.setdefault(id(entry.segment), []).append(number)
