@@ -2,12 +2,13 @@
 
 Input channels with large activations are scaled up before rounding, and the preceding layers down, by factors that
 are searched on calibration text; then weights are clipped where that lowers the error. The checkpoint uses AutoAWQ's
-"gemm" format: int32 words of codes and zero points, float16 scales.
+"gemm" format: int32 words of codes and zero points, float16 scales. Which layers of a mixture are scaled together is
+``harness.models.balance``'s: the library scales what a router reads and leaves the router as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +16,9 @@ from typing import Any, Literal
 from harness.core.format import Codes
 from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
+from harness.models.balance import balances
+from harness.models.headers import read_config
+from harness.models.scope import TRIED
 
 HALF = "float16"
 """The dtype in which float32 models are quantized, so their plain weights are rounded to it. gptqmodel's layer rejects
@@ -49,7 +53,7 @@ def quantize(job: QuantizeJob[AwqParams], from_disk: bool = False) -> Any:
     dtype = HALF if job.dtype == "float32" else job.dtype
     job.note("quantized_in", dtype)
     backend = BACKEND.AUTO if job.device == "cuda" else BACKEND.AWQ_TORCH
-    with _any_rows():
+    with _any_rows(), _balanced(read_config(job.source).get("model_type", "")):
         model = gptqmodel.quantize(job, config, dtype=dtype, calibration=rows, backend=backend)
     # transformers does not read ``dynamic``: without this it would replace the plain layers by empty ones
     patterns = [gptqmodel.pattern(name) for name in job.untouched]
@@ -77,9 +81,63 @@ def _any_rows() -> Iterator[None]:
         AWQProcessor._compute_best_clip = plain
 
 
+@contextmanager
+def _balanced(model_type: str) -> Iterator[None]:
+    """Has gptqmodel scale what may be scaled in a mixture, and the router with its readers."""
+    if model_type not in TRIED:
+        yield
+        return
+    import torch
+    from gptqmodel.looper import awq_processor
+    from gptqmodel.models.base import BaseQModel
+
+    choose, apply = BaseQModel.awq_get_modules_for_scaling, awq_processor.apply_scale
+
+    def chosen(self: Any, layer: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return list(_searches(layer, model_type, inputs, options))
+
+    def scaled(layer: Any, found: Any, input_feat_dict: Any = None) -> None:
+        apply(layer, found, input_feat_dict=input_feat_dict)
+        routers = {balance.source: balance.router for balance in balances(layer, model_type)}
+        with torch.inference_mode():
+            for source, _, factors, _ in found:
+                if routers[source]:
+                    weight = layer.get_submodule(routers[source]).weight
+                    weight.mul_(factors.view(1, -1).to(weight.device))
+
+    BaseQModel.awq_get_modules_for_scaling, awq_processor.apply_scale = chosen, scaled
+    try:
+        yield
+    finally:
+        BaseQModel.awq_get_modules_for_scaling, awq_processor.apply_scale = choose, apply
+
+
+def _searches(
+    layer: Any, model_type: str, inputs: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """gptqmodel's descriptions of the searches in a decoder layer, given the inputs of its modules by name.
+
+    What no calibration token reached is not scaled.
+    """
+    of_each = options["_awq_feature_kwargs"]
+    for balance in balances(layer, model_type):
+        reached = [each for each in (balance.block, *balance.readers) if each in inputs and inputs[each].numel()]
+        if not reached:
+            continue
+        block = {"module2inspect": layer.get_submodule(balance.block)} if balance.block else {}
+        yield {
+            "prev_op": layer.get_submodule(balance.source),
+            "layers": [layer.get_submodule(each) for each in balance.readers],
+            "inp": inputs[reached[0]],
+            "kwargs": {**options, **of_each.get(reached[0], {})},
+            "_input_feature_name": reached[0],
+            **block,
+        }
+
+
 AWQ = Method(
     name="awq",
-    version=1,
+    version=2,  # 1 changed the routing of mixtures
     summary="AWQ by gptqmodel: important channels are scaled up before rounding to 4 bits",
     params=AwqParams,
     packages=("gptqmodel", "optimum"),
@@ -93,7 +151,7 @@ AWQ = Method(
     streams=True,
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
-    quantizes_experts=frozenset({"mixtral", "qwen3_moe"}),
+    quantizes_experts=TRIED,
     kernel="packed",
     needs=lambda params: Needs(input_divisor=params.group_size, output_divisor=8),
     codes=lambda params: Codes.grouped("awq", params.bits, params.group_size, asymmetric=not params.symmetric),

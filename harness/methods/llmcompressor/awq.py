@@ -1,18 +1,23 @@
 """llm-compressor's AWQ (Lin et al., arXiv:2306.00978): scales salient channels up before weights are rounded.
 
 For each group of layers with a common input, the scales are found by a grid search that runs the block over all
-calibration text at every point. The inverse scales move into the preceding layer, so the result is equivalent.
+calibration text at every point. The inverse scales move into the preceding layer, so the result is equivalent. The
+library has such groups for dense models and some mixtures, for others it takes those of dense ones. Those of mixtures
+that are known here are ``harness.models.balance``'s.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.core.layers import is_layer
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
-from harness.models.scope import LATENT, TRIED
+from harness.models.balance import balances
+from harness.models.scope import TRIED
 
 
 class LlmcAwqParams(MethodParams):
@@ -31,18 +36,51 @@ class LlmcAwqParams(MethodParams):
 
 def quantize(job: QuantizeJob[LlmcAwqParams]) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
 
     params = job.params
     groups = llmcompressor.groups(llmcompressor.integers(params.bits, params.group_size, params.symmetric))
-    scale = AWQModifier(duo_scaling=params.duo_scaling, n_grid=params.grid)
+    scale = _modifier()(duo_scaling=params.duo_scaling, n_grid=params.grid)
     round_ = QuantizationModifier(config_groups=groups, ignore=list(job.untouched))
     llmcompressor.quantize(job, [scale, round_], calibrated=True)
 
 
+def _modifier() -> Any:
+    """The library's modifier, with the groups of mixtures that are known here."""
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    class BalancedAWQModifier(AWQModifier):  # type: ignore[misc]
+        def _set_resolved_mappings(self, model: Any) -> None:
+            if model.config.model_type in TRIED:
+                self._resolved_mappings = list(_groups(model))
+            else:
+                super()._set_resolved_mappings(model)
+
+    return BalancedAWQModifier
+
+
+def _groups(model: Any) -> Iterator[Any]:
+    """Groups with a layer to quantize. A router comes first: the library takes the inputs of the first member."""
+    from llmcompressor.modifiers.transform.awq.mappings import ResolvedMapping
+
+    for name, layer in model.named_modules():
+        for balance in balances(layer, model.config.model_type) if is_layer(name) else ():
+            members = [each for each in (balance.router, *balance.readers) if each]
+            block = balance.block or balance.readers[0]
+            layers = [layer.get_submodule(each) for each in members]
+            if any(hasattr(each, "quantization_scheme") for each in layers):
+                yield ResolvedMapping(
+                    f"{name}.{balance.source}",
+                    layer.get_submodule(balance.source),
+                    layers,
+                    [f"{name}.{each}" for each in members],
+                    layer.get_submodule(block),
+                    f"{name}.{block}",
+                )
+
+
 AWQ = Method(
     name="llmc-awq",
-    version=1,
+    version=2,  # 1 changed the routing of mixtral and gpt_oss, and what the experts of gpt_oss compute
     summary="llm-compressor AWQ in 8, 4, 3 or 2 bits; dense when run",
     params=LlmcAwqParams,
     multimodal=frozenset(),
@@ -55,7 +93,7 @@ AWQ = Method(
     quantize_parts=llmcompressor.from_disk(quantize),
     parts_peak=llmcompressor.awq_peak,
     streams=True,
-    quantizes_experts=TRIED - LATENT,  # it fails on the widths of latent attention
+    quantizes_experts=TRIED,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
     bits_per_weight=lambda params, plain_bits, width: llmcompressor.integer_bits(
