@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from kernel_families import families
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness import plugins as registry
+from harness.methods.inc.inc import own_arguments
 from harness.models import stored
 from harness.models.headers import read_directory
 
@@ -82,3 +85,38 @@ def test_gptq_sees_every_row(make, monkeypatch) -> None:
     gptq = make("inc-gptq", group_size=32)
     assert seen == [16]
     assert registry.method("inc-gptq").calibrated(gptq.params)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_oss"])
+def test_each_layer_is_replayed_with_the_mask_and_the_rotary_embedding_of_its_kind(kind: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
+        **{"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        **{"vocab_size": 64, "pad_token_id": 0},
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    rows = [torch.arange(1, 17)[None], torch.arange(1, 25)[None]]
+    given: list[dict] = []
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+
+    def look(layer, positional, options):
+        given.append(options)
+        inputs.append(positional[0] if positional else options["hidden_states"])
+
+    first, second = model.model.layers
+    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in (first, second)]
+    handles.append(second.register_forward_hook(lambda layer, _, output: outputs.append(output)))
+    with torch.no_grad():
+        for row in rows:
+            model(input_ids=row, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        with own_arguments(model, rows):
+            for number, expected in enumerate(outputs):
+                of_first = {name: given[2 * number].get(name) for name in ("attention_mask", "position_embeddings")}
+                assert torch.equal(second(inputs[2 * number + 1], **of_first), expected)
+        assert not torch.equal(second(inputs[-1], **of_first), outputs[-1])

@@ -9,12 +9,13 @@ fixed.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from functools import wraps
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from harness.core.method import Beside, Method, MethodParams, Setting
-from harness.models.scope import LATENT, UNFUSES
+from harness.models.scope import UNFUSES
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share a second-level scale under double quantization."""
@@ -41,7 +42,23 @@ def tables(double_quant: bool, shape: tuple[int, int]) -> float:
 
 
 def enable() -> None:
-    import bitsandbytes  # noqa: F401
+    """Imports the library, and lets the layers of LLM.int8() take inputs of any number of dimensions.
+
+    Their product takes rows, or batches of rows. The second projections of latent attention read four dimensions.
+    """
+    from bitsandbytes.nn import Linear8bitLt
+
+    plain = Linear8bitLt.forward
+    if hasattr(plain, "__wrapped__"):
+        return
+
+    @wraps(plain)
+    def forward(self: Any, states: Any) -> Any:
+        if states.ndim <= 3:
+            return plain(self, states)
+        return plain(self, states.flatten(0, -2)).unflatten(0, states.shape[:-1])
+
+    Linear8bitLt.forward = forward
 
 
 class Bnb4Params(MethodParams):
@@ -109,7 +126,7 @@ BNB_INT8 = Method(
     params=BnbInt8Params,
     packages=("bitsandbytes",),
     extra="bnb",
-    quantizes_experts=UNFUSES - LATENT,  # its kernel multiplies no inputs of four dimensions
+    quantizes_experts=UNFUSES,
     enable=enable,
     kernel="packed",
     streams=True,

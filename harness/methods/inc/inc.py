@@ -14,14 +14,15 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.core.layers import is_layer
 from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
-from harness.models.scope import LATENT, TRIED
+from harness.models.scope import TRIED
 
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
@@ -32,6 +33,8 @@ BIAS_BYTES = 2
 FACTOR_BYTES = 4
 """Bytes of AWQ's factor of a column."""
 DTYPE = "float32"
+OF_A_LAYER = ("attention_mask", "position_embeddings", "position_ids")
+"""What a decoder layer is given beside its states."""
 
 
 class IncParams(MethodParams):
@@ -83,13 +86,14 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
             _exactly(name), configure(**_format(job.params.model_copy(update=dict(own))), **settings)
         )
     rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # padding would be counted
-    with _only_named_layers(), torch.no_grad():
+    with _mended_gptq(), torch.no_grad():
         model = job.load()
         unfuse(model, job.untouched)
-        model = quantization.prepare(model, configuration, example_inputs=rows[0] if rows else None)
-        for row in rows:
-            model(input_ids=row)
-        model = quantization.convert(model)
+        with own_arguments(model, rows):
+            model = quantization.prepare(model, configuration, example_inputs=rows[0] if rows else None)
+            for row in rows:
+                model(input_ids=row, use_cache=False)  # AWQ would replay each layer with a cache that grows each time
+            model = quantization.convert(model)
     model.config.quantization_config = inc_format.describe(model)
     model.save_pretrained(job.out)
     return model
@@ -123,24 +127,60 @@ def _exactly(name: str) -> str:
 
 
 @contextmanager
-def _only_named_layers() -> Iterator[None]:
-    """Makes GPTQ skip the layers that its configuration does not name.
+def _mended_gptq() -> Iterator[None]:
+    """Makes GPTQ skip the layers that its configuration does not name, and take inputs of four dimensions.
 
-    3.10 should look for a matching pattern, but accepts any layer: ``len(regex.findall(name)) is not None``.
+    3.10 should look for a matching pattern, but accepts any layer: ``len(regex.findall(name)) is not None``. It takes
+    rows, or batches of rows; the second projections of latent attention read more.
     """
-    from neural_compressor.torch.algorithms.weight_only.gptq import RAWGPTQuantizer
+    from neural_compressor.torch.algorithms.weight_only.gptq import GPTQ, RAWGPTQuantizer
 
-    original = RAWGPTQuantizer.get_layer_config
+    lookup, add = RAWGPTQuantizer.get_layer_config, GPTQ.add_batch
+
+    def add_rows(self: Any, inputs: Any, outputs: Any) -> None:
+        add(self, inputs.flatten(1, -2) if inputs.ndim > 3 else inputs, outputs)
+
     RAWGPTQuantizer.get_layer_config = lambda self, name: self.weight_config.get(name)
+    GPTQ.add_batch = add_rows
     try:
         yield
     finally:
-        RAWGPTQuantizer.get_layer_config = original
+        RAWGPTQuantizer.get_layer_config, GPTQ.add_batch = lookup, add
+
+
+@contextmanager
+def own_arguments(model: Any, rows: Sequence[Any]) -> Iterator[None]:
+    """Gives each decoder layer the mask and the rotary embedding of its own kind, within this context.
+
+    The library replays all layers with what the first one was given. Those with sliding windows have other masks than
+    the rest, and in some models other frequencies. All of that depends on a row's length alone.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    seen: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def of_layer(name: str) -> Callable[..., Any]:
+        def replaced(layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            states = given[0] if given else options["hidden_states"]
+            own = {each: value for each, value in options.items() if each in OF_A_LAYER}
+            return given, options | seen.setdefault((name, int(states.shape[1])), own)
+
+        return replaced
+
+    layers = [(name, module) for name, module in model.named_modules() if is_layer(name) and len(kinds) > 1]
+    handles = [layer.register_forward_pre_hook(of_layer(name), with_kwargs=True) for name, layer in layers]
+    try:
+        for row in {each.shape[1]: each for each in rows if handles}.values():
+            model(input_ids=row, use_cache=False)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _method(name: str, summary: str, quantized: Callable[[QuantizeJob[Any]], Any], **own: Any) -> Method[Any]:
     """A method of the library; ``own`` holds what is specific to it, beside what all of them share."""
     common: dict[str, Any] = {
+        "version": 1,
         "params": IncParams,
         "packages": PACKAGES,
         "extra": EXTRA,
@@ -155,7 +195,7 @@ def _method(name: str, summary: str, quantized: Callable[[QuantizeJob[Any]], Any
         "run_dtype": lambda params, dtype: DTYPE,
     }
     summary = f"neural-compressor's {summary}, packed when stored, dense when run"
-    return Method(name=name, version=1, summary=summary, quantize=quantized, **common | own)
+    return Method(name=name, summary=summary, quantize=quantized, **common | own)
 
 
 INC_RTN = _method("inc-rtn", "round to nearest", lambda job: quantize(job, "RTNConfig", {}, calibrated=False))
@@ -164,8 +204,8 @@ INC_GPTQ = _method(
     "inc-gptq",
     "GPTQ",
     lambda job: quantize(job, "GPTQConfig", {"percdamp": job.params.damping}, calibrated=True),
+    version=2,  # 1 calibrated all layers with the first one's mask
     params=IncGptqParams,
-    quantizes_experts=TRIED - LATENT,  # it takes no inputs of four dimensions
     calibrated=lambda params: True,
 )
 
@@ -173,7 +213,7 @@ INC_AWQ = _method(
     "inc-awq",
     "AWQ, factors applied while running",
     lambda job: quantize(job, "AWQConfig", {}, calibrated=True),
-    quantizes_experts=TRIED - {"gpt_oss"},  # it replays blocks with a mask that the attention rejects
+    version=2,  # 1 replayed attention with old keys and values, and all layers with the first one's mask
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     beside=lambda params, plain_bits, shape: beside(shape, FACTOR_BYTES),
