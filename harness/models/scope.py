@@ -50,8 +50,6 @@ UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe"
 """The types of mixtures (``model_type``) whose experts can become linear layers: a test compares what these compute."""
 TRIED = frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"})
 """Those of them on which every method is tried: pipelines of libraries treat architectures differently."""
-LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
-"""Those of them with multi-head latent attention, whose layers several libraries do not calibrate or multiply."""
 
 
 def in_decoder(name: str, dimensions: int) -> bool:
@@ -109,6 +107,20 @@ def stack_of(module: str) -> tuple[str, int | None]:
     """
     found = _NUMBER.search(module)
     return (module, None) if found is None else (_NUMBER.sub("", module), int(found[1]))
+
+
+def divided_stack(method: str, skipped: Mapping[str, Iterable[bool]]) -> str | None:
+    """Why single experts cannot be skipped in a format that has the same matrix of all experts in one tensor; or None.
+
+    ``skipped`` says of each such stack, and of each expert in it, whether the recipe skips it.
+    """
+    for stack, each in skipped.items():
+        if len(set(each)) > 1:
+            return (
+                f"{method} quantizes all experts of a layer together, and the recipe skips some of them in {stack}; "
+                "skip all or none"
+            )
+    return None
 
 
 def linears(name: str, shape: tuple[int, ...]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from harness.models.headers import read_config
 from harness.models.memory import DTYPE_BITS
 from harness.models.scope import (
     LEAST_COVERAGE,
+    divided_stack,
     experts_module,
     holds_experts,
     linears,
@@ -338,7 +339,7 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
 
 
 def _single_experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
-    """Why single experts cannot be skipped: a GGUF file has the same matrix of all experts of a layer in one tensor."""
+    """Why single experts cannot be skipped where the result is a GGUF file."""
     if method.method.writes != GGUF_FORMAT or not skip:
         return None
     skipped: dict[str, set[bool]] = defaultdict(set)
@@ -347,13 +348,7 @@ def _single_experts(source: SourceModel, method: MethodChoice, skip: Sequence[st
             stack, number = stack_of(module)
             if number is not None:
                 skipped[stack].add(bool(matching(module, skip) or matching(name.removesuffix(".weight"), skip)))
-    divided = [stack for stack, found in skipped.items() if len(found) > 1]
-    if not divided:
-        return None
-    return (
-        f"{method.ref.name} quantizes all experts of a layer together, and the recipe skips some of them in "
-        f"{divided[0]}; skip all or none"
-    )
+    return divided_stack(method.ref.name, skipped)
 
 
 def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: Sequence[str]) -> str | None:

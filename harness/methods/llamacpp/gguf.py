@@ -23,7 +23,7 @@ from harness.libraries import llamacpp
 from harness.models.gguf import convert
 from harness.models.gguf.convert import FileTensor
 from harness.models.headers import GGUF_FILE, read_config, read_directory
-from harness.models.scope import module_name
+from harness.models.scope import divided_stack, module_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,14 +109,10 @@ def left_plain(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> l
     untouched = frozenset(job.untouched)
     skipped = []
     for tensor in tensors:
-        names = [module_name(source) for source in tensor.sources]
-        found = untouched.intersection(names)
-        if 0 < len(found) < len(names):
-            raise UnsupportedError(
-                f"gguf: llama.cpp quantizes the experts of a layer together, and the recipe skips {len(found)} of the "
-                f"{len(names)} in {tensor.name}; skip all of them or none"
-            )
-        if found and tensor.name.startswith("blk.") and not tensor.in_float32:
+        found = [module_name(source) in untouched for source in tensor.sources]
+        if (reason := divided_stack("gguf", {tensor.name: found})) is not None:
+            raise UnsupportedError(reason)
+        if any(found) and tensor.name.startswith("blk.") and not tensor.in_float32:
             skipped.append(tensor.name)
     return skipped
 
@@ -191,6 +187,7 @@ GGUF = Method(
     quantize=quantize,
     calibrated=lambda params: params.imatrix,
     quantizes_experts=frozenset({"mixtral", "qwen3_moe"}),
+    leaves_experts_because="the conversion to GGUF knows no other mixture",
     kernel="packed",
     bits_per_weight=_bits,
 )
