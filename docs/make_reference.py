@@ -211,7 +211,7 @@ def _experts() -> str:
     ]
     table = "\n".join([f"| method | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}", *rows])
     left = [f"| `{each.name}` | {each.leaves_experts_because} |" for each in methods if each.leaves_experts_because]
-    return f"{table}\n\n" + "\n".join(["| method | why it quantizes no experts |", "| --- | --- |", *left])
+    return f"{table}\n\n" + "\n".join(["| method | why it leaves the experts of others |", "| --- | --- |", *left])
 
 
 def render() -> str:

@@ -202,8 +202,8 @@ class Method(Generic[P]):
 
     ``quantizes_experts`` names the mixture-of-experts types (``model_type`` of config.json) whose experts are quantized
     and stay so when reloaded; transformers holds experts as 3-D parameters, not as layers. Other mixture types are
-    unsupported unless the recipe skips their experts. ``leaves_experts_because`` is why, in words that follow a colon,
-    of a method that names no type.
+    unsupported unless the recipe skips their experts. ``leaves_experts_because`` is why, in words that follow a colon;
+    a method that leaves those of the mixtures that every method is tried on says it.
 
     ``multimodal`` names the types of models with vision or audio parts beside the text model that the library was seen
     to take and to reload, if it does not take all of them (None); others are unsupported.

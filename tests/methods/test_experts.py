@@ -15,7 +15,9 @@ from unittest import mock
 
 import pytest
 import torch
-from quantize_alone import quantize, quantize_alone
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from quantize_alone import quantize, quantize_alone, read_alone
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, conversion_mapping
 from transformers.quantizers.base import HfQuantizer
@@ -30,8 +32,18 @@ from harness.execution.local import local_site
 from harness.models import stored
 from harness.models.headers import read_directory
 from harness.models.loading import load_transformers
-from harness.models.scope import LEAST_COVERAGE, UNFUSES, holds_experts, in_decoder, modules
+from harness.models.scope import (
+    LEAST_COVERAGE,
+    TRIED,
+    UNFUSES,
+    decoder_linears,
+    holds_experts,
+    in_decoder,
+    module_name,
+    modules,
+)
 from harness.models.shapes import read
+from harness.models.unfuse import UnfusedExperts, unfuse
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 
@@ -96,7 +108,11 @@ CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("llmc-int8", {}),
     ("llmc-nvfp4", {}),
 ]
-OF_A_LIBRARY = ("rtn", "int8", "bnb-nf4", "torchao-int4", "quanto", "hqq", "inc-rtn", "quark", "llmc-rtn")
+ELSEWHERE = {"gguf"}
+"""Needs llama.cpp: ``test_gguf_experts``."""
+UNTRIED = {"torchao-fp8-dynamic"}
+"""Needs a GPU, and quantizes the same layers as torchao-int8-dynamic."""
+OF_A_LIBRARY = ("rtn", "int8", "bnb-int8", "bnb-nf4", "torchao-int4", "quanto", "hqq", "inc-rtn", "quark", "llmc-rtn")
 CALIBRATION = {"samples": 4, "length": 64}
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
 """A method that leaves experts as they are."""
@@ -207,6 +223,100 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
             assert divergence(loaded, published(input_ids=PROBE).logits[0].float()) < divergence(plain, loaded) / 3
 
 
+def dequantized(model: Any, checkpoint: Path) -> Any:
+    """The unquantized model with the matrices that gptqmodel's blocks (q4_0) stand for.
+
+    It calls the halves of an expert's rows gate and up, also of gpt-oss, where these alternate.
+    """
+    unfuse(model)
+    for module in model.modules():
+        if isinstance(module, UnfusedExperts):
+            module.is_concatenated = True
+    parts = {name.rpartition("."): tensor for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    held = {f"{module_name(owner)}.{kind}": tensor for (owner, _, kind), tensor in parts.items()}
+    for name, linear in decoder_linears(model):
+        codes = held[f"{name}.qweight"].numpy()
+        linear.weight.data = torch.from_numpy(dequantize(codes, GGMLQuantizationType.Q4_0))
+        if linear.bias is not None:
+            linear.bias.data = held[f"{name}.bias"].float()
+    return model
+
+
+@pytest.mark.parametrize(
+    "each_kind",
+    [kind if kind == "qwen3_moe" else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(OTHERS)],
+    indirect=True,
+)
+def test_experts_in_ggml_s_blocks_are_scored_as_what_the_blocks_stand_for(
+    each_kind: tuple[str, Path], tmp_path: Path
+) -> None:
+    """gptqmodel's reader replaces transformers' classes, so it reads in a process of its own."""
+    _, folder = each_kind
+    if lacking := registry.missing(registry.method("gptqmodel-gguf"), local_site()):
+        pytest.skip(lacking)
+    saved = quantize_alone("gptqmodel-gguf", {"format": "q4_0"}, folder, tmp_path, "float32")
+    loaded, quantized = read_alone("gptqmodel-gguf", tmp_path, "float32")
+    shapes = read_directory(folder).shapes
+    in_scope = sum(modules(shapes).sizes.values())
+    assert quantized >= LEAST_COVERAGE * in_scope
+    assert sum(layer.quantized for layer in stored.layers(shapes, tmp_path)) >= LEAST_COVERAGE * in_scope
+
+    def logits(change: Callable[[Any], Any]) -> torch.Tensor:
+        model = change(AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval())
+        with torch.inference_mode():
+            return model(input_ids=PROBE).logits[0]  # type: ignore[no-any-return]
+
+    dense = logits(lambda model: dequantized(model, tmp_path))
+    assert (loaded - dense).abs().max() < 1e-3 * dense.abs().max()
+    assert (saved - dense).abs().max() < 1e-3 * dense.abs().max()
+    plain = logits(lambda model: model)
+    assert 0 < divergence(plain, loaded) < divergence(plain, logits(permuted)) / 3
+
+
+def chosen_experts(model: Any) -> torch.Tensor:
+    """The experts that the only layer's router chooses for each token (tokens, experts), as zeros and ones."""
+    [router] = [module for name, module in model.named_modules() if name.endswith((".mlp.gate", ".mlp.router"))]
+    seen: list[torch.Tensor] = []
+    hook = router.register_forward_hook(lambda module, given, found: seen.append(found[2]))
+    with torch.inference_mode():
+        model(input_ids=PROBE)
+    hook.remove()
+    return torch.zeros(PROBE.numel(), 4).scatter(1, seen[0], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(OTHERS))
+@pytest.mark.parametrize(
+    ("name", "given"), [("awq", {"group_size": 32}), ("llmc-awq", {"group_size": 32}), ("inc-awq", {"group_size": 32})]
+)
+def test_awq_leaves_the_routing_as_it_is(
+    tmp_path: Path, tiny: Path, kind: str, name: str, given: dict[str, Any]
+) -> None:
+    """The channels that experts read differ by orders of magnitude, and so do the factors. Attention is left alone."""
+    method = registry.method(name)
+    if lacking := registry.missing(method, local_site()):
+        pytest.skip(lacking)
+    folder, out = made(kind, tmp_path / "source", tiny), tmp_path / "quantized"
+    out.mkdir()
+    tensors = load_file(folder / "model.safetensors")
+    norm = tensors["model.layers.0.post_attention_layernorm.weight"]
+    norm.copy_(torch.randn(norm.shape, generator=torch.Generator().manual_seed(0)).exp())
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    dtype = method.run_dtype(method.params.model_validate(given), "float32")
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    quantize_alone(name, given, folder, out, dtype, ["*.self_attn.*"])
+    if method.enable is not None:
+        method.enable()
+    untouched = modules(read_directory(folder).shapes, ["*.self_attn.*"]).untouched
+    model = load_transformers(LoadRequest(out, dtype, "cpu", untouched=untouched))
+    expected = chosen_experts(plain)
+    assert 1 - (chosen_experts(model) * expected).sum() / expected.sum() < 0.02
+    with torch.inference_mode():
+        found, base = (each(input_ids=PROBE).logits[0].float() for each in (model, plain))
+        other = permuted(plain)(input_ids=PROBE).logits[0].float()
+    assert 0 < divergence(base, found) < divergence(base, other) / 3
+
+
 @pytest.mark.parametrize(
     ("name", "given"),
     [
@@ -283,9 +393,18 @@ def test_what_quantizes_no_experts_says_nothing() -> None:
     assert registry.method("qat").leaves_experts("qwen3_moe")
     assert not any(registry.method(name).leaves_experts("qwen3_moe") for name in ("none", "checkpoint"))
     assert all(registry.method(name).quantizes_experts <= UNFUSES for name in says)
-    explained = {name for name in registry.method_names() if registry.method(name).leaves_experts_because}
-    silent = {name for name in registry.method_names() if registry.method(name).stage in ("on_load", "offline")} - says
-    assert silent == explained, "each says why"
+    methods = [registry.method(name) for name in registry.method_names()]
+    quantizing = [method for method in methods if method.stage in ("on_load", "offline")]
+    leaving = {method.name for method in quantizing if not method.quantizes_experts >= TRIED}
+    assert leaving == {method.name for method in methods if method.leaves_experts_because}, "each says why"
+
+
+def test_all_that_is_declared_is_shown() -> None:
+    """The table of methods and mixtures in the reference is made from what methods declare."""
+    assert set(OTHERS) == TRIED
+    says = {name for name in registry.method_names() if registry.method(name).quantizes_experts}
+    here = {name for name, _ in (*QUICK, *CALIBRATED)} | {"gptqmodel-gguf"}
+    assert says == here | ELSEWHERE | UNTRIED
 
 
 @pytest.fixture

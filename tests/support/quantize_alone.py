@@ -1,9 +1,9 @@
-"""Quantizes a model in a process of its own: some libraries replace transformers' classes in the one they work in."""
+"""Quantizes and reads a model in processes of their own: some libraries replace transformers' classes in theirs."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ LENGTH, ROWS = 64, 32
 """Calibration rows of tokens below 250, which every expert of a tiny mixture gets some of."""
 
 
-def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str) -> None:
+def quantize(
+    name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str, skip: Sequence[str] = ()
+) -> None:
     """Runs the method on ``source``; leaves its checkpoint and, in ``logits``, those of tokens 2 to 33, in ``out``.
 
     Nothing is compiled: auto-round would have a compiler work for minutes on layers that compute for seconds.
@@ -36,7 +38,7 @@ def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype
         method.enable()
     params = method.params.model_validate(given)
     tokens = [[(7 * row + 3 * column) % 250 + 1 for column in range(LENGTH)] for row in range(ROWS)]
-    scope = modules(read_directory(source).shapes)
+    scope = modules(read_directory(source).shapes, skip)
     job = QuantizeJob(
         params,
         source,
@@ -68,9 +70,43 @@ def alone(function: Callable[..., None], *args: Any) -> None:
     assert child.exitcode == 0, f"{function.__name__} failed; see what was printed"
 
 
-def quantize_alone(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str) -> torch.Tensor:
+def quantize_alone(
+    name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str, skip: Sequence[str] = ()
+) -> torch.Tensor:
     """The logits that ``quantize`` leaves, in a fresh process."""
     from safetensors.torch import load_file
 
-    alone(quantize, name, dict(given), source, out, dtype)
+    alone(quantize, name, dict(given), source, out, dtype, skip)
     return load_file(out / "logits")["logits"]
+
+
+def read(name: str, checkpoint: Path, dtype: str) -> None:
+    """Loads what a method wrote as a run does; leaves the logits of tokens 2 to 33 and the parameters that are codes.
+
+    They are in ``read``, beside the checkpoint.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from harness import plugins
+    from harness.core.engine import LoadRequest
+    from harness.engines.transformers.engine import TRANSFORMERS
+    from harness.models.scope import in_decoder
+
+    method = plugins.method(name)
+    if method.enable is not None:
+        method.enable()
+    model = TRANSFORMERS.load(LoadRequest(checkpoint, dtype, "cpu", read=method.read), TRANSFORMERS.params())
+    quantized = sum(e.parameters for e in model.weight_ledger() if e.quantized and in_decoder(e.name, 2))
+    with torch.inference_mode():
+        logits = model.logits(torch.arange(2, 34)[None])[0].float()
+    save_file({"logits": logits.contiguous(), "quantized": torch.tensor(quantized)}, checkpoint / "read")
+
+
+def read_alone(name: str, checkpoint: Path, dtype: str) -> tuple[torch.Tensor, int]:
+    """The logits that ``read`` leaves in a fresh process, and how many parameters are quantized."""
+    from safetensors.torch import load_file
+
+    alone(read, name, checkpoint, dtype)
+    found = load_file(checkpoint / "read")
+    return found["logits"], int(found["quantized"])
