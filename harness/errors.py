@@ -90,6 +90,11 @@ def reason_of(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+def first_line_of(error: BaseException) -> str:
+    """The first line of what an error says, or its type: messages of libraries may be long, or empty."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` with the closest known word, or the list of known words."""
     names = sorted(known)

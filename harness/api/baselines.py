@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.core.identity import NAME
 from harness.core.owner import current_owner, owner_in
 from harness.core.record import Damaged, RunRecord
-from harness.errors import ResultsError, StorageError, UsageError, did_you_mean
+from harness.errors import ResultsError, StorageError, UsageError, did_you_mean, reason_of
 from harness.storage.disk import Disk, is_left_over
 from harness.storage.reading import read_results
 from harness.storage.store import Store
@@ -91,7 +91,7 @@ class Baselines:
             self._disk.remove(old)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)  # on a full disk its bytes are wanted
-            raise StorageError(f"{folder}: cannot write the baseline: {error.strerror}") from None
+            raise StorageError(f"{folder}: cannot write the baseline: {reason_of(error)}") from None
         return folder
 
     def remove(self, name: str) -> Path:
@@ -105,7 +105,7 @@ class Baselines:
             self._disk.remove(self.root / f".{name}{OLD}")
             self._disk.remove(folder)
         except OSError as error:
-            raise StorageError(f"{folder}: cannot delete the baseline: {error.strerror}") from None
+            raise StorageError(f"{folder}: cannot delete the baseline: {reason_of(error)}") from None
         return folder
 
     def _remove_debris(self) -> None:

@@ -12,7 +12,7 @@ from harness.api.locations import open_source
 from harness.api.results import read_folder
 from harness.core.foreign import shown
 from harness.core.owner import current_owner
-from harness.errors import ResultsError, StorageError, UsageError
+from harness.errors import ResultsError, StorageError, UsageError, reason_of
 from harness.report.code import report_code
 from harness.report.derived_files import derived_files
 from harness.storage.bundle import RESULTS, SUFFIX, write_bundle
@@ -69,7 +69,7 @@ def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = 
             )
         disk.publish(part, target)
     except OSError as error:
-        raise StorageError(f"{shown(target)}: cannot write the bundle: {error.strerror or error}") from None
+        raise StorageError(f"{shown(target)}: cannot write the bundle: {reason_of(error)}") from None
     finally:
         part.unlink(missing_ok=True)
     return Bundled(target, len(found.records), len(manifest.files), target.stat().st_size)

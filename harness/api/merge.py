@@ -12,7 +12,7 @@ from harness.api.locations import open_results, open_source
 from harness.api.results_step import ResultsStep
 from harness.core.foreign import shown
 from harness.core.record import RunRecord
-from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError
+from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError, reason_of
 from harness.storage.objects import is_url
 from harness.storage.reading import Attempt, attempt_folders, read_attempt
 from harness.storage.repair import files_of
@@ -65,7 +65,7 @@ def _steps(sources: Sequence[Store], target: _Target) -> Iterator[MergeStep]:
                     yield target.take(folder, source, locks)
     except OSError as error:
         where = shown(str(error.filename or target.store.place.title))
-        raise StorageError(f"{where}: cannot merge: {error.strerror}; run the same command again") from None
+        raise StorageError(f"{where}: cannot merge: {reason_of(error)}; run the same command again") from None
 
 
 class _Target:

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.api.locations import open_results, refuse_bundle
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
-from harness.errors import NewerRecordError, ResultsError, StorageError
+from harness.errors import NewerRecordError, ResultsError, StorageError, reason_of
 from harness.storage.disk import Disk
 from harness.storage.objects import is_url, local_path
 from harness.storage.pack import PACK, add, pack_of, without
@@ -71,7 +71,7 @@ def _remote_steps(store: Store, change: Change, disk: Disk) -> Iterator[PackStep
             steps = list(_steps(copy.root, change, disk, copy.place.title))
             copy.send()
     except OSError as error:
-        raise StorageError(f"{error.strerror or error}; nothing is lost, run the same command again") from None
+        raise StorageError(f"{reason_of(error)}; nothing is lost, run the same command again") from None
     for step in steps:
         left = {copy.located(path): copy.located(reason) for path, reason in step.left.items()}
         yield PackStep(copy.located(step.recipe), step.moved, left)
@@ -97,7 +97,7 @@ def _steps(root: Path, change: Change, disk: Disk, title: str | None = None) -> 
                 yield change(recipe, root, place)
         except OSError as error:
             where = shown(Path(str(error.filename or recipe)))
-            raise StorageError(f"{where}: {error.strerror}; nothing is lost, run the same command again") from None
+            raise StorageError(f"{where}: {reason_of(error)}; nothing is lost, run the same command again") from None
 
 
 def _pack(recipe: Path, root: Path, place: LocalPlace) -> PackStep:

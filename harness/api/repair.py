@@ -15,7 +15,7 @@ from harness.api.verify import debris, is_cache, is_shared_cache, within
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.record import Damaged, RunRecord
-from harness.errors import NewerRecordError, ResultsError, StorageError
+from harness.errors import NewerRecordError, ResultsError, StorageError, reason_of
 from harness.host.machine import cache_folder
 from harness.storage.cache import OUTCOME, Cache, shared_faults
 from harness.storage.objects import is_url, local_path
@@ -63,7 +63,8 @@ def repair(
         else:
             yield from _Repair(root, *_sources(source, cache), seal).steps()
     except OSError as error:
-        raise StorageError(f"{shown(Path(str(error.filename or root)))}: cannot repair it: {error.strerror}") from None
+        where = shown(Path(str(error.filename or root)))
+        raise StorageError(f"{where}: cannot repair it: {reason_of(error)}") from None
 
 
 def _sources(source: str | Path | None, cache: str | Path | None) -> tuple[Path | None, Path]:
@@ -94,7 +95,7 @@ def _remote(url: str, source: str | Path | None, cache: str | Path | None, seal:
         for each in left:
             yield RepairStep(each, "removed", "left by an interrupted write")
     except OSError as error:
-        raise StorageError(f"cannot repair it: {error.strerror or error}; run the same command again") from None
+        raise StorageError(f"cannot repair it: {reason_of(error)}; run the same command again") from None
 
 
 @dataclass(frozen=True)

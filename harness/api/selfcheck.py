@@ -17,7 +17,7 @@ from harness.acceptance.checks.quality import quality
 from harness.acceptance.checks.speed import bounds, decode, own_speeds
 from harness.acceptance.checks.storage import cache, storage
 from harness.core.owner import current_owner
-from harness.errors import HarnessError, StorageError, UsageError
+from harness.errors import HarnessError, StorageError, UsageError, reason_of
 from harness.execution.debris import clear
 from harness.host.machine import cache_folder, choose
 from harness.host.preflight import preflight as ask_torch
@@ -87,7 +87,7 @@ def selfcheck(
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{root}: {error.strerror}; name a folder that can be made with --cache") from None
+        raise UsageError(f"{root}: {reason_of(error)}; name a folder that can be made with --cache") from None
     if not os.access(root, os.W_OK):
         raise UsageError(f"{root} cannot be written: name a folder of yours with --cache")
     clear([root])
@@ -108,7 +108,7 @@ def selfcheck(
         try:
             return MachineReport(tuple(findings), archive.write(out, bench, findings, doctor))
         except OSError as error:
-            raise StorageError(f"{out} could not be written: {error.strerror}") from error
+            raise StorageError(f"{out} could not be written: {reason_of(error)}") from error
 
 
 def _findings(bench: Bench, minutes: float) -> Iterator[CheckResult]:

@@ -14,7 +14,7 @@ from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
 from harness.core.owner import temporary_folder
-from harness.errors import ResultsError, UsageError
+from harness.errors import ResultsError, UsageError, reason_of
 from harness.storage.bundle import is_bundle
 from harness.storage.cache import Cache, CacheFault, shared_faults
 from harness.storage.disk import is_left_over
@@ -80,7 +80,7 @@ def is_shared_cache(objects: Objects) -> bool:
     try:
         listed = objects.list()
     except OSError as error:
-        raise ResultsError(error.strerror or str(error)) from None
+        raise ResultsError(reason_of(error)) from None
     kinds = {kind for kind, job in JOBS.items() if job.cached}
     return any(name.partition("/")[0] in kinds for name in listed) and not any(
         name.rpartition("/")[2] == RECORD for name in listed

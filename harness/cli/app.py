@@ -40,7 +40,7 @@ from harness.cli.commands import (
     watch,
 )
 from harness.core.foreign import quoted
-from harness.errors import ExitCode, HarnessError
+from harness.errors import ExitCode, HarnessError, reason_of
 from harness.report.terminal import say
 
 UNUSABLE_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES})
@@ -106,7 +106,7 @@ def main() -> None:
             sys.exit(ExitCode.USAGE)
         if error.errno not in UNUSABLE_PATHS:
             _internal()
-        say(f"qharness: {_anonymous(quoted(str(error.filename)))}: {error.strerror}", error=True)
+        say(f"qharness: {_anonymous(quoted(str(error.filename)))}: {reason_of(error)}", error=True)
         sys.exit(ExitCode.USAGE)
     except Exception:  # noqa: BLE001 - the last handler says how to report the error
         _internal()

@@ -114,7 +114,7 @@ def locate(written: str, folder: Path, error: type[UsageError]) -> Path:
     except (RuntimeError, ValueError) as fault:  # no such user, links in a circle; a zero byte
         raise error(f"{quoted(written)} is not a path: {fault}") from None
     except OSError as fault:
-        raise error(f"{quoted(written)}: {fault.strerror}") from None
+        raise error(f"{quoted(written)}: {reason_of(fault)}") from None
     return path
 
 

@@ -22,7 +22,7 @@ from harness.core.owner import temporary_folder
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Site
 from harness.core.workload import TaskWorkload, TextRef
-from harness.errors import SourceError
+from harness.errors import SourceError, first_line_of
 from harness.host.process import MARKER
 from harness.models.published import HubKernel, hub_kernel, quantization_config
 from harness.stacks.variables import for_fetching
@@ -114,8 +114,7 @@ def _install(repository: str, version: int) -> None:
             install_kernel(repository, revision=branch)
             install_kernel(repository, revision=branch, local_files_only=True)
         except (OSError, ValueError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            sys.exit(f"kernel {repository} {branch}, with which a checkpoint runs on this GPU: {first}")
+            sys.exit(f"kernel {repository} {branch}, with which a checkpoint runs on this GPU: {first_line_of(error)}")
 
 
 def _kernels(specs: Sequence[RunSpec], site: Site) -> tuple[HubKernel, ...]:

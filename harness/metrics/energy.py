@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from harness.core.capability import Decodes
 from harness.core.identity import Scalar
@@ -15,11 +15,9 @@ from harness.core.label import Fact
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import GridCell, ThroughputWorkload
+from harness.errors import reason_of
 from harness.host.gpu import Gpu, gpus
 from harness.numerics.prompts import random_tokens
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = 1
 IDLE_S = 1.0
@@ -100,7 +98,7 @@ def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
                 reason = f"no RAPL counter below {POWERCAP}"
                 note(Fact("energy_not_measured", {"counter": "CPU", "reason": reason}))
         except OSError as error:
-            reason = f"{error.filename}: {error.strerror}"
+            reason = f"{error.filename}: {reason_of(error)}"
             note(Fact("energy_not_measured", {"counter": "CPU", "reason": reason}))
         yield tuple(able)
 

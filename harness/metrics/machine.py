@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.core.identity import Scalar
 from harness.core.label import Fact
 from harness.core.record import Measurement
+from harness.errors import first_line_of
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,7 @@ def measure(device: str, free_bytes: int, note: Callable[[Fact], None]) -> Itera
         try:
             yield from _rates(device, dtype, limit)
         except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            note(Fact("rate_not_measured", {"dtype": dtype, "reason": reason}))
+            note(Fact("rate_not_measured", {"dtype": dtype, "reason": first_line_of(error)}))
 
 
 def _dtypes(device: str) -> tuple[str, ...]:

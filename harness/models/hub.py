@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import SourceError
+from harness.errors import SourceError, first_line_of
 from harness.models import headers
 
 SIZED = (".safetensors", ".json", ".model", ".txt", ".jinja")
@@ -110,8 +110,7 @@ def cache_folder() -> Path:
 
 def unreachable(model: str, wanted: str, error: Exception) -> SourceError:
     """That the hub did not give something of a model, and what else may be named."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return SourceError(
-        f"{model!r}: no file or folder here, and the hub did not give {wanted}: {reason}; "
+        f"{model!r}: no file or folder here, and the hub did not give {wanted}: {first_line_of(error)}; "
         "name a local folder, a GGUF file, or a config.json"
     )

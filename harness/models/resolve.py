@@ -21,7 +21,7 @@ from typing import Any
 from harness.core.model import LayerCache
 from harness.core.owner import temporary_folder
 from harness.core.site import CONFIGURATIONS, MAX_SEALED_BYTES
-from harness.errors import ResultsError, SourceError
+from harness.errors import ResultsError, SourceError, first_line_of
 from harness.host.machine import cache_folder, installed_version
 from harness.models.caches import count_caches
 from harness.models.loading import auto_class
@@ -231,7 +231,7 @@ def _answer(config: Config) -> dict[str, Any]:
             found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return described(found)
     except Exception as error:  # noqa: BLE001 - whatever a configuration's class raises is an answer
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line_of(error)
         if "model_type" in reason or "does not recognize" in reason:
             reason = f"it knows no model type {kind!r}"
         if "custom code" in reason:
@@ -245,7 +245,7 @@ def _built(config: Any) -> dict[str, Any]:
     try:
         model = _on_meta(config)
     except Exception as error:  # noqa: BLE001 - whatever building raises says why there are no shapes
-        return {"unbuilt": _reason(error)}
+        return {"unbuilt": first_line_of(error)}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and embedding is not None and head.weight is embedding.weight
     rotary = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("inv_freq"))
@@ -278,7 +278,7 @@ def _counted(model: Any) -> dict[str, Any]:
     except NotImplementedError:  # torch's, of an operation that has no shape without numbers
         return {"uncounted": "its forward pass computes shapes from numbers, which a model without weights lacks"}
     except Exception as error:  # noqa: BLE001 - whatever a model's code raises says why
-        return {"uncounted": _reason(error)}
+        return {"uncounted": first_line_of(error)}
 
 
 def _unloaded(config: Any, model: Any) -> int:
@@ -323,10 +323,6 @@ def _mxfp4(model: Any, left: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
 
 def _stored(dtype: Any, shape: Sequence[int]) -> list[Any]:
     return [str(dtype).removeprefix("torch."), list(shape)]
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _limit_process() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import StorageError, UsageError, refuse_unknown
+from harness.errors import StorageError, UsageError, reason_of, refuse_unknown
 from harness.storage.disk import Disk
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _append_summary(page: Page, path: Path) -> None:
         with path.open("ab") as file:
             file.write(summary.job_summary(page, used).encode())
     except OSError as error:
-        raise UsageError(f"{path}: cannot write the job summary: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot write the job summary: {reason_of(error)}") from None
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -175,4 +175,4 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         Disk().write_whole(path, content)
     except OSError as error:
-        raise StorageError(f"{path}: cannot write the file: {error.strerror or error}") from None
+        raise StorageError(f"{path}: cannot write the file: {reason_of(error)}") from None

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from harness.core.foreign import open_file, parse_json, quoted, shortened, shown
 from harness.core.owner import current_owner
-from harness.errors import ResultsError, StorageError
+from harness.errors import ResultsError, StorageError, reason_of
 from harness.storage.checksums import file_sha256
 from harness.storage.disk import Disk
 from harness.storage.json_codec import decode
@@ -205,7 +205,7 @@ def unpacked(path: Path, folder: Path) -> Path:
         except OSError as error:
             if target.is_dir():  # another process unpacked it meanwhile
                 return target
-            raise StorageError(f"{shown(folder)}: cannot unpack {shown(path)}: {error.strerror or error}") from None
+            raise StorageError(f"{shown(folder)}: cannot unpack {shown(path)}: {reason_of(error)}") from None
         finally:
             disk.remove(part)
         return target

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.core.foreign import open_file
 from harness.core.inputs import Input, InputFile
-from harness.errors import SourceError
+from harness.errors import SourceError, reason_of
 
 CHUNK_BYTES = 2**20
 
@@ -62,7 +62,7 @@ def find_difference(known: Input, any_change: bool = False) -> str | None:
     try:
         now = _matching_names(Path(known.folder), known.patterns)
     except OSError as error:
-        return f"{known.folder}: gone ({error.strerror})"
+        return f"{known.folder}: gone ({reason_of(error)})"
     added, gone = sorted(set(now) - set(known.names)), sorted(set(known.names) - set(now))
     if added or gone:
         how = "added" if added else "removed"
@@ -75,7 +75,7 @@ def compare_stat(file: InputFile, any_change: bool = False) -> str | None:
     try:
         now = stat_file(Path(file.path))
     except OSError as error:
-        return f"{file.path}: gone ({error.strerror})"
+        return f"{file.path}: gone ({reason_of(error)})"
     pairs = {
         "size": (file.size, now.size),
         "modification time": (file.mtime_ns, now.mtime_ns),

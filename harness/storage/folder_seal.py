@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import full_digest
-from harness.errors import ResultsError, SourceError
+from harness.errors import ResultsError, SourceError, reason_of
 from harness.storage.checksums import file_sha256
 
 SEAL = "seal"
@@ -94,7 +94,7 @@ def _damage(path: Path, sealed: SealedFile, read_data: bool) -> str | None:
     except FileNotFoundError:
         return "missing"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({reason_of(error)})"
     except SourceError as error:
         return str(error)
     return None

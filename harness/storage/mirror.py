@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import digest
 from harness.core.owner import current_owner
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.objects import Listed, Objects
 from harness.storage.pack import PACK
 from harness.storage.reading import MAX_FOLDER_DEPTH
@@ -62,7 +62,7 @@ class Mirror:
             with FileLock(self.root.with_name(f".{self.root.name}.lock")):
                 self._refresh(folder)
         except OSError as error:
-            raise ResultsError(error.strerror or str(error)) from None
+            raise ResultsError(reason_of(error)) from None
 
     def _refresh(self, folder: str) -> None:
         known = self._inventory()

@@ -19,7 +19,7 @@ from tarfile import USTAR_FORMAT, TarInfo
 
 from harness.core.foreign import read_file, shown
 from harness.core.owner import current_owner
-from harness.errors import ResultsError, UsageError
+from harness.errors import ResultsError, UsageError, reason_of
 from harness.storage.disk import Disk
 
 PACK = "records.tar"
@@ -143,7 +143,7 @@ def read_attempt_file(path: Path, limit_bytes: int, error: type[UsageError]) -> 
                 continue  # it was unpacked meanwhile
             raise error(f"{shown(pack.path)}: cannot read the file (it is gone)") from None
         except OSError as fault:
-            raise error(f"{shown(pack.path)}: cannot read the file ({fault.strerror})") from None
+            raise error(f"{shown(pack.path)}: cannot read the file ({reason_of(fault)})") from None
         now = pack_of(pack.path.parent)
         if not left or (now is not None and now.stamp == pack.stamp):
             return content
@@ -219,7 +219,7 @@ def _listed(path: Path, stamp: tuple[int, ...]) -> Pack:
     try:
         descriptor = os.open(path, _READ)
     except OSError as error:
-        return Pack(path, stamp, {}, (f"cannot be read ({error.strerror})",), (Member(0, stamp[1]),))
+        return Pack(path, stamp, {}, (f"cannot be read ({reason_of(error)})",), (Member(0, stamp[1]),))
     size = stamp[1]
     try:
         while place < size:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from harness.core.foreign import shown
 from harness.core.owner import current_owner
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.disk import Disk
 from harness.storage.pack import Member, Pack, held, names_in_pack, packed, read_attempt_file, without
 
@@ -184,7 +184,7 @@ class LocalPlace:
                 f"{path}: another 'qharness run' is writing here; wait for it, or use --results"
             ) from None
         except OSError as error:
-            raise ResultsError(f"{path}: cannot create the results folder: {error.strerror}") from None
+            raise ResultsError(f"{path}: cannot create the results folder: {reason_of(error)}") from None
         try:
             self._refuse_unwritable(path)
             yield
@@ -197,7 +197,7 @@ class LocalPlace:
             self.disk.write_whole(probe, b"written when a sweep starts, to see whether the disk takes it\n")
             self.disk.remove(probe)
         except OSError as error:
-            raise ResultsError(f"{folder}: cannot write the results: {error.strerror}") from None
+            raise ResultsError(f"{folder}: cannot write the results: {reason_of(error)}") from None
 
     def own(self, path: Path) -> Path:
         """The path, if writing there stays in this folder. Raises ResultsError if a link leads elsewhere.

@@ -25,7 +25,7 @@ from harness.core.protocols import fault_of
 from harness.core.record import Damaged, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
-from harness.errors import NewerRecordError, ResultsError
+from harness.errors import NewerRecordError, ResultsError, reason_of
 from harness.storage.entry import IndexEntry
 from harness.storage.evidence import EvidenceFile, read_evidence
 from harness.storage.index import Index
@@ -330,4 +330,4 @@ def _parent(folder: Path) -> str:
 
 def _refuse_unlisted(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
-        raise ResultsError(f"{shown(Path(error.filename))}: cannot list the folder ({error.strerror})")
+        raise ResultsError(f"{shown(Path(error.filename))}: cannot list the folder ({reason_of(error)})")

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.core.owner import current_owner, owner_in
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.mirror import CLAIM, Mirror
 from harness.storage.objects import Objects, is_url, local_path
@@ -71,7 +71,7 @@ class RemotePlace:
         try:
             return self.objects.read(name, limit_bytes)
         except OSError as error:
-            raise ResultsError(error.strerror) from None
+            raise ResultsError(reason_of(error)) from None
 
     def add(self, folder: str, files: Mapping[str, bytes]) -> None:
         self.refuse_lost(folder)
@@ -114,7 +114,7 @@ class RemotePlace:
         try:
             lease.acquire()
         except OSError as error:
-            raise ResultsError(f"{self.at(folder)}: cannot write the results: {error.strerror}") from None
+            raise ResultsError(f"{self.at(folder)}: cannot write the results: {reason_of(error)}") from None
         self._leases[folder] = lease
         try:
             yield

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.foreign import shown
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.folder_seal import SealedFile, find_damage
 from harness.storage.objects import Listed, Objects
 
@@ -35,7 +35,7 @@ class SharedCache:
             if to_write:
                 self.objects.now(f".writable-{secrets.token_hex(4)}")
         except OSError as error:
-            raise ResultsError(f"--cache: {error.strerror}") from None
+            raise ResultsError(f"--cache: {reason_of(error)}") from None
 
     def outcome(self, kind: str, run_id: str, name: str, limit_bytes: int) -> bytes | None:
         """The file that describes an artifact; None if there is none. Raises ResultsError if it is too large."""

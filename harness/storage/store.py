@@ -18,7 +18,7 @@ from harness.core.foreign import shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.json_values import not_finite
 from harness.core.record import Damaged, Failure, Measurement, RunRecord
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.disk import Disk
 from harness.storage.evidence import write_evidence
@@ -136,7 +136,7 @@ class Store:
                 self.place.move(f"{source}/{RECORD}", f"{target}/{RECORD}")
         except OSError as error:
             where = shown(self.place.at(f"{recipe}/{DAMAGED}"))
-            raise ResultsError(f"{damaged.sentence}; it cannot be moved to {where}: {error.strerror}") from None
+            raise ResultsError(f"{damaged.sentence}; it cannot be moved to {where}: {reason_of(error)}") from None
         return self.place.at(target)
 
     def put_back(self, recipe: str, folder: Path, record: RunRecord) -> Path | None:

@@ -15,7 +15,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 
 from harness.core.owner import temporary_folder
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.checksums import file_sha256
 from harness.storage.mirror import CLAIM, unfinished
 from harness.storage.pack import PACK
@@ -100,7 +100,7 @@ def working_copy(place: RemotePlace) -> Iterator[WorkingCopy]:
     try:
         listed = place.objects.list()
     except OSError as error:
-        raise ResultsError(error.strerror or str(error)) from None
+        raise ResultsError(reason_of(error)) from None
     with ExitStack() as held, temporary_folder() as folder:
         recipes = tuple(sorted({each for name in listed if (each := _recipe(name)) is not None}))
         for each in recipes:

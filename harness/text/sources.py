@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from harness.core.foreign import locate, parse_json, quoted, read_file, shown
 from harness.core.workload import TextRef
-from harness.errors import SourceError, did_you_mean
+from harness.errors import SourceError, did_you_mean, reason_of
 from harness.recipe import Text
 from harness.storage.checksums import file_sha256
 
@@ -52,7 +52,7 @@ def resolve(text: Text, folder: Path) -> TextRef:
     try:
         sha256 = file_sha256(path)
     except OSError as error:
-        raise SourceError(f"{shown(path)}: cannot read the file ({error.strerror})") from None
+        raise SourceError(f"{shown(path)}: cannot read the file ({reason_of(error)})") from None
     return TextRef(text.name or path.name, str(path), field=text.field, sha256=sha256)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import Decoder
-from harness.errors import InvalidRunError, UnsupportedError
+from harness.errors import InvalidRunError, UnsupportedError, first_line_of
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +89,7 @@ def _compile(decoder: Decoder, eager: Decoder, prompt: torch.Tensor, new_tokens:
             found, cache = decoder.decode(token, cache)
         _check(found, expected)
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-        first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        raise UnsupportedError(f"decoding cannot be compiled: {first}") from error
+        raise UnsupportedError(f"decoding cannot be compiled: {first_line_of(error)}") from error
 
 
 def _check(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ from harness.core.model import model_identity
 from harness.core.protocols import STARVED_TOKENS
 from harness.core.record import Measurement
 from harness.core.site import EXPERT_TOKENS, MAX_SEALED_BYTES
-from harness.errors import ResultsError, UnsupportedError
+from harness.errors import ResultsError, UnsupportedError, first_line_of
 from harness.execution.checkpoints import load_source
 from harness.execution.checks.noise import free_bytes
 from harness.execution.context import Context
@@ -67,8 +67,7 @@ def audit_experts(context: Context, source: Path, calibration: CalibrationSet) -
     try:
         seen = _kept_or_counted(context, source, calibration)
     except Exception as error:  # noqa: BLE001 - becomes a fact
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        context.fact("experts_not_counted", reason=reason)
+        context.fact("experts_not_counted", reason=first_line_of(error))
         return
     finally:
         _free()

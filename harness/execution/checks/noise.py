@@ -8,7 +8,7 @@ from dataclasses import replace
 from harness.core.capability import Logits, StoredTensor
 from harness.core.identity import Scalar
 from harness.core.metric import Observer, Windows
-from harness.errors import UnsupportedError
+from harness.errors import UnsupportedError, first_line_of
 from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.reference import Itself, Reference
@@ -55,8 +55,7 @@ def other_dtype(
         _observe(context, "noise floor", model, first, floor, kept)
         model.close()
     except Exception as error:  # noqa: BLE001 - becomes a fact
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        context.fact("dtype_noise_not_measured", dtype=dtype, reason=reason)
+        context.fact("dtype_noise_not_measured", dtype=dtype, reason=first_line_of(error))
 
 
 def own_batch(context: Context, model: Logits, windows: Windows) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from harness.core.capability import Logits
 from harness.core.metric import Chunk, Windows
 from harness.core.record import Measurement
+from harness.errors import first_line_of
 from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.numerics.prediction import logprobs
@@ -35,8 +36,7 @@ def plausibility(context: Context, model: Logits, windows: Windows) -> None:
             with context.phase("BOS probe"):
                 context.add([_bos_gain(model, windows, *probed)])
     except Exception as error:  # noqa: BLE001 - becomes a fact
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        context.fact("plausibility_not_measured", reason=reason)
+        context.fact("plausibility_not_measured", reason=first_line_of(error))
 
 
 def _tokenization(tokenizer: Any, windows: Windows) -> list[Measurement]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from harness.core.capability import LoadedModel, ShowsRouters
 from harness.core.metric import Windows
+from harness.errors import first_line_of
 from harness.execution.context import Context
 from harness.execution.reference import Reference
 from harness.metrics.routing import RouterAgreement
@@ -53,6 +54,6 @@ def readable_routers(context: Context, model: LoadedModel) -> ShowsRouters | Non
         try:
             return model if model.router_blocks() else None
         except Exception as error:  # noqa: BLE001 - becomes a fact
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line_of(error)
     context.fact("routers_not_read", reason=reason)
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from harness.core.foreign import shown
-from harness.errors import SourceError
+from harness.errors import SourceError, reason_of
 from harness.models import safetensors
 from harness.models.headers import weight_files
 
@@ -102,7 +102,7 @@ class CheckpointReader:
                     )
                 buffer, at = buffer[count:], at + count
         except OSError as error:
-            raise SourceError(f"{shown(file)}: cannot be read: {error.strerror}") from error
+            raise SourceError(f"{shown(file)}: cannot be read: {reason_of(error)}") from error
 
     def _dtype(self, name: str) -> torch.dtype:
         from safetensors.torch import _TYPES  # the format's own table of names

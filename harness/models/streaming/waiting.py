@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.foreign import shown
-from harness.errors import StorageError
+from harness.errors import StorageError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class WaitingStates:
         except OSError as error:
             free = shutil.disk_usage(path.parent).free
             raise StorageError(
-                f"{shown(path.parent)}: no room for the states of suspended windows ({error.strerror}; "
+                f"{shown(path.parent)}: no room for the states of suspended windows ({reason_of(error)}; "
                 f"{free / 1e9:.1f} GB are free): set TMPDIR to a folder on a larger disk, or score fewer windows"
             ) from error
         for storage in storages:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from unittest import mock
 
-from harness.errors import HarnessError, StorageError
+from harness.errors import HarnessError, StorageError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -117,4 +117,4 @@ def _pwrite(handle: int, buffer: memoryview, at: int, path: Path) -> None:
 
 
 def _no_room(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path.name}: cannot be written ({error.strerror}): make room for the quantized checkpoint")
+    return StorageError(f"{path.name}: cannot be written ({reason_of(error)}): make room for the quantized checkpoint")
