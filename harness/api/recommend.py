@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Query, count, parse_limits, parse_objective
@@ -15,6 +15,35 @@ from harness.core.record import Damaged, RunRecord
 from harness.figures.ask import Option, positive
 from harness.report.shown_recommendation import ShownRecommendation
 from harness.storage.summaries import RECOMMENDATION
+
+
+@dataclass(frozen=True)
+class RecommendRequest:
+    """What a user asks, as written: the options of ``qharness recommend``, and the keywords of ``recommend``.
+
+    ``limits`` are by keyword, such as ``max_memory``; None sets no limit.
+    """
+
+    limits: Mapping[str, Option] = field(default_factory=dict)
+    minimize: str | None = None
+    maximize: str | None = None
+    at: str | None = None
+    at_load: Option = None
+    context: int | None = None
+    batch: int | None = None
+    allow_labelled: bool = False
+
+    def query(self) -> Query:
+        """The same, checked. Raises UsageError for an invalid value or name."""
+        return Query(
+            parse_limits(self.limits),
+            parse_objective(self.minimize, self.maximize),
+            self.at,
+            count("context", self.context),
+            count("batch", self.batch),
+            self.allow_labelled,
+            None if self.at_load is None else positive("at-load", self.at_load),
+        )
 
 
 def recommend(
@@ -38,46 +67,25 @@ def recommend(
     Raises UsageError for an invalid value or name, for an ``at`` or ``at_load`` that no table has, and for an
     ``at_load`` that several loads of a table have as their level; ResultsError if the folder holds no records.
     """
-    query = _query(minimize, maximize, at, at_load, context, batch, allow_labelled, **limits)
+    query = RecommendRequest(limits, minimize, maximize, at, at_load, context, batch, allow_labelled).query()
     if not isinstance(results, str | Path):
         return recommend_among(results, query)
     return _among(read_folder(results), query)
 
 
 def shown_recommendations(
-    results: str | Path, asked: Mapping[str, Any]
+    results: str | Path, request: RecommendRequest
 ) -> tuple[tuple[ShownRecommendation, ...], tuple[Damaged, ...]]:
     """What readers see of the recommendations for a results folder, and its damage.
 
-    ``asked`` are the keywords of ``recommend``, which raises the same. The last answer is kept beside the results.
+    Raises what ``recommend`` raises. The last answer is kept beside the results.
     """
-    query = _query(**asked)
+    query = request.query()
     found = read_folder(results)
-    about = as_text([dict(asked), list(map(repr, found.damaged))])
+    about = as_text([request, list(map(repr, found.damaged))])
     return (
         kept_answer([found], RECOMMENDATION, about, tuple[ShownRecommendation, ...], lambda: _shown(found, query)),
         found.damaged,
-    )
-
-
-def _query(
-    minimize: str | None,
-    maximize: str | None,
-    at: str | None,
-    at_load: Option,
-    context: int | None,
-    batch: int | None,
-    allow_labelled: bool,
-    **limits: Option,
-) -> Query:
-    return Query(
-        parse_limits(limits),
-        parse_objective(minimize, maximize),
-        at,
-        count("context", context),
-        count("batch", batch),
-        allow_labelled,
-        None if at_load is None else positive("at-load", at_load),
     )
 
 

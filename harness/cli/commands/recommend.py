@@ -102,21 +102,12 @@ def recommend(
     output: Annotated[RecommendFormat, typer.Option("--format", help="Output format.")] = RecommendFormat.TABLE,
 ) -> None:
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
-    from harness.api.recommend import shown_recommendations
+    from harness.api.recommend import RecommendRequest, shown_recommendations
     from harness.cli.render.damage import say_damaged
 
-    asked = {
-        "minimize": minimize,
-        "maximize": maximize,
-        "at": at,
-        "at_load": at_load,
-        "context": context,
-        "batch": batch,
-        "allow_labelled": allow_labelled,
-        **ctx.obj,
-    }
+    request = RecommendRequest(ctx.obj, minimize, maximize, at, at_load, context, batch, allow_labelled)
     with never_collected():
-        recommendations, damaged = shown_recommendations(results, asked)
+        recommendations, damaged = shown_recommendations(results, request)
         say_damaged(damaged, results)
         if output is RecommendFormat.TABLE:
             from harness.cli.render.recommend import show
