@@ -8,7 +8,8 @@ from pathlib import Path
 
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import Machine, Speeds
+from harness.core.site import Machine, Node, Speeds
+from harness.execution.schedule import width
 from harness.execution.starter import forks
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import SweepForecast, forecast
@@ -30,12 +31,12 @@ class ForecastBasis:
         self,
         left: Sequence[PlannedRun],
         planned: Sequence[PlannedRun],
-        nodes: int = 1,
-        lanes: int = 1,
+        nodes: Sequence[Node],
         price: HourlyPrice | None = None,
     ) -> SweepForecast:
-        """Of the runs that are ``left`` of a plan, on machines like this one; see ``SweepForecast``."""
-        return forecast(left, planned, self.speeds, self.known, nodes, lanes, price, spawned=not forks())
+        """Of the runs that are ``left`` of a plan, as if all nodes were as fast as this machine."""
+        lanes = width([run.spec for run in planned], nodes)
+        return forecast(left, planned, self.speeds, self.known, len(nodes), lanes, price, spawned=not forks())
 
 
 def forecast_basis(

@@ -1,17 +1,20 @@
-"""``harness.plan``: what a recipe would run on this machine, and which runs are already done."""
+"""``harness.plan``: what a recipe would run on this machine; and for the command also where else, and what is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.api.forecasting import forecast_basis
-from harness.api.workplace import Workplace
-from harness.core.record import Damaged
-from harness.core.site import Machine, Speeds
+from harness.api.workplace import USUAL_PLACE, Workplace
+from harness.core.site import HERE, Machine, Node, Speeds
+from harness.execution.events import DamageFound, Event, GpuUnused, Waiting
+from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.resume import resume_point
+from harness.execution.schedule import Schedule
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.plan import PlannedRun, hourly_price
 from harness.planning.plan import plan as plan_at
@@ -38,51 +41,63 @@ def plan(
 
 
 @dataclass(frozen=True)
+class PlanSettings:
+    """How a recipe is planned; fields are those of ``RunSettings``. ``offline`` asks no server whether it is there."""
+
+    place: Workplace = USUAL_PLACE
+    allow_leak: bool = False
+    offline: bool = False
+    executor: ExecutorChoice = THIS_MACHINE
+    on_event: Callable[[Event], None] = lambda event: None
+
+
+@dataclass(frozen=True)
 class PlanState:
     """The runs of a recipe, the run ids of those that ``qharness run`` would not repeat, and a forecast of the others.
 
-    ``speeds`` are this machine's, None if nothing is left to run.
+    ``speeds`` are this machine's, None if nothing is left to run. ``nodes`` are those that would execute the runs.
     """
 
     planned: tuple[PlannedRun, ...]
     done: frozenset[str] = frozenset()
     forecast: SweepForecast = NOTHING
     speeds: Speeds | None = None
+    nodes: Sequence[Node] = (HERE,)
 
 
-def plan_with_state(
-    recipe: str | Path,
-    place: Workplace,
-    allow_leak: bool = False,
-    on_damage: Callable[[Damaged], None] = lambda damaged: None,
-    on_unused_gpu: Callable[[str], None] = lambda problem: None,
-    offline: bool = False,
-) -> PlanState:
-    """The runs of a recipe file, which of them are done, and how long the others will take.
+def plan_with_state(recipe: str | Path, settings: PlanSettings) -> PlanState:
+    """The runs of a recipe file, which of them are done, and how long the others will take on the executor's nodes.
 
-    ``on_damage`` receives each damaged attempt of earlier runs, ``on_unused_gpu`` why torch cannot use this machine's
-    GPU, if the runs are planned for the CPU because of that. The servers of runs that are left are
-    asked whether they are there, unless ``offline``.
+    Refuses what ``run`` would refuse before its first run, without fetching or writing anything: nodes that cannot be
+    reached, are unlike or lack a file, stacks that no node has together. The servers of runs that are left are asked
+    whether they are there. Damaged attempts of earlier runs, and a GPU that is not used, are events.
     """
-    chosen = load_recipe(recipe)
+    chosen, place, on_event = load_recipe(recipe), settings.place, settings.on_event
     here = place.reachable_site(chosen.device)
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
-    machine = here.machine(chosen.device)
-    if machine.gpu_problem:
-        on_unused_gpu(anonymizer.message(machine.gpu_problem))
-    planned = tuple(
-        replace(run, reason=run.unsupported and anonymizer.message(run.unsupported))
-        for run in plan_at(chosen, here, allow_leak)
-    )
     store = place.store(here)
-    resumed = resume_point(planned, store, here.spill_roots, here.artifacts)
+
+    def report(message: str) -> None:
+        on_event(Waiting(anonymizer.message(message)))
+
+    with closing(open_executor(settings.executor, here, report)) as opened:
+        machine = opened.site.machine(chosen.device)
+        if machine.gpu_problem:
+            on_event(GpuUnused(anonymizer.message(machine.gpu_problem)))
+        planned = tuple(
+            replace(run, reason=run.unsupported and anonymizer.message(run.unsupported))
+            for run in plan_at(chosen, opened.site, settings.allow_leak)
+        )
+        opened.refuse_unseen([run.spec for run in planned])
+        nodes = Schedule.of(planned, opened.nodes(machine.device)).nodes
+        resumed = resume_point(planned, store, here.spill_roots, opened.site.artifacts)
     for damaged in resumed.damaged:
-        on_damage(anonymizer.damaged(damaged))
-    if not offline:
+        on_event(DamageFound(anonymizer.damaged(damaged), None))
+    if not settings.offline:
         ask_servers(chosen, resumed.left)
     done = frozenset(resumed.done)
     if not resumed.left:
-        return PlanState(planned, done)
+        return PlanState(planned, done, nodes=nodes)
     basis = forecast_basis(machine, here.artifacts.root, store, chosen.name, resumed.records)
-    expected = basis.forecast(resumed.left, planned, lanes=machine.gpus, price=hourly_price(chosen))
-    return PlanState(planned, done, expected, basis.speeds)
+    expected = basis.forecast(resumed.left, planned, nodes, hourly_price(chosen))
+    return PlanState(planned, done, expected, basis.speeds, nodes)

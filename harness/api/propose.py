@@ -251,9 +251,8 @@ def _text(text: str, folder: Path) -> str:
 
 def forecaster_of(site: LocalSite, store: Store, name: str) -> Forecaster:
     """From this machine's speeds and its earlier runs."""
-    machine = site.machine("auto")
-    basis = forecast_basis(machine, site.artifacts.root, store, name, store.read(name).records)
-    return partial(basis.forecast, lanes=machine.gpus)
+    basis = forecast_basis(site.machine("auto"), site.artifacts.root, store, name, store.read(name).records)
+    return partial(basis.forecast, nodes=site.nodes("auto"))
 
 
 def free_bytes(folder: Path) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from harness.api.forecasting import forecast_basis
 from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.record import RunRecord
-from harness.core.run import HourlyPrice
 from harness.core.site import Artifacts
 from harness.errors import HarnessError
 from harness.execution.debris import clear
@@ -20,7 +19,6 @@ from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, OpenExecutor, open_executor
 from harness.execution.progress import ProgressNote
 from harness.execution.resume import resume_point
-from harness.execution.schedule import width
 from harness.execution.sweep import sweep
 from harness.planning.forecast.forecast import SweepForecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
@@ -106,7 +104,12 @@ def run_part(
         planned = tuple(part(_planned(chosen, settings, opened, lambda planned: ask(part(planned)))))
         if not planned:
             return ()
-        expect = partial(_forecast, planned, opened, site.artifacts.root, store, hourly_price(chosen))
+
+        def expect(todo: Sequence[PlannedRun], records: Sequence[RunRecord]) -> SweepForecast:
+            machine = opened.site.machine(chosen.device)
+            basis = forecast_basis(machine, site.artifacts.root, store, chosen.name, records)
+            return basis.forecast(todo, planned, opened.nodes(machine.device), hourly_price(chosen))
+
         with ProgressNote(store, [each.spec for each in planned]) as note:
             return sweep(planned, store, opened, note.following(on_event), settings.paranoid, site.spill_roots, expect)
 
@@ -125,9 +128,10 @@ def _planned(
     executor: OpenExecutor,
     ask: Callable[[Sequence[PlannedRun]], None],
 ) -> tuple[PlannedRun, ...]:
-    """The plan, after asking the servers, fetching what it names on a hub, and creating its stacks."""
+    """The plan, after asking the nodes and servers, fetching what it names on a hub, and creating its stacks."""
     replan = partial(plan, recipe, executor.site, settings.allow_leak)
     planned = replan()
+    executor.refuse_unseen([run.spec for run in planned])
     ask(planned)
     planned = _fetched(planned, executor, replan)
     tried: set[str] = set()
@@ -136,23 +140,6 @@ def _planned(
         tried |= missing
         planned = _fetched(replan(), executor, replan)  # which may name another that a run needs
     return planned
-
-
-def _forecast(
-    planned: Sequence[PlannedRun],
-    executor: Executor,
-    cache_root: Path,
-    store: Store,
-    price: HourlyPrice | None,
-    todo: Sequence[PlannedRun],
-    records: Sequence[RunRecord],
-) -> SweepForecast:
-    """Of the runs that are to do, as if the executor's nodes were as fast as this machine."""
-    spec = planned[0].spec
-    nodes = executor.nodes(spec.device)
-    basis = forecast_basis(executor.site.machine(spec.device), cache_root, store, spec.recipe, records)
-    lanes = width([run.spec for run in planned], nodes)
-    return basis.forecast(todo, planned, len(nodes), lanes, price)
 
 
 def _fetched(

@@ -124,6 +124,24 @@ Redact = Annotated[
     typer.Option("--redact", help="Leave out paths, logs, messages, and names of local models and texts."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
+ExecutorName = Annotated[
+    str,
+    typer.Option("--executor", metavar="NAME", help="What executes the runs: local (this machine), ray or slurm."),
+]
+ClusterAddress = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--address", metavar="A", help="Ray: the cluster, host:port or auto (default: one of this machine alone)."
+    ),
+]
+NodeCount = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--nodes", min=1, help="Slurm: how many nodes to use (default: 1)."),
+]
+SbatchOptions = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--slurm", metavar="KEY=VALUE", help="Slurm: an option of sbatch; may be repeated."),
+]
 
 
 def below(results: str, recipe: str) -> str:

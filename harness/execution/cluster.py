@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 
 from harness.core.site import MAIN, Artifacts, Machine, Node
 from harness.errors import UsageError
-from harness.execution.local import LocalExecutor, LocalSite
+from harness.execution.local import LocalSite
 from harness.stacks import stack_names
 
 HERE_NAME = "this machine"
@@ -51,7 +51,7 @@ def report_node(site: LocalSite) -> NodeReport:
         stacks[name] = _stack_report(site, name)
     try:
         machine = site.machine(site.stacks.device)
-        (node,) = LocalExecutor(site).nodes(machine.device)
+        (node,) = site.nodes(machine.device)
     except UsageError as error:
         return NodeReport(None, None, str(error), stacks)
     return NodeReport(machine, node, None, stacks)

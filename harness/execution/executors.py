@@ -2,17 +2,18 @@
 
 To add one, write a file in this package as ``executor.py`` says, with a function that opens it from a choice, this
 machine's site and a function that takes messages, and add its entry to ``EXECUTORS``. An option that no executor had
-before is a field of ``ExecutorChoice`` and an option of ``qharness run``.
+before is a field of ``ExecutorChoice`` and an option of ``qharness run`` and ``qharness plan``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import MappingProxyType
 from typing import Protocol
 
+from harness.core.run import RunSpec
 from harness.errors import UsageError, refuse_unknown
 from harness.execution.executor import Executor
 from harness.execution.local import LocalSite
@@ -41,6 +42,10 @@ class OpenExecutor(Executor, Protocol):
 
     @property
     def stacks(self) -> Stacks: ...
+
+    def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
+        """Raises UsageError if a node is known to lack one of the user's files that these specs read."""
+        ...
 
     def close(self) -> None:
         """Ends them; no run executes meanwhile."""

@@ -93,6 +93,13 @@ class LocalSite:
     def machine(self, device: str) -> Machine:
         return self.hardware or choose(device, self.artifacts.root)
 
+    def nodes(self, device: str) -> tuple[Node]:
+        """This machine, as the schedule of a sweep sees it."""
+        machine = self.machine(device)
+        if machine.device != "cpu":
+            return (Node(gpus=machine.gpus),)
+        return (Node(cores=self.core_count(), memory_bytes=usable_memory_bytes()),)
+
     def core_count(self) -> int:
         """How many cores runs may use: the site's own, or fewer where control groups allow less time than theirs."""
         present = len(physical_cores())
@@ -144,15 +151,15 @@ class LocalExecutor:
     site: LocalSite
     _workers: _Workers = field(default_factory=lambda: _Workers(), init=False, repr=False, compare=False)
 
-    def nodes(self, device: str) -> tuple[Node, ...]:
-        machine = self.site.machine(device)
-        if machine.device != "cpu":
-            return (Node(gpus=machine.gpus),)
-        return (Node(cores=self.site.core_count(), memory_bytes=usable_memory_bytes()),)
+    def nodes(self, device: str) -> tuple[Node]:
+        return self.site.nodes(device)
 
     @property
     def stacks(self) -> Stacks:
         return self.site.stacks
+
+    def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
+        """Planning has read the files here."""
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs, self.site)

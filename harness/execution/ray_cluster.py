@@ -262,14 +262,16 @@ class RayExecutor:
         self.site.machine(device)
         return self.site.nodes()
 
-    def fetch(self, specs: Sequence[RunSpec]) -> bool:
-        """Here, because planning reads it, and on each node, whose downloads may be its own."""
-        fetched = fetch.fetch(specs, self.site)
-        self._ask_all("fetch", specs)
+    def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
         paths = sorted({path for spec in specs for path in _paths(spec)})
         for name, absent in self._ask_all("find_absent", paths).items():
             if absent:
                 raise UsageError(f"{name} does not see {absent[0]}: put it into a folder that all nodes share")
+
+    def fetch(self, specs: Sequence[RunSpec]) -> bool:
+        """Here, because planning reads it, and on each node, whose downloads may be its own."""
+        fetched = fetch.fetch(specs, self.site)
+        self._ask_all("fetch", specs)
         return fetched
 
     def run(

@@ -42,6 +42,12 @@ class Schedule:
     others then wait for them once.
     """
 
+    @classmethod
+    def of(cls, planned: Sequence[PlannedRun], nodes: Sequence[Node]) -> Schedule:
+        """The schedule of a plan, with what each run needs of a node. Raises UsageError as ``__init__`` does."""
+        needed_bytes, needed_stacks = map(memory_needed, planned), map(stacks_needed, planned)
+        return cls([run.spec for run in planned], nodes, list(needed_bytes), list(needed_stacks))
+
     def __init__(
         self,
         specs: Sequence[RunSpec],

@@ -47,7 +47,7 @@ from harness.execution.events import (
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
 from harness.execution.resume import done, left
-from harness.execution.schedule import Schedule, compared_within, memory_needed, stacks_needed
+from harness.execution.schedule import Schedule, compared_within
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
@@ -162,9 +162,7 @@ def sweep(
         records = progress.records
         through = False
         try:
-            needed_bytes = [memory_needed(run) for run in planned]
-            needed_stacks = [stacks_needed(run) for run in planned]
-            schedule = Schedule([run.spec for run in planned], nodes, needed_bytes, needed_stacks)
+            schedule = Schedule.of(planned, nodes)
             with _Lanes(executor, schedule.width, progress.keep) as lanes:
                 progress.follow(schedule, lanes)
             if saver.trouble is not None:

@@ -11,7 +11,7 @@ import pytest
 from fake_openai import KEY, FakeOpenAI
 from own_tasks import SUBJECTS, choosing, writing
 
-from harness.api.plan import plan, plan_with_state
+from harness.api.plan import PlanSettings, plan, plan_with_state
 from harness.api.run import RunSettings, run, run_part
 from harness.api.workplace import Workplace
 from harness.core.job import AnswerTask
@@ -169,10 +169,10 @@ def test_a_command_asks_each_server_once_or_if_offline_not_at_all(
     for server in servers:
         server.fault = lambda path, before: (500, b"gone")
     place = Workplace(sweeps.folder / "results", sweeps.folder / "cache")
-    state = plan_with_state(path, place, offline=True)
+    state = plan_with_state(path, PlanSettings(place, offline=True))
     assert [run.spec.case_id for run in state.planned] == [run.spec.case_id for run in planned]
     with pytest.raises(RecipeError, match=r"HTTP 500, 1 times"):
-        plan_with_state(path, place)
+        plan_with_state(path, PlanSettings(place))
 
 
 def test_only_what_is_left_to_run_needs_its_server(
@@ -194,7 +194,7 @@ def test_only_what_is_left_to_run_needs_its_server(
     where[0].unlink()
     full.rename(where[0])
     assert [record.session for record in run(path, *where)] == ["s"] * len(planned)
-    assert not plan_with_state(path, Workplace(*where)).forecast.runs
+    assert not plan_with_state(path, PlanSettings(Workplace(*where))).forecast.runs
 
 
 def test_only_the_servers_of_the_part_that_is_run_are_asked(

@@ -1,4 +1,6 @@
-"""What is wrong with the nodes of a real Ray cluster is told before the first run; a stack may be on one of them only.
+"""What is wrong with the nodes of a real Ray cluster is told by a plan, and by a run before the first one begins.
+
+A stack may be on one of them only.
 
 There are two nodes. One has a mount namespace of its own, in which files of this machine have another content.
 """
@@ -35,14 +37,14 @@ def cluster() -> Iterator[RealCluster]:
 
 
 class Refused:
-    """Runs a recipe on a cluster whose second node sees other files, and returns the one message that it ends with."""
+    """Plans or runs a recipe on a cluster whose second node sees other files, and returns the message it ends with."""
 
     def __init__(self, cluster: RealCluster, folder: Path, sweeps: Any, tiny: Path) -> None:
         self.cluster, self.folder, self.sweeps, self.tiny = cluster, folder, sweeps, tiny
         self.cache = folder / "shared"
         self.cache.mkdir()
 
-    def run(self, seen: Mapping[Path, Path], **changes: object) -> subprocess.CompletedProcess[str]:
+    def end(self, command: str, seen: Mapping[Path, Path], **changes: object) -> subprocess.CompletedProcess[str]:
         recipe = self.sweeps.recipe(
             {
                 "models": [{"id": str(self.tiny), "dtype": "float32", "label": "tiny"}],
@@ -56,12 +58,12 @@ class Refused:
         try:
             where = ["--results", str(self.folder / "results"), "--cache", str(self.cache)]
             on_cluster = ["--executor", "ray", "--address", self.cluster.address]
-            return qharness("run", recipe, *on_cluster, *where, timeout=PATIENCE_S)
+            return qharness(command, recipe, *on_cluster, *where, timeout=PATIENCE_S)
         finally:
             self.cluster.remove_others()
 
-    def __call__(self, seen: Mapping[Path, Path], **changes: object) -> str:
-        ended = self.run(seen, **changes)
+    def __call__(self, command: str, seen: Mapping[Path, Path], **changes: object) -> str:
+        ended = self.end(command, seen, **changes)
         assert ended.returncode == 2, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         assert not list(self.folder.rglob("record.json")), "it is told before the first run"
@@ -77,7 +79,7 @@ def test_nodes_with_other_processors(refused: Refused, tmp_path: Path) -> None:
     other = tmp_path / "cpuinfo"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     other.write_text("\n".join("model name\t: An older CPU" if "model name" in line else line for line in lines))
-    message = refused({Path("/proc/cpuinfo"): other})
+    message = refused("plan", {Path("/proc/cpuinfo"): other})
     assert "the nodes are unlike, so their figures could not be compared: hardware is " in message
     assert "An older CPU" in message
 
@@ -88,21 +90,22 @@ def test_nodes_with_other_versions(refused: Refused, tmp_path: Path) -> None:
     other = tmp_path / "METADATA"
     version = distribution("transformers").version
     other.write_text(real.read_text(encoding="utf-8").replace(f"\nVersion: {version}\n", "\nVersion: 4.0.0\n"))
-    message = refused({real: other})
+    message = refused("run", {real: other})
     assert f"transformers is {version} on this machine and 4.0.0 on " in message
 
 
 def test_a_node_without_the_cache_folder(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    message = refused({refused.cache: tmp_path / "empty"})
+    message = refused("run", {refused.cache: tmp_path / "empty"})
     assert f"does not see the cache folder {refused.cache} of this machine" in message
 
 
-def test_a_node_without_the_model(refused: Refused, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_node_without_the_model(refused: Refused, command: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     models = tmp_path / "models"
     model = shutil.copytree(refused.tiny, models / "tiny")
-    message = refused({models: tmp_path / "empty"}, models=[{"id": str(model), "dtype": "float32"}])
+    message = refused(command, {models: tmp_path / "empty"}, models=[{"id": str(model), "dtype": "float32"}])
     assert f"does not see {model}: put it into a folder that all nodes share" in message
 
 
@@ -118,7 +121,12 @@ def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_pat
     versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1", "torch": "2", "transformers": "5", "tokenizers": "0.22"}
     manifest = with_seal({"versions": versions, "compiler_flags": list(stack.definition.compiler_flags())})
     (folder / "stack.json").write_text(json.dumps(manifest), encoding="utf-8")
-    ended = refused.run({folder: tmp_path / "empty"}, engines=["transformers", "llamacpp"])
+    seen = {folder: tmp_path / "empty"}
+    planned = refused.end("plan", seen, engines=["transformers", "llamacpp"])
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "stacks: llamacpp, main" in planned.stdout
+    assert "stacks: main" in planned.stdout
+    ended = refused.end("run", seen, engines=["transformers", "llamacpp"])
     assert ended.returncode == 3, ended.stdout + ended.stderr
     records = read_records(tmp_path / "results")
     begun = [record for record in records if record.spec.stack == "llamacpp" and record.node]
@@ -127,10 +135,11 @@ def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_pat
     assert "NoInterpreter" not in {record.outcome.failure.type for record in records if record.outcome.failure}
 
 
-def test_an_address_where_no_cluster_listens(tmp_path: Path, sweeps: Any, tiny: Path) -> None:
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_an_address_where_no_cluster_listens(command: str, tmp_path: Path, sweeps: Any, tiny: Path) -> None:
     recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
     nowhere = ["--executor", "ray", "--address", "127.0.0.1:1"]
-    ended = qharness("run", recipe, *nowhere, "--results", tmp_path / "r", timeout=PATIENCE_S)
+    ended = qharness(command, recipe, *nowhere, "--results", tmp_path / "r", timeout=PATIENCE_S)
     assert ended.returncode == 2
     assert "127.0.0.1:1: no Ray cluster can be reached there" in ended.stderr
     assert not (tmp_path / "r").exists() or not list((tmp_path / "r").rglob("record.json"))

@@ -11,6 +11,8 @@ import psutil
 import pytest
 import submitit
 
+from harness.api.plan import PlanSettings, plan_with_state
+from harness.api.workplace import Workplace
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.execution import agent, slurm
@@ -106,6 +108,15 @@ def test_a_job_that_ends_before_its_node_reports_is_told_with_its_last_words(tmp
 def test_nodes_without_the_device_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="node-1: device: cuda, but"):
         SlurmExecutor(local_site(tmp_path / "cache", device="cuda"), 1, jobs)
+
+
+def test_a_plan_names_the_node_and_leaves_no_job(sweeps, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_submitter", lambda options, folder: jobs(folder))
+    recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
+    place = Workplace(sweeps.store.root, sweeps.cache.root)
+    state = plan_with_state(recipe, PlanSettings(place, executor=ExecutorChoice("slurm")))
+    assert [node.name for node in state.nodes] == ["node-1"]
+    assert [run.spec.run_id for run in state.planned] == list(state.forecast.runs)
 
 
 def test_options_of_sbatch_are_taken_by_their_long_names() -> None:

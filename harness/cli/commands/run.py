@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,13 @@ from harness.cli.options import (
     AllowLeak,
     AsJson,
     CacheLocation,
+    ClusterAddress,
+    ExecutorName,
+    NodeCount,
     Pythons,
     RecipeFile,
     ResultsFolder,
+    SbatchOptions,
     below,
     interpreters,
 )
@@ -34,24 +38,10 @@ def run(
     paranoid: Annotated[
         bool, typer.Option("--paranoid", help="Hash models and texts after each run, not only at the end.")
     ] = False,
-    executor: Annotated[
-        str,
-        typer.Option("--executor", metavar="NAME", help="What executes the runs: local (this machine), ray or slurm."),
-    ] = "local",
-    address: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--address", metavar="A", help="Ray: the cluster, host:port or auto (default: one of this machine alone)."
-        ),
-    ] = None,
-    nodes: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--nodes", min=1, help="Slurm: how many nodes to use (default: 1)."),
-    ] = None,
-    slurm: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--slurm", metavar="KEY=VALUE", help="Slurm: an option of sbatch; may be repeated."),
-    ] = None,
+    executor: ExecutorName = "local",
+    address: ClusterAddress = None,
+    nodes: NodeCount = None,
+    slurm: SbatchOptions = None,
     as_json: AsJson = False,
 ) -> None:
     """Execute the runs of a recipe. Run it again to resume: finished runs are not repeated."""

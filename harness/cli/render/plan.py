@@ -11,9 +11,10 @@ from harness import plugins as registry
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import about, bytes_words, cost_of, forecast_entry, forecast_lines
 from harness.core.method import Method, MethodParams
-from harness.core.site import Site
+from harness.core.site import MAIN, Site
 from harness.errors import UsageError
 from harness.execution.local import local_site
+from harness.execution.schedule import stacks_needed
 from harness.execution.starter import SPAWN, VARIABLE, forks
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
@@ -79,11 +80,33 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
         [
             table,
             *dict.fromkeys(notes),
-            f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})",
+            f"{len(planned)} runs, {left} to do, on {_where(state)}",
+            *_node_lines(state),
             *(f"memory of a run: {size / 2**30:.1f} GiB" for size in sorted(memory) if size),
             *forecast_lines(state),
         ]
     )
+
+
+def _where(state: PlanState) -> str:
+    """``a Xeon (cpu)``, or ``4 nodes, each a Xeon (cpu)``."""
+    spec, count = state.planned[0].spec, len(state.nodes)
+    return f"{f'{count} nodes, each ' if count > 1 else ''}{spec.hardware} ({spec.device})"
+
+
+def _node_lines(state: PlanState) -> Iterator[str]:
+    """What the nodes of a cluster have for the runs, those that have the same on one line."""
+    wanted = frozenset[str]().union(*map(stacks_needed, state.planned))
+    alike: dict[str, list[str]] = {}
+    for node in state.nodes:
+        devices = _count(node.cores, "core") if node.cores else _count(node.gpus, "GPU")
+        stacks = sorted(wanted if node.stacks is None else wanted & {*node.stacks, MAIN})
+        alike.setdefault(f"{devices}; stacks: {', '.join(stacks)}", []).append(node.name)
+    yield from (f"  {', '.join(names)}: {has}" for has, names in alike.items() if any(names))
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'s' * (number != 1)}"
 
 
 def show_list(what: str) -> None:
