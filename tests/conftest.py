@@ -190,6 +190,12 @@ def eager() -> Iterator[None]:
     torch.compiler.set_stance("default")
 
 
+@pytest.fixture
+def frozen_heap() -> None:
+    """What is in memory is kept from the garbage collector, which quantization libraries start for every layer."""
+    gc.freeze()  # until ``garbage_is_collected`` ends
+
+
 @pytest.fixture(autouse=True)
 def transformers_as_it_is() -> Iterator[None]:
     """Fails the test after which transformers loads some mixtures otherwise, in place of tests that come later."""

@@ -46,7 +46,7 @@ from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
 from harness.recipe import Model
 
-pytestmark = [pytest.mark.heavy(minutes=1.5), pytest.mark.usefixtures("eager")]
+pytestmark = [pytest.mark.heavy(minutes=1.5), pytest.mark.usefixtures("eager", "frozen_heap")]
 
 STATES_BYTES = 30_000
 """Less than what the windows' states take, so that some of them wait on disk."""
@@ -824,7 +824,8 @@ def same_experts_streamed(request: LoadRequest) -> None:
 
 
 def write_all(written: Sequence[tuple[str, str, Mapping[str, Any]]], folder: Path) -> None:
-    """Has methods write their checkpoints."""
+    """Has methods write their checkpoints. Nothing is compiled, which would take minutes."""
+    torch.compiler.set_stance("force_eager")
     for name, kind, params in written:
         write(name, params, folder / kind, folder / f"{name} {kind}")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +73,8 @@ def calibration(tiny: Path) -> CalibrationSet:
 
 
 @pytest.fixture
-def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Iterator[Callable[..., Made]]:
-    """``make("gptq", bits=4, group_size=32)``; skips where a package that the method names is not installed.
-
-    What is in memory before is kept from the garbage collector, which libraries start for every layer.
-    """
-
+def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet, frozen_heap: None) -> Callable[..., Made]:
+    """``make("gptq", bits=4, group_size=32)``; skips where a package that the method names is not installed."""
     import torch
     from transformers import AutoTokenizer
 
@@ -128,9 +123,7 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Iterator[Ca
             loaded = model.logits(probe)[0].float()
         return Made(chosen, params, tmp_path, in_memory, model, loaded, plain, facts)
 
-    gc.freeze()
-    yield run
-    gc.unfreeze()
+    return run
 
 
 def check_codes(chosen: Method[Any], params: Any, folder: Path) -> None:

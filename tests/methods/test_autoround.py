@@ -67,7 +67,7 @@ def test_it_stores_what_it_says_in_the_layers_that_it_was_told_to(make, tiny, mo
     assert sum(entry.value_bytes for entry in entries) * 8 == 2 * sum(entry.parameters for entry in entries)
 
 
-@pytest.mark.usefixtures("eager")
+@pytest.mark.usefixtures("eager", "frozen_heap")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_from_disk_it_writes_the_same_files_and_leaves_no_others(
     tiny: Path, tmp_path: Path, calibration: CalibrationSet, dtype: str, monkeypatch: pytest.MonkeyPatch

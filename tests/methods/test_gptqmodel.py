@@ -21,7 +21,7 @@ from harness.execution.local import ENVIRONMENT, local_site
 from harness.methods.gptqmodel import awq, driver
 from harness.models.headers import read_directory
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("eager")]
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("eager", "frozen_heap")]
 
 PROBE = torch.arange(2, 34).unsqueeze(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,10 +65,16 @@ def alone(function: Callable[..., None], *args: Any) -> None:
     """Calls a module's function in a process of its own, forked from one that imported IMPORTED; fails if it does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    child = context.Process(target=function, args=args)
+    child = context.Process(target=_with_frozen_heap, args=(function, *args))
     child.start()
     child.join()
     assert child.exitcode == 0, f"{function.__name__} failed; see what was printed"
+
+
+def _with_frozen_heap(function: Callable[..., None], *args: Any) -> None:
+    """Calls it where the garbage collector, which libraries start for every layer, has little to look at."""
+    gc.freeze()
+    function(*args)
 
 
 def quantize_alone(
