@@ -30,8 +30,8 @@ def test_the_reason_is_what_the_system_says_without_the_path(error: Exception, r
 def test_no_message_reads_the_system_s_words_by_itself() -> None:
     """``OSError.strerror`` is None of an error that a library made, and "None" says nothing."""
     package = Path(harness.__file__).parent
-    readers = [path.name for path in package.rglob("*.py") if re.search(r"(?<!os)\.strerror\b", path.read_text("utf-8"))]
-    assert readers == ["errors.py"]
+    readers = (path for path in package.rglob("*.py") if re.search(r"(?<!os)\.strerror\b", path.read_text("utf-8")))
+    assert [path.name for path in readers] == ["errors.py"]
 
 
 @pytest.mark.parametrize(
