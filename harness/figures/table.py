@@ -421,10 +421,6 @@ class VariantRow:
         """All stored weights, scales included."""
         return sum(part.bytes for part in self.stored) if self.stored else None
 
-    @property
-    def headline_speed(self) -> Speed | None:
-        return self.speeds[0] if self.speeds else None
-
     def speed_at(self, point: GridPoint) -> Speed | None:
         return next((speed for speed in self.speeds if speed.point == point), None)
 

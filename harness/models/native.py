@@ -47,13 +47,6 @@ FORMATS: Mapping[str, Callable[[str, Shape], tuple[str, Shape] | None]] = Mappin
 """By quant_method: what a stored tensor is in the dense model, None for scales."""
 
 
-def unpacking_configuration(method: str) -> Any:
-    """What ``from_pretrained(quantization_config=…)`` takes to make a checkpoint of that quant_method dense."""
-    from transformers import FineGrainedFP8Config, Mxfp4Config
-
-    return {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}[method](dequantize=True)
-
-
 @contextmanager
 def whole_blocks(config: Mapping[str, Any]) -> Iterator[None]:
     """Lets transformers unpack FP8 matrices whose last blocks are smaller; ``config`` is their quantization_config.

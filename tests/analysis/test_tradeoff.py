@@ -129,8 +129,7 @@ def test_two_models_of_one_name_never_share_a_table(bench: Bench, none: MethodRe
 def test_speeds_and_ratio(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     runs = [bench.performance(method, speed, n) for n in range(3) for method, speed in ((none, 1.0), (rtn, 2.0))]
     entry = row(only(runs), "rtn 4-bit")
-    speed = entry.headline_speed
-    assert speed is not None
+    speed = entry.speeds[0]
     assert speed.decode_ratio is not None
     assert speed.decode_tok_per_s is not None
     assert speed.decode_tok_per_s.n == 3
@@ -208,8 +207,7 @@ def test_the_unquantized_model_on_another_engine_is_a_row_and_all_are_held_again
 def test_a_baseline_of_another_session_is_no_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     later = replace(bench, session="s2", day=2)
     table = only([bench.performance(none), later.performance(rtn, 2.0)])
-    speed = row(table, "rtn 4-bit").headline_speed
-    assert speed is not None
+    speed = row(table, "rtn 4-bit").speeds[0]
     assert speed.decode_ratio is None
     assert any("not timed in the same session" in note for note in table.notes)
 
@@ -220,9 +218,7 @@ def test_each_variant_stands_beside_the_baseline_of_its_own_session(
     """The machine was half as fast on the second day, when the baseline was timed again, the variant not."""
     later = replace(bench, session="s2", day=2)
     table = only([bench.performance(none), bench.performance(rtn, 2.0), later.performance(none, 0.5)])
-    base, entry = row(table, "unquantized").headline_speed, row(table, "rtn 4-bit").headline_speed
-    assert base is not None
-    assert entry is not None
+    base, entry = row(table, "unquantized").speeds[0], row(table, "rtn 4-bit").speeds[0]
     assert base.decode_tok_per_s.value == pytest.approx(10, rel=0.05)  # type: ignore[union-attr]
     assert entry.decode_ratio.value == pytest.approx(2, rel=0.01)  # type: ignore[union-attr]
 
@@ -232,14 +228,14 @@ def test_the_best_session_that_ended_well_counts(bench: Bench, none: MethodRef, 
     runs = [bench.performance(rtn, 1.0), second.performance(rtn, 2.0)]
     runs.append(third.failed(third.spec("performance", rtn), "timeout"))
     entry = row(only(runs), "rtn 4-bit")
-    assert entry.headline_speed.decode_tok_per_s.value == pytest.approx(40, rel=0.05)  # type: ignore[union-attr]
+    assert entry.speeds[0].decode_tok_per_s.value == pytest.approx(40, rel=0.05)  # type: ignore[union-attr]
 
 
 def test_one_repetition_made_again_does_not_stand_for_the_rest(bench: Bench, rtn: MethodRef) -> None:
     """A resumed sweep makes only what is missing: three processes of the first day count, not one of the second."""
     second = replace(bench, session="s2", day=2)
     runs = [bench.performance(rtn, 1.0, repetition) for repetition in range(3)] + [second.performance(rtn, 2.0, 3)]
-    speed = row(only(runs), "rtn 4-bit").headline_speed
+    speed = row(only(runs), "rtn 4-bit").speeds[0]
     assert speed.decode_tok_per_s.n == 3  # type: ignore[union-attr]
     assert speed.decode_tok_per_s.value == pytest.approx(20, rel=0.05)  # type: ignore[union-attr]
 
@@ -247,7 +243,7 @@ def test_one_repetition_made_again_does_not_stand_for_the_rest(bench: Bench, rtn
 def test_unlike_workloads_are_unlike_grid_points(bench: Bench, none: MethodRef) -> None:
     table = only([bench.performance(none, 1.0, 0, (128, 512))])
     assert [point.prompt_tokens for point in table.grid] == [128, 512]
-    assert table.rows[0].headline_speed.point == table.grid[0]  # type: ignore[union-attr]
+    assert table.rows[0].speeds[0].point == table.grid[0]  # type: ignore[union-attr]
 
 
 def test_a_later_attempt_supersedes_an_earlier_one(bench: Bench, rtn: MethodRef) -> None:
@@ -276,7 +272,7 @@ def test_a_failed_quality_run_leaves_the_speeds(bench: Bench, none: MethodRef, r
     assert entry.reason == "quality, forward: boom"
     assert entry.perplexity is None
     assert entry.stored_bytes is None
-    assert entry.headline_speed is not None
+    assert entry.speeds
 
 
 def test_the_reason_is_the_root_cause(bench: Bench) -> None:
@@ -407,8 +403,7 @@ def test_a_baseline_of_another_node_is_no_baseline(bench: Bench, none: MethodRef
     """In one session, on two machines of one hardware class. Where both were timed together, they are compared."""
     far = replace(bench.performance(rtn, 2.0), node="node-2")
     table = only([replace(bench.performance(none), node="node-1"), far])
-    speed = row(table, "rtn 4-bit").headline_speed
-    assert speed is not None
+    speed = row(table, "rtn 4-bit").speeds[0]
     assert speed.decode_ratio is None
     assert any(
         "speed is incomparable, the baseline was not timed in the same session on node-2" in each
@@ -416,8 +411,7 @@ def test_a_baseline_of_another_node_is_no_baseline(bench: Bench, none: MethodRef
     )
     beside = [replace(bench.performance(method, faster), node="node-2") for method, faster in ((none, 0.5), (rtn, 2.0))]
     table = only([replace(bench.performance(none), node="node-1"), *beside])
-    speed = row(table, "rtn 4-bit").headline_speed
-    assert speed is not None
+    speed = row(table, "rtn 4-bit").speeds[0]
     assert speed.decode_ratio.value == pytest.approx(4.0, rel=0.02)
 
 
