@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -240,6 +240,18 @@ class RunSpec:
             "kv_cache": self.kv_cache,
             "repetition": self.repetition,
         }
+
+
+def titles_among(specs: Iterable[RunSpec]) -> Callable[[RunSpec], str]:
+    """The title of a run in a list of these, which names its model too if they are of several."""
+    several = len({model.label for spec in specs for model in spec.job.models[:1]}) > 1
+
+    def title(spec: RunSpec) -> str:
+        label = next((model.label for model in spec.job.models), "") if several else ""
+        is_named = f" {label} " in f" {spec.title} "  # as in that of a run that prepares the model
+        return f"{spec.title} · {label}" if label and not is_named else spec.title
+
+    return title
 
 
 def baseline_engine(specs: Iterable[RunSpec]) -> str | None:

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from harness.core.progress import Ending, RunFailure, RunUnderWay, SweepProgress
 from harness.core.record import FAILURES, RunRecord
-from harness.core.run import RunSpec
+from harness.core.run import RunSpec, titles_among
 from harness.errors import ResultsError
 from harness.execution.events import Ended, Event, Lost, PhaseBegan, Remaining, Started, Withdrawn
 from harness.execution.interrupt import uninterrupted
@@ -38,7 +38,7 @@ class ProgressNote:
         self._end_s: float | None = None  # when it is expected to end, by this process's clock
         now = _now()
         self._note = SweepProgress(specs[0].recipe, now, now, HEARTBEAT_S, len(specs))
-        self._many_models = len({model.label for spec in specs for model in spec.job.models[:1]}) > 1
+        self._title_among = titles_among(specs)
         self._statuses: dict[str, str] = {}
         self._running: dict[str, RunUnderWay] = {}
         self._failures: dict[str, RunFailure] = {}
@@ -111,8 +111,7 @@ class ProgressNote:
         return RunFailure(self._title(record.spec), record.status, failure.phase if failure else "", message)
 
     def _title(self, spec: RunSpec) -> str:
-        model = next((f" · {model.label}" for model in spec.job.models), "") if self._many_models else ""
-        return self._store.anonymizer.message(spec.title + (model if model not in f" · {spec.title}" else ""))
+        return self._store.anonymizer.message(self._title_among(spec))
 
     def _write_on_change(self) -> None:
         while True:

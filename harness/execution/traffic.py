@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from harness.core.capability import Decodes, Product, Routed
 from harness.core.identity import Scalar
 from harness.core.layers import layer_number
 from harness.core.model import Attention
 from harness.core.record import Measurement
-from harness.core.workload import ThroughputWorkload
+from harness.core.workload import GridCell, ThroughputWorkload
 from harness.errors import SourceError
 from harness.execution.checks.kernels import Pass
 from harness.execution.checks.routers import readable_routers
@@ -32,9 +31,6 @@ from harness.numerics.traffic import (
     prefill,
     routing,
 )
-
-if TYPE_CHECKING:
-    from harness.core.workload import GridCell
 
 
 def traffic(
@@ -59,9 +55,9 @@ def traffic(
     for cell in workload.cells:
         batch, prompt = cell.batch_size, cell.prompt_tokens
         prompt_step = prefill(running, products[Pass("prefill", cell)], batch, prompt)
-        written = decode_step(running, products[Pass("decode", cell)], batch, prompt, cell.new_tokens)
+        token_step = decode_step(running, products[Pass("decode", cell)], batch, prompt, cell.new_tokens)
         context.add(_measurements("prefill", cell, prompt_step, routed))
-        context.add(_measurements("decode", cell, written, routed))
+        context.add(_measurements("decode", cell, token_step, routed))
 
 
 def _attention(context: Context, model: Decodes) -> AttentionShape | None:

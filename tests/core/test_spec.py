@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from run_specs import NONE, changed, run_spec
+from run_specs import MODEL, NONE, changed, run_spec
 
-from harness.core.run import baseline_engine
+from harness.core.run import baseline_engine, titles_among
 
 SPEC = run_spec("quality", engine="llamacpp")
 
@@ -25,6 +25,17 @@ def test_a_title_names_what_is_not_the_usual() -> None:
     assert run_spec("prepare").title == "prepare M"
     assert run_spec("task", repetition=1).title == "task arc_easy none"
     assert run_spec("performance", repetition=1).title == "performance none #2"
+
+
+def test_among_runs_of_several_models_a_title_names_the_model_once() -> None:
+    other = changed(SPEC, model=replace(MODEL, label="another model"))
+    prepares = changed(run_spec("prepare"), model=other.model)
+    title = titles_among([SPEC, other, prepares, run_spec("machine")])
+    assert title(SPEC) == "quality none · llamacpp · M"
+    assert title(other) == "quality none · llamacpp · another model"
+    assert title(prepares) == "prepare another model"
+    assert title(run_spec("machine")) == run_spec("machine").title
+    assert titles_among([SPEC, run_spec("machine")])(SPEC) == SPEC.title
 
 
 def test_a_run_of_no_variant_says_so() -> None:

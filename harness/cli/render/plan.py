@@ -11,6 +11,7 @@ from harness import plugins as registry
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import about, bytes_words, cost_of, forecast_entry, forecast_lines
 from harness.core.method import Method, MethodParams
+from harness.core.run import titles_among
 from harness.core.site import MAIN, Site
 from harness.errors import UsageError
 from harness.execution.local import local_site
@@ -58,21 +59,20 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
     for column in ("#", "run", "stack", "weights ≈", "peak ≈", "time ≈", *spent, "state"):
         table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
     unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
-    models = {model.label for run in planned for model in run.spec.job.models[:1]}
+    title = titles_among([run.spec for run in planned])
     for index, run in enumerate(planned, 1):
         spec = run.spec
         size, peak = (
             "" if each is None else f"{significant(each / unit.bytes)} {unit.name}"
             for each in (run.weight_bytes, run.peak_bytes)
         )
-        model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
         made = expected.get(spec.run_id)
         cells = [peak, "" if made is None else about(made.time)]
         if costs:
             cells.append("" if made is None else bytes_words(made.disk_bytes))
         if price is not None:
             cells.append("" if made is None else significant(cost_of(made.time, price), 2))
-        add_row(table, str(index), spec.title + model, spec.stack, size, *cells, _state(run, state.done))
+        add_row(table, str(index), title(spec), spec.stack, size, *cells, _state(run, state.done))
     memory = {run.memory_bytes for run in planned}
     left = sum(_state(run, state.done) == "to do" for run in planned)
     notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
