@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 from typer.testing import CliRunner
 
+from harness.api import forecasting
 from harness.api import plan as api_plan
 from harness.api import run as api_run
 from harness.api.plan import PlanSettings, plan_with_state
@@ -26,6 +27,7 @@ from harness.errors import UsageError
 from harness.execution.cluster import ClusterSite, NodeReport, report_node
 from harness.execution.executors import ExecutorChoice
 from harness.execution.local import LocalSite, local_site
+from harness.host.speeds import TYPICAL
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
@@ -90,6 +92,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster(tmp_path)
     for module in (api_plan, api_run):
         monkeypatch.setattr(module, "open_executor", made.open)
+    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
     return made
 
 
@@ -134,7 +137,7 @@ def test_its_runs_and_its_forecast_are_those_of_the_sweep(
     monkeypatch.setattr(api_run, "sweep", sweep)
     run_part(load_recipe(path), RunSettings(place, executor=ELSEWHERE))
     assert begun == [state.planned, state.forecast]
-    assert state.forecast.nodes == 2
+    assert state.forecast.lanes == 2
 
 
 def unlike(opened: Elsewhere) -> None:
