@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -82,11 +82,25 @@ class UnlikeFigures:
 
 
 @dataclass(frozen=True)
+class SharedRuns:
+    """Runs that a source and the ``holder``, a source before it, both hold: they count as the holder's alone.
+
+    ``runs`` of the source's ``total`` current runs do not count there.
+    """
+
+    source: str
+    holder: str
+    runs: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Pool:
-    """What several sources measured, and which of it is not comparable."""
+    """What several sources measured, which of it is not comparable, and what they hold in common."""
 
     figures: tuple[PooledFigure, ...]
     unlike: tuple[UnlikeFigures, ...]
+    shared: tuple[SharedRuns, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,21 +117,32 @@ class _Keyed:
         return spec.model.label, spec.method_label, spec.engine_label, self.figure.name, self.value.where
 
 
-def independent(sources: Iterable[tuple[str, Iterable[RunRecord]]], model: str) -> dict[str, tuple[RunRecord, ...]]:
-    """Of the first sources, their current runs of a model, by its content, that no source before them has.
+class _Holders:
+    """Which source holds a run first: a copy of it, or a folder that it was merged into, measured nothing itself."""
 
-    Copies, and what was merged into another folder, are no second measurement: they would agree by themselves.
-    """
+    def __init__(self) -> None:
+        self._by_run: dict[tuple[str, str, str], str] = {}
+
+    def find(self, case: Case) -> str | None:
+        """The source before this one that has a run of the case; None if no source has."""
+        return next((self._by_run[run.key] for run in case.runs if run.key in self._by_run), None)
+
+    def add(self, source: str, own: Iterable[Case]) -> None:
+        self._by_run |= {run.key: source for case in own for run in case.runs}
+
+
+def independent(sources: Iterable[tuple[str, Iterable[RunRecord]]], model: str) -> dict[str, tuple[RunRecord, ...]]:
+    """Of the first sources, their current runs of a model, by its content, that no source before them has."""
     found: dict[str, tuple[RunRecord, ...]] = {}
-    known: set[tuple[str, str, str]] = set()
+    holders = _Holders()
     for source, records in sources:
         of_model = (
             each for each in records if isinstance(each.spec.job, VariantJob) and each.spec.model.content_id == model
         )
-        own = [case.runs for case in cases(of_model).values() if known.isdisjoint(run.key for run in case.runs)]
+        own = [case for case in cases(of_model).values() if holders.find(case) is None]
         if own:
-            found[source] = tuple(chain.from_iterable(own))
-            known |= {run.key for run in found[source]}
+            holders.add(source, own)
+            found[source] = tuple(chain.from_iterable(case.runs for case in own))
         if len(found) == MOST_INDEPENDENT:
             break
     return found
@@ -126,29 +151,44 @@ def independent(sources: Iterable[tuple[str, Iterable[RunRecord]]], model: str) 
 def pool(sources: Mapping[str, Sequence[RunRecord]]) -> Pool:
     """Lays the figures of sources side by side. Each source is one sweep or more, of one person or machine.
 
-    A source's own figure is that of its current runs, as in tables.
+    A source's own figure is that of its current runs, as in tables. Runs that several sources hold count in the first
+    of them only: copies would agree by themselves.
     """
     alike: dict[str, dict[str, _Keyed]] = defaultdict(dict)
-    named: dict[tuple[str, ...], dict[str, dict[str, _Keyed]]] = defaultdict(dict)
+    named: dict[tuple[str, ...], dict[str, dict[str, _Keyed]]] = defaultdict(lambda: defaultdict(dict))
+    holders, shared = _Holders(), []
     for source, records in sources.items():
-        for each in _keyed(source, records):
-            members = alike[each.comparability.key]
-            members.setdefault(source, each)  # a count is the same in every run of a variant
-            named[each.names][each.comparability.key] = members
+        asked = cases(records)
+        held = {name: holder for name, case in asked.items() if (holder := holders.find(case)) is not None}
+        for name, case in asked.items():
+            for each in _keyed(source, case):
+                key = each.comparability.key
+                named[each.names][key].setdefault(source, each)
+                if name not in held:
+                    alike[key].setdefault(source, each)  # a count is the same in every run of a variant
+        holders.add(source, (case for name, case in asked.items() if name not in held))
+        shared += _shared(source, asked, held)
     pooled = [_pooled(list(members.values())) for members in alike.values() if len(members) > 1]
     unlike = [_unlike(list(groups.values())) for groups in named.values()]
-    return Pool(tuple(pooled), tuple(each for each in unlike if each is not None))
+    return Pool(tuple(pooled), tuple(each for each in unlike if each is not None), tuple(shared))
 
 
-def _keyed(source: str, records: Sequence[RunRecord]) -> Iterator[_Keyed]:
-    figures = list(gates().values())
-    by_name = {figure.name: figure for figure in figures}
-    for case in cases(records).values():
-        if not case.well:
-            continue
-        for name, values in values_of(case, figures).items():
-            for value in values:
-                yield _Keyed(source, case, by_name[name], value, comparability(case, by_name[name], value))
+def _shared(source: str, asked: Mapping[str, Case], held: Mapping[str, str]) -> list[SharedRuns]:
+    """For each holder of cases of a source, how many of its runs do not count."""
+    total = sum(len(case.runs) for case in asked.values())
+    counts: Counter[str] = Counter()
+    for name, holder in held.items():
+        counts[holder] += len(asked[name].runs)
+    return [SharedRuns(source, holder, count, total) for holder, count in counts.items()]
+
+
+def _keyed(source: str, case: Case) -> Iterator[_Keyed]:
+    if not case.well:
+        return
+    figures = gates()
+    for name, values in values_of(case, list(figures.values())).items():
+        for value in values:
+            yield _Keyed(source, case, figures[name], value, comparability(case, figures[name], value))
 
 
 def _unlike(groups: Sequence[Mapping[str, _Keyed]]) -> UnlikeFigures | None:

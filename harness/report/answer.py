@@ -56,13 +56,15 @@ class Answer:
 
 
 def default_answer(table: Table, damaged: Sequence[Damaged] = (), summaries: Summaries | None = None) -> Answer | None:
-    """The answer for the recipe's budget and 1% of perplexity.
+    """The answer for the recipe's budget and 1% of perplexity; None where no size was measured, since it asks for one.
 
     Where no quality was measured: for the largest load that a server holds, which it says; None without such a load.
     """
     limits = default_limits(table)
     if any(ask_of(limit.figure).of_quality for limit in limits):
-        return answer(pick(table, Query(limits), damaged, summaries))
+        found = pick(table, Query(limits), damaged, summaries)
+        sized = any(each.objective.estimate for each in (*found.admissible, *found.rejected))
+        return answer(found) if sized or found.untrusted else None
     if not any(ladder.capacity for row in table.rows for ladder in row.ladders):
         return None
     held = answer(pick(table, Query(limits, CAPACITY), damaged, summaries))

@@ -87,15 +87,17 @@ def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
 
 
 def shown_columns(table: Table) -> tuple[Column, ...]:
-    """The columns for readers, without those that have no figure at all."""
-    return table.remember(
-        "shown columns",
-        lambda: tuple(
-            column
-            for column in columns(table)
-            if column.shown and any(value is not None for value in values(table, column))
-        ),
-    )
+    """The columns for readers, without those that have no figure at all; each group stands together.
+
+    A group stands where its first figure is declared, also if others of it are declared elsewhere, such as a plugin's.
+    """
+    return table.remember("shown columns", lambda: _shown_columns(table))
+
+
+def _shown_columns(table: Table) -> tuple[Column, ...]:
+    found = [each for each in columns(table) if each.shown and any(value is not None for value in values(table, each))]
+    groups = list(dict.fromkeys(each.group for each in found))
+    return tuple(sorted(found, key=lambda each: groups.index(each.group)))
 
 
 def column(table: Table, name: str) -> Column:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,57 @@ def test_sources_that_differ_by_more_than_their_noise_are_heterogeneous(tmp_path
     assert ended.exit_code == ExitCode.OK, ended.output
     assert "heterogeneous" in ended.stdout
     assert "one.qh.zip" in ended.stdout
+
+
+def test_a_copy_a_bundle_and_a_merge_of_both_are_no_second_source(tmp_path: Path) -> None:
+    """Pooled with itself, a folder would agree with itself: its runs count in the source that is named first."""
+    packed = bundled(tmp_path, "mine", quality("mine", 0.01))
+    folder, copy, both = tmp_path / "mine", tmp_path / "copy", tmp_path / "both"
+    shutil.copytree(folder, copy)
+    theirs = bundled(tmp_path, "theirs", quality("theirs", 0.01))
+    for _ in merge([folder, theirs], both):
+        pass
+    for twice in ([folder, copy], [folder, packed], [copy, packed, folder]):
+        found = pool(twice)
+        assert (found.figures, found.unlike) == ((), ())
+        assert [(Path(each.source).name, Path(each.holder).name, each.runs, each.total) for each in found.shared] == [
+            (path.name, twice[0].name, 1, 1) for path in twice[1:]
+        ]
+    alone = pool([folder, theirs])
+    (expected,) = (each for each in alone.figures if each.metric == "perplexity")
+    assert alone.shared == ()
+    for sources, shared in (([folder, theirs, both], "both"), ([both, folder, theirs, copy], "theirs.qh.zip")):
+        found = pool(sources)
+        (perplexity,) = (each for each in found.figures if each.metric == "perplexity")
+        assert len(perplexity.sources) == 2
+        assert perplexity.test is not None
+        assert expected.test is not None
+        assert perplexity.test.p == pytest.approx(expected.test.p)
+        assert Path(found.shared[0].source).name == shared
+
+
+def test_of_sources_that_overlap_in_part_each_counts_with_what_it_alone_has(tmp_path: Path) -> None:
+    mine, speeds = quality("mine", 0.01), timed("speeds", (100.0, 102.0, 101.0))
+    one = bundled(tmp_path, "one", mine, *speeds)
+    two = bundled(tmp_path, "two", mine, *timed("others", (101.0, 100.0, 103.0)))
+    found = pool([one, two])
+    assert {each.metric for each in found.figures} == {"decode"}
+    assert {each.session for figure in found.figures for each in figure.sources} == {"speeds", "others"}
+    assert [(Path(each.source).name, each.runs, each.total) for each in found.shared] == [("two.qh.zip", 1, 4)]
+    ended = command("merge", one, two, "--into", tmp_path / "all", "--figures")
+    assert f"counted once: {two}: 1 of its 4 current runs is in {one} too" in " ".join(ended.stdout.split())
+    ended = command("merge", one, two, "--into", tmp_path / "again", "--figures", "--json")
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(line["runs"], line["total"]) for line in lines if line.get("counted_once")] == [(1, 4)]
+
+
+def test_a_copy_that_went_on_is_not_incomparable_with_what_it_was_copied_from(tmp_path: Path) -> None:
+    """It holds another text, and the text of its original too, although that does not count twice."""
+    mine, more = quality("mine", 0.01), quality("more", 0.01, text="2")
+    grown = bundled(tmp_path, "grown", mine, replace(more, spec=changed(more.spec, threads=3)))
+    found = pool([bundled(tmp_path, "mine", mine), grown])
+    assert (found.figures, found.unlike) == ((), ())
+    assert [(each.runs, each.total) for each in found.shared] == [(1, 2)]
 
 
 def test_what_is_bit_for_bit_the_same_needs_no_test(tmp_path: Path) -> None:

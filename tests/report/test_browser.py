@@ -656,7 +656,25 @@ def test_paper_gets_every_plot_in_dark_ink(open_page: Open, few: list[RunRecord]
     assert table.locator("th, td").first.evaluate("each => getComputedStyle(each).display") == "table-cell"
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not opened.page.locator(".tools").is_visible()
+    beyond = """() => [...document.querySelectorAll("figure")].filter(figure =>
+      figure.querySelector(".main-svg").getBoundingClientRect().right > figure.getBoundingClientRect().right).length"""
+    assert opened.page.evaluate(beyond) == 0, "a plot is wider than its figure"
+    opened.page.emulate_media(media="screen", color_scheme="dark")
+    opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    unlike = """() => [...document.querySelectorAll("[data-figure]")].filter(plot =>
+      Math.abs(plot.querySelector(".main-svg").clientWidth - plot.clientWidth) > 1).length"""
+    assert opened.page.evaluate(unlike) == 0, "a plot keeps the width that it has on paper"
     assert opened.complaints == []
+
+
+def test_paper_has_the_answer_beside_the_plot_whatever_sheet_the_printer_holds(
+    open_page: Open, few: list[RunRecord]
+) -> None:
+    opened = open_page(few, viewport={"width": 816, "height": 1056})  # Letter, upright
+    columns = "getComputedStyle(document.querySelector('.first')).gridTemplateColumns.split(' ').length"
+    assert opened.page.evaluate(columns) == 1
+    opened.page.emulate_media(media="print")
+    assert opened.page.evaluate(columns) == 2
 
 
 @pytest.mark.parametrize("start", [0, *(pytest.param(start, marks=pytest.mark.slow) for start in (13, 26))])

@@ -29,6 +29,7 @@ from harness.plugins import limit_options
 from harness.report import summary
 from harness.report.answer import Answer, answer, default_answer, limit_words, reading_words, reasons
 from harness.report.escape import markdown as escape
+from harness.report.highlights import highlights
 from harness.report.page import page
 from harness.report.recommendation import json_line, shown
 from harness.report.renderers.html import html as report_html
@@ -80,6 +81,20 @@ def test_one_sentence_answers(records: list[RunRecord]) -> None:
 def test_without_any_quality_there_is_no_sentence(bench: Any, none: Any) -> None:
     (found,) = recommend([bench.performance(none)])
     assert default_answer(found.table) is None
+
+
+def test_where_quality_alone_was_measured_nobody_asks_for_the_smallest(records: list[RunRecord]) -> None:
+    """It could only be answered by "not known"; the variant closest to the baseline has a card all the same."""
+
+    def without_sizes(record: RunRecord) -> RunRecord:
+        kept = tuple(each for each in record.outcome.measurements if each.metric != "stored_bytes")
+        return replace(record, outcome=replace(record.outcome, measurements=kept))
+
+    quality = [without_sizes(record) for record in records if record.spec.kind == "quality"]
+    (table,) = page(quality).tables
+    assert default_answer(table) is None
+    assert [each.title for each in highlights(table)] == ["Closest to the baseline"]
+    assert "not known" not in report_markdown(page(quality))
 
 
 def test_a_sweep_of_loads_alone_is_answered_by_the_largest_load_and_says_that_quality_is_not_known() -> None:

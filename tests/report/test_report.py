@@ -9,15 +9,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_specs import UNDER_LOAD
+from served_records import served
 
 from harness.core.record import RunRecord
 from harness.errors import StorageError, UsageError
 from harness.report import write_report
 from harness.report.answer import default_answer
+from harness.report.column import columns, shown_columns
 from harness.report.escape import markdown as escape
 from harness.report.page import page as page_of
 from harness.report.plots import plots_of
@@ -132,6 +136,27 @@ def test_the_page_asks_the_network_for_nothing(bench: Any, none: Any, records: l
     assert "link" not in {tag for tag, _ in page.elements}
     policy = next(str(each["content"]) for tag, each in page.elements if each.get("http-equiv"))
     assert policy.startswith("default-src 'none'")
+
+
+def test_a_group_of_columns_has_one_heading_and_one_button(
+    bench: Any, none: Any, records: list[RunRecord], answered: list[RunRecord]
+) -> None:
+    """Figures of tasks are declared between those of quality, and figures of servers between those of speed."""
+    loads = [bench.record(bench.spec("serve", none, n), served(n, steady, UNDER_LOAD)) for n in range(2)]
+    every = [*records, *answered, *loads]
+    (table,) = page_of(every).tables
+    declared = [each.group for each in columns(table) if each in shown_columns(table)]
+    groups = list(dict.fromkeys(declared))
+    assert {"Quality", "Tasks", "Speed", "Serving"} <= set(groups)
+    assert len(groups) < len(list(groupby(declared))), "some are declared apart"
+    page = html(every)
+    assert re.findall(r"data-group[^>]*>([^<]+)</button>", page) == groups
+    assert re.findall(r'scope="colgroup">([^<]+)</th>', page)[: len(groups)] == groups
+
+
+def steady(level: float, request: int, process: int) -> tuple[float, float]:
+    """To a request's first token and between its tokens (s)."""
+    return 0.01 * request, 0.01 + 0.001 * request
 
 
 def test_plotly_is_embedded_once(records: list[RunRecord]) -> None:

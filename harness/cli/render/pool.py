@@ -14,7 +14,7 @@ from harness.report.terminal import Rows, print_json, show, written
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from harness.analysis.pooling import Pool, PooledFigure, UnlikeFigures
+    from harness.analysis.pooling import Pool, PooledFigure, SharedRuns, UnlikeFigures
 
 STYLES = {"identical": "green", "agree within noise": "green", "heterogeneous": "bold red", "not tested": "yellow"}
 MOST_CONDITIONS = 3
@@ -27,6 +27,8 @@ def show_pool(found: Pool, as_json: bool) -> None:
             print_json({"comparable": True, **asdict(figure), "agreement": figure.agreement})
         for other in found.unlike:
             print_json({"comparable": False, **asdict(other)})
+        for shared in found.shared:
+            print_json({"counted_once": True, **asdict(shared)})
         return
     show(lambda width, colour: written(_parts(found), width or 120, colour))
 
@@ -43,6 +45,7 @@ def _parts(found: Pool) -> Iterator[Text | Rows | str]:
     else:
         yield "no figure was measured alike by two sources"
     yield from (_why(each) for each in found.unlike)
+    yield from (_once(each) for each in found.shared)
 
 
 def _agreement(each: PooledFigure) -> str:
@@ -57,6 +60,11 @@ def _why(each: UnlikeFigures) -> str:
     more = f"; and {rest} more" if rest else ""
     variant = shown_variant(each.model, each.method, each.engine)
     return f"incomparable: {variant}, {each.metric}: {each.sources[0]}, {each.sources[1]}: {'; '.join(shown)}{more}"
+
+
+def _once(each: SharedRuns) -> str:
+    runs = f"{each.runs} of its {each.total} current runs"
+    return f"counted once: {each.source}: {runs} {'is' if each.runs == 1 else 'are'} in {each.holder} too"
 
 
 def _short(value: str | None) -> str:
