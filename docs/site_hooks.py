@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
@@ -31,8 +33,14 @@ ROOT_PAGES = {
 }
 MADE = {"reference/commands.md": make_commands.render, "reference/python.md": make_python.render}
 EXAMPLE = ROOT / "results" / "example"
-SHOWN = {"reports/example/report.md": "gallery/report.html", "reports/example/report.csv": "gallery/report.csv"}
-"""What a link to a committed report leads to: the site has its HTML page, drawn from the committed records."""
+PACKED = {path.name.removesuffix(".tar.xz"): path for path in sorted((DOCS / "gallery").glob("*.tar.xz"))}
+"""The records of other sweeps of the gallery by recipe; ``docs/gallery.md`` says how they are packed."""
+SHOWN = {
+    "reports/example/report.md": "gallery/report.html",
+    "reports/example/report.csv": "gallery/report.csv",
+    **{f"docs/gallery/{path.name}": f"gallery/{name}/report.html" for name, path in PACKED.items()},
+}
+"""What a link to a committed report, or to packed records, leads to: the page that the site draws from the records."""
 _FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
@@ -52,9 +60,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     schema = json.dumps(file_schema(Recipe.model_json_schema()), indent=1)
     files.append(File.generated(config, "reference/recipe.schema.json", content=schema))
     with tempfile.TemporaryDirectory() as folder:
-        for path in harness.write_report(EXAMPLE, Path(folder), ["html", "csv"]):
-            files.append(File.generated(config, f"gallery/{path.name}", content=path.read_bytes()))
+        for place, records in _gallery(Path(folder)):
+            for path in harness.write_report(records, Path(folder) / "report", ["html", "csv"]):
+                files.append(File.generated(config, f"{place}/{path.name}", content=path.read_bytes()))
     return files
+
+
+def _gallery(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Where each report of the gallery stands in the site, and the records that it is drawn from."""
+    yield "gallery", EXAMPLE
+    for name, archive in PACKED.items():
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+        yield f"gallery/{name}", folder / name
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,10 +18,11 @@ import jsonschema
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from site_hooks import ROOT_PAGES
+from site_hooks import PACKED, ROOT_PAGES
 
 import harness
 from harness.cli.app import app
+from harness.storage.reading import read_results
 
 pytestmark = pytest.mark.heavy
 
@@ -93,8 +95,20 @@ def test_the_gallery_shows_the_report_of_the_records_that_are_committed(site: Pa
     assert {row["variant"] for row in rows} == set(committed.method)
     page = (site / "gallery.html").read_text(encoding="utf-8")
     links = set(re.findall(r'(?:href|src)="(gallery/[^"]+|report.png)"', page))
-    assert links == {"gallery/report.html", "gallery/report.csv", "report.png"}
+    packed = {f"gallery/{name}/report.html" for name in PACKED}
+    assert packed
+    assert links == {"gallery/report.html", "gallery/report.csv", "report.png", *packed}
     assert all((site / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_records_of_the_gallery_are_whole_and_small(tmp_path: Path, name: str) -> None:
+    assert PACKED[name].stat().st_size < 2e6
+    with tarfile.open(PACKED[name]) as packed:
+        packed.extractall(tmp_path, filter="data")
+    records = read_results(tmp_path)
+    assert records.damaged == ()
+    assert {(each.spec.recipe, each.status) for each in records.records} == {(name, "ok")}
 
 
 def test_no_page_takes_scripts_styles_fonts_or_images_from_elsewhere(site: Path) -> None:
