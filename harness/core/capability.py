@@ -211,6 +211,13 @@ class StreamingCost:
 class Streamed(Factored, Protocol):
     """Reads its weights from disk part by part in every pass, so that a pass should be made for many texts at once."""
 
+    def load_each(self) -> None:
+        """Loads every part once, one after the other: of a method that quantizes while loading, the whole work.
+
+        Call it before any pass: what it reads counts as one.
+        """
+        ...
+
     def hidden_each(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The hidden states of each batch of tokens, in order, in one pass."""
         ...
@@ -358,6 +365,16 @@ class Explains(LoadedModel, Protocol):
     def arithmetic(self) -> Mapping[str, Arithmetic]:
         """The arithmetic of linear layers by their names in the checkpoint, ``lm_head`` included; known ones only."""
         ...
+
+
+@runtime_checkable
+class ShowsDtype(LoadedModel, Protocol):
+    """Knows in which dtype it computes, whatever it was asked for. No job needs it, so engines do not declare it.
+
+    ``states_dtype`` is the torch name of the dtype of the first hidden states that it computed; None if it has none.
+    """
+
+    states_dtype: str | None
 
 
 @runtime_checkable

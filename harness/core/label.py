@@ -28,6 +28,7 @@ LabelCode = Literal[
     "activations_rounded",
     "activations_kept",
     "computed_in_float32",
+    "dtype_changed",
     "reload_differs",
     "engine_differs",
     "beyond_scope",
@@ -260,8 +261,8 @@ LABELS: Mapping[LabelCode, Form] = {
         lambda layers, to, declared: (
             f"activations rounded further than the format asks: to {to} in {layers} layers, not to {declared}"
         ),
-        "the engine's kernel rounds the inputs of quantized layers to fewer bits than the checkpoint's format; the "
-        "quality is that of both together",
+        "the kernel rounds the inputs of quantized layers to fewer bits than the checkpoint's format or the model's "
+        "dtype; the quality is that of both together",
         {"layers": 28, "to": "int8", "declared": "bfloat16"},
     ),
     "activations_kept": Form(
@@ -276,6 +277,12 @@ LABELS: Mapping[LabelCode, Form] = {
         lambda layers, dtype: f"{layers} layers multiply in float32: this machine has no kernel for {dtype} here",
         "layers of a 16-bit model are widened to float32 for each product, which costs the speed of 16 bits",
         {"layers": 28, "dtype": "float16"},
+    ),
+    "dtype_changed": Form(
+        lambda ran, asked: f"its library runs the model in {ran}, not in {asked}: its figures are those of {ran}",
+        "a library converts a model whose dtype its kernels do not multiply; seen in the hidden states that the model "
+        "computes. Measure the unquantized model in the same dtype to see what the quantization alone changes",
+        {"ran": "float16", "asked": "float32"},
     ),
     "reload_differs": Form(
         lambda **difference: (
@@ -363,8 +370,8 @@ LABELS: Mapping[LabelCode, Form] = {
         "streamed`; its quality is bit by bit that of the model loaded whole: see [streaming](streaming.md)",
     ),
     "quantized_in_parts": Form(
-        lambda: "quantized from disk to disk, one part in memory at a time: its cost is that of this way",
-        "the unquantized model did not fit or the recipe says `residency: streamed`; the checkpoint is byte for byte "
+        lambda: "quantized with one part in memory at a time: its cost is that of this way",
+        "the unquantized model did not fit or the recipe says `residency: streamed`; what is made is byte for byte "
         "that of the model quantized whole, and time and peak of quantizing are not: see [streaming](streaming.md)",
     ),
     "remote": Form(

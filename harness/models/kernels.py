@@ -55,7 +55,6 @@ MODULES: Mapping[str, Kernel] = {
     "HQQLinear": _UNPACKS,
     "Linear8bitLt": _EIGHT_BITS,  # bitsandbytes
     "TorchAtenLinear": Kernel("packed", "bfloat16"),  # gptqmodel, GPTQ: int4 words repacked for ATen's product
-    "TorchFusedLinear": _WEIGHTS_ONLY,
     "TorchInt8Linear": _WEIGHTS_ONLY,
     "MarlinLinear": _WEIGHTS_ONLY,
     "MacheteLinear": _WEIGHTS_ONLY,
@@ -66,7 +65,6 @@ MODULES: Mapping[str, Kernel] = {
     "TorchLinear": _UNPACKS,
     "TritonV2Linear": _UNPACKS,  # triton unpacks, then a dense product
     "TorchAtenAwqLinear": Kernel("packed", "bfloat16"),  # gptqmodel, AWQ
-    "TorchFusedAwqLinear": _WEIGHTS_ONLY,
     "TorchInt8AwqLinear": _WEIGHTS_ONLY,
     "AwqMarlinLinear": _WEIGHTS_ONLY,
     "AwqMacheteLinear": _WEIGHTS_ONLY,
@@ -77,7 +75,6 @@ MODULES: Mapping[str, Kernel] = {
     "AwqGEMVLinear": Kernel("packed", "float16"),
     "AwqGEMVFastLinear": Kernel("packed", "float16"),
     "LLMAwqLinear": _WEIGHTS_ONLY,
-    "AwqTorchLinear": _UNPACKS,
     "GGUFTorchLinear": _UNPACKS,  # gptqmodel, other formats
     "GGUFCppKernel": _PACKED,
     "GGUFCudaKernel": _PACKED,
@@ -291,9 +288,20 @@ def _transformers_float8(module: Any, inputs: torch.dtype, rows: int, mode: Deco
     return Product("packed", FLOAT8) if module.weight.element_size() == 1 else Product("plain")
 
 
-_RULES: Mapping[str, Callable[[Any, torch.dtype, int, DecodeMode], Product]] = {
+_Rule = Callable[[Any, "torch.dtype", int, DecodeMode], Product]
+
+
+def _in_16_bits(family: KernelFamily, narrowed: str) -> _Rule:
+    """Of a layer that converts float32 inputs to the dtype ``narrowed``, and multiplies others in their own."""
+    return lambda module, inputs, rows, mode: Product(family, _name(inputs) if inputs.itemsize == 2 else narrowed)
+
+
+_RULES: Mapping[str, _Rule] = {
     "FP8Linear": _transformers_float8,
     "FP8GroupedLinear": _transformers_float8,
+    "AwqTorchLinear": _in_16_bits("dequantize", "float16"),  # gptqmodel
+    "TorchFusedLinear": _in_16_bits("packed", "bfloat16"),
+    "TorchFusedAwqLinear": _in_16_bits("packed", "bfloat16"),
     "SwordfishLinear": _swordfish,
     "AwqSwordfishLinear": _swordfish,
     "Linear4bit": _bitsandbytes_4bit,

@@ -34,7 +34,7 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 STREAMED = frozenset({"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"})
 """The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test.
 
-Not auto-round's: the library converts a whole model in float32 to float16 after loading, which the method prevents.
+Not auto-round's: published ones are also in the layouts of GPTQ and AWQ, which were never tried with it part by part.
 """
 
 

@@ -133,6 +133,10 @@ def test_int8_inputs_on_a_gpu_are_multiplied_as_float32_below_the_rows_that_int_
         ("TorchLinear", HALF, 1, Product("dequantize")),
         ("PackedLinear", FLOAT, 1, Product("dequantize")),
         ("GGUFCudaKernel", FLOAT, 1, Product("packed")),
+        ("AwqTorchLinear", FLOAT, 1, Product("dequantize", "float16")),
+        ("AwqTorchLinear", BFLOAT, 1, Product("dequantize", "bfloat16")),
+        ("TorchFusedLinear", FLOAT, 1, Product("packed", "bfloat16")),
+        ("TorchFusedAwqLinear", HALF, 1, Product("packed", "float16")),
     ],
 )
 def test_a_class_of_modules_has_its_kernel(name: str, inputs: torch.dtype, rows: int, expected: Product) -> None:

@@ -52,6 +52,7 @@ class TransformersModel:
         own = [str(model.device), *(str(parameter.device) for parameter in model.parameters())]
         self.devices = tuple(dict.fromkeys(own))
         self.threads = torch.get_num_threads()
+        self.states_dtype: str | None = None
         self._stored = self._ledger()  # before the first forward, in which some libraries repack their weights
         self.attention = str(getattr(config, "_attn_implementation", None))
         self.context_length = context_length(config)
@@ -235,7 +236,9 @@ class TransformersModel:
         tokens = probe_tokens(self.vocabulary)
         with torch.inference_mode():
             try:
-                factored = self.head(self.hidden(tokens))
+                states = self.hidden(tokens)
+                self.states_dtype = dtype_name(states)
+                factored = self.head(states)
             except (AttributeError, TypeError):  # a model without a separate decoder
                 return False
             return is_same(factored, self.logits(tokens))
@@ -246,6 +249,11 @@ def probe_tokens(vocabulary: int) -> torch.Tensor:
     import torch
 
     return torch.arange(PROBE_TOKENS).remainder(vocabulary).unsqueeze(0)
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """Without the name of its library."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def is_same(factored: torch.Tensor, whole: torch.Tensor) -> bool:

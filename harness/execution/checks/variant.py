@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from harness.core.capability import Explains, LoadedModel, Logits, StoredTensor, Streamed
+from harness.core.capability import Explains, LoadedModel, Logits, ShowsDtype, StoredTensor, Streamed
 from harness.core.format import TRANSFORMERS_FORMAT, Codes
 from harness.core.label import LabelCode
 from harness.core.model import MAIN_ENGINE
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
+from harness.execution.checks.dtype import label_dtype
 from harness.execution.checks.kernels import record_kernels
 from harness.execution.checks.scales import verify_scales
 from harness.execution.context import Context
@@ -59,6 +60,8 @@ def verify_variant(context: Context, model: Logits) -> None:
         record_kernels(context, model)
     if isinstance(model, Explains):
         record_arithmetic(context, model, ledger)
+    if isinstance(model, ShowsDtype):
+        label_dtype(context, model)
     if spec.method.stage == "offline":
         compare_with_saved(context, model)
 

@@ -12,6 +12,7 @@ from typing import Literal
 from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob, Steps
 from harness.methods.autoround import driver as autoround
+from harness.models.auto_round import QUANT_METHOD
 
 SCALES = "float16"
 """The dtype of its stored scales, in which the loaded layers multiply them by their codes."""
@@ -87,8 +88,6 @@ AUTOROUND = Method(
     overrides=True,
     quantizes_experts=frozenset({"deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen3_moe"}),
     kernel="dequantize",
-    codes=lambda params: Codes.grouped(
-        autoround.QUANT_METHOD, params.bits, params.group_size, asymmetric=not params.symmetric
-    ),
+    codes=lambda params: Codes.grouped(QUANT_METHOD, params.bits, params.group_size, asymmetric=not params.symmetric),
     bits_per_weight=_bits,
 )

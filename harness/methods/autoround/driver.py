@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.method import PartsWork, QuantizeJob
+from harness.models.auto_round import keep_dtype
 from harness.models.loading import device_map
 from harness.models.scope import reads_other_inputs
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("auto-round",)
 EXTRA = "autoround"
-QUANT_METHOD = "auto-round"
 LIBRARIES_BYTES = 700 * 10**6
 """What Python, torch, transformers and auto-round take before there is a model."""
 TUNED_COPIES = 8
@@ -44,17 +44,8 @@ PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 
 
 
 def enable() -> None:
-    """Imports the checkpoint loader and lets its PyTorch layers run in float32.
-
-    They multiply in their input's dtype, whatever it is; but the library's kernel table omits float32, so it would
-    convert the whole model, embeddings included, to float16 after loading.
-    """
-    from auto_round.inference.backend import BackendInfos
-
-    for name in ("auto_round:torch", "auto_round:torch_zp"):
-        dtypes = BackendInfos[name].compute_dtype
-        if "float32" not in dtypes:
-            dtypes.append("float32")
+    """Imports the library, which leaves a checkpoint's model in its dtype from now on."""
+    keep_dtype()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.autoround import driver as autoround
+from harness.models.auto_round import QUANT_METHOD
 
 
 class AutoRoundFp8Params(MethodParams):
@@ -56,7 +57,7 @@ AUTOROUND_FP8 = Method(
     needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),
     kernel="dequantize",
     codes=lambda params: Codes(
-        autoround.QUANT_METHOD,
+        QUANT_METHOD,
         "float",
         8,
         "channel",
