@@ -98,11 +98,9 @@ def answers(configs: Sequence[Config]) -> list[dict[str, Any]]:
 
 def described(config: Any, build: bool = True) -> dict[str, Any]:
     """The answer for a transformers configuration object; requires torch. ``build`` includes the parameters."""
-    from transformers.cache_utils import get_layer_types_and_kwargs
-
     text = config.get_text_config(decoder=True)
-    kinds, settings = get_layer_types_and_kwargs(text)
-    answer = {
+    kinds, settings = _layers(text)
+    answer: dict[str, Any] = {
         "text": {key: value for key in KEYS if (value := _value(text, key)) is not None},
         "layer_types": list(kinds),
         "window": settings.get("sliding_window"),
@@ -117,6 +115,17 @@ def described(config: Any, build: bool = True) -> dict[str, Any]:
     }
     answer["text"].setdefault("num_key_value_heads", _key_value_heads(text))
     return answer | (_built(config) if build else {})
+
+
+def _layers(text: Any) -> tuple[Sequence[str], Mapping[str, Any]]:
+    """The type of each layer that has its own cache, and its settings; none of a model of several parts, as BLT is."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    try:
+        kinds, settings = get_layer_types_and_kwargs(text)
+    except AttributeError:
+        return (), {}
+    return kinds, settings
 
 
 def _value(text: Any, key: str) -> Any:
@@ -244,6 +253,7 @@ def _built(config: Any) -> dict[str, Any]:
     """Every parameter of a configuration's language model, built on the meta device: only shapes."""
     try:
         model = _on_meta(config)
+        unloaded, native = _unloaded(config, model), _native(config)
     except Exception as error:  # noqa: BLE001 - whatever building raises says why there are no shapes
         return {"unbuilt": first_line_of(error)}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -254,8 +264,8 @@ def _built(config: Any) -> dict[str, Any]:
         "tied": tied,
         "rotary": rotary,
         "shapes": shapes,
-        "unloaded": _unloaded(config, model),
-        "native": _native(config),
+        "unloaded": unloaded,
+        "native": native,
         **_counted(model),
     }
 

@@ -268,9 +268,10 @@ def attention(label: str, found: Resolved) -> Attention:
         return Attention(found.caches, heads, kv_heads, head_dim)
     special = [key for key in ("kv_lora_rank", "global_head_dim") if text.get(key)]
     special += sorted(set(found.layer_types) - ATTENTION_LAYERS)
-    if special:
+    if special or not found.layer_types:
         why = found.uncounted or "that needs transformers"
-        raise SourceError(f"{label}: its cache ({', '.join(special)}) was not counted: {why}")
+        of = f" ({', '.join(special)})" if special else ""
+        raise SourceError(f"{label}: its cache{of} was not counted: {why}")
     if found.window is None and set(found.layer_types) - {"full_attention"}:
         raise SourceError(f"{label}: its configuration has sliding-window layers but gives no window size")
     for key, value in (("num_attention_heads", heads), ("head_dim", head_dim)):
