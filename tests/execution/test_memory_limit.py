@@ -1,0 +1,93 @@
+"""A model of 0.6 GB under a real ``limits.memory``: loaded whole it runs out of memory, streamed it is measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.core.record import RunRecord
+
+pytestmark = pytest.mark.heavy(minutes=1)
+
+LIMIT = "768MiB"
+LAYERS = 12
+SHAPE = LlamaConfig(
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    vocab_size=512,
+    max_position_embeddings=128,
+    architectures=["LlamaForCausalLM"],
+    dtype="float32",
+)
+WEIGHTS_BYTES = 4 * (LAYERS * (4 * 1024**2 + 3 * 1024 * 2816 + 2 * 1024) + 2 * 512 * 1024 + 1024)
+"""More than three quarters of the limit, so that ``auto`` streams it, and less than all, so that ``resident`` tries."""
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for each layer, all with the same random numbers, which are drawn once."""
+    folder = tmp_path_factory.mktemp("model")
+    shapes = {name: tensor.shape for name, tensor in _empty().state_dict().items()}
+    drawn = torch.Generator().manual_seed(0)
+    numbers = {
+        shape: torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=drawn)
+        for shape in dict.fromkeys(shapes.values())
+    }
+    files = {name: name.split(".")[2] if ".layers." in name else "rest" for name in shapes}
+    for file in set(files.values()):
+        held = {name: numbers[shape].clone() for name, shape in shapes.items() if files[name] == file}
+        save_file(held, folder / f"model-{file}.safetensors", metadata={"format": "pt"})
+    SHAPE.save_pretrained(folder)
+    index = {"metadata": {}, "weight_map": {name: f"model-{file}.safetensors" for name, file in files.items()}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for own in tiny.glob("tokenizer*"):
+        shutil.copy(own, folder / own.name)
+    return folder
+
+
+def _empty() -> LlamaForCausalLM:
+    with torch.device("meta"):
+        return LlamaForCausalLM(SHAPE)
+
+
+def swept(sweeps: Any, model: Path, residency: str) -> Mapping[str, RunRecord]:
+    records = sweeps.run(
+        {
+            "models": [{"id": str(model), "dtype": "float32", "label": "random"}],
+            "methods": ["none", {"rtn": {"bits": 4, "group_size": 64}}],
+            "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 1}, "memory": {}},
+            "residency": residency,
+            "limits": {"memory": LIMIT},
+            "threads": 1,
+        }
+    )
+    return {f"{record.spec.kind} {record.spec.method.name}": record for record in records}
+
+
+def test_streamed_it_is_measured_in_less_memory_than_its_weights_take(sweeps: Any, model: Path) -> None:
+    records = swept(sweeps, model, "auto")
+    assert set(records) == {"quality none", "quantize rtn", "quality rtn"}
+    for name, record in records.items():
+        assert record.status == "ok", (name, record.outcome.failure)
+        assert (record.spec.job.conditions.residency == "streamed") == (name != "quality rtn"), "4 bits fit"
+        peaks = [m for m in record.outcome.measurements if m.metric == "peak_memory_bytes"]
+        assert 0 < max(value for peak in peaks for value in peak.values) < WEIGHTS_BYTES
+
+
+def test_loaded_whole_it_runs_out_of_memory(sweeps: Any, model: Path) -> None:
+    records = swept(sweeps, model, "resident")
+    for name in ("quality none", "quantize rtn"):
+        assert records[name].status == "out_of_memory", (name, records[name].outcome.failure)
+        assert records[name].spec.job.conditions.residency == "resident"
+    assert records["quality rtn"].status == "unsupported"
