@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.capability import Endpoint, Factored, LoadedModel, Pooled
+from harness.core.capability import Endpoint, Factored, LoadedModel, Pooled, Streamed
 from harness.core.engine import Engine, EngineParams, LoadRequest, Streaming
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
@@ -202,6 +202,9 @@ class Context:
             request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
             model = runtime.load(request, self._engine_params())
+            if chosen.stage == "on_load" and isinstance(model, Streamed):
+                model.load_each()
+                self.label("quantized_in_parts")
         if isinstance(model, Factored):
             with self.phase("probe"):
                 model.probe_head()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from harness.core.label import Label
+from harness.core.label import Label, codes
 from harness.core.model import MAIN_ENGINE
 from harness.core.protocols import DEVICE_PEAKS
 from harness.core.record import Measurement, RunRecord
@@ -54,6 +54,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
     whole = [run for run in well if not _streamed(run)]
+    in_parts = [run for run in well if _streamed(run) and "quantized_in_parts" in codes(run.outcome.labels)]
     peaks = _peaks(whole, "peak_memory_bytes")
     made = VariantRow(
         label=label,
@@ -112,8 +113,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         energies=energies(timed),
         served=served(loaded, baseline_loaded),
         ladders=ladders(loaded, baseline_loaded),
-        quantize_s=_quantize_s(whole),
-        quantize_peak_bytes=_quantize_peak(peaks),
+        quantize_s=_quantize_s([*whole, *in_parts]),
+        quantize_peak_bytes=_quantize_peak(peaks) or _quantize_peak(_peaks(in_parts, "peak_memory_bytes")),
     )
     if made.speeds and not evidence.is_baseline and not evidence.baseline_performance:
         node = timed[0].node
@@ -285,7 +286,7 @@ def _pool_bytes(runs: Sequence[RunRecord]) -> int | None:
 
 
 def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
-    """Wall seconds of quantizing: in a run of its own, or as a phase of loading.
+    """Wall seconds of quantizing: in a run of its own, or as a phase of loading, by the first run that has one.
 
     On GPUs runs may have executed at the same time: one that was alone comes first.
     """

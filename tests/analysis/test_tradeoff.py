@@ -348,6 +348,25 @@ def test_a_streamed_run_shows_neither_its_memory_nor_a_time_of_quantizing(bench:
     assert streamed.kl_mean == resident.kl_mean
 
 
+def test_a_streamed_run_that_quantized_each_part_once_has_that_cost_and_no_other(bench: Bench, rtn: MethodRef) -> None:
+    """Before it computes anything, part by part. Beside a run with the model in memory, that one's cost is shown."""
+    whole = bench.quality(rtn, 4.5, 0.1)
+    phases = [replace(phase, wall_s=2 * phase.wall_s) for phase in whole.outcome.phases]
+    peaks = tuple(
+        replace(each, values=tuple(value / 2 for value in each.values), protocol={**each.protocol, "phase": phase})
+        for each in whole.outcome.measured("peak_memory_bytes")
+        for phase in ("quantize_on_load", "forward")
+    )
+    labels = (Label("streamed", {}), Label("quantized_in_parts", {}))
+    outcome = replace(whole.outcome, phases=tuple(phases), measurements=peaks, labels=labels)
+    conditions = replace(whole.spec.job.conditions, residency="streamed")
+    cut = replace(whole, spec=replace(whole.spec, job=replace(whole.spec.job, conditions=conditions)), outcome=outcome)
+    streamed = row(only([cut]), "rtn 4-bit")
+    assert streamed.quantize_s == pytest.approx(8.6)
+    assert streamed.quantize_peak_bytes == max(value for peak in peaks for value in peak.values)
+    assert (streamed.peaks, streamed.left) == ((), ())
+
+
 def test_peaks_are_the_largest_of_the_repetitions(bench: Bench, none: MethodRef) -> None:
     entry = only([bench.performance(none, 1.0, n) for n in range(3)]).rows[0]
     loading = [peak.bytes for peak in entry.peaks if peak.phase == "load"]

@@ -207,6 +207,18 @@ def test_one_pass_reads_each_part_once_however_many_windows_there_are(tmp_path: 
     assert after.passes == before.passes + 1
 
 
+def test_loading_each_part_once_reads_the_checkpoint_once_and_leaves_nothing(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["qwen3_moe"]()))
+    begun = model.streaming_cost()
+    model.load_each()
+    cost = model.streaming_cost()
+    assert cost.bytes_read == cost.checkpoint_bytes
+    assert (begun.passes, cost.passes) == (0, 1)
+    assert len(model.weight_ledger()) > 0
+    assert model.streaming_cost().bytes_read == cost.bytes_read
+    assert all(p.device.type == "meta" for n, p in model._parts.model.named_parameters() if n != "model.norm.weight")
+
+
 def test_only_the_part_in_use_and_the_next_one_have_numbers(tmp_path: Path) -> None:
     model = streamed(saved(tmp_path, CONFIGS["llama"]()))
     present: list[set[str]] = []
@@ -618,9 +630,12 @@ def test_the_artifact_of_rtn_is_read_part_by_part_as_it_is_read_whole(tmp_path: 
 def same_streamed(request: LoadRequest) -> Sequence[StoredTensor]:
     """Asserts that a variant is the same streamed: its states, logits, stored tensors and kernels; returns the third.
 
-    Every layer is loaded several times, and has no numbers after the last.
+    Every layer is loaded several times, and has no numbers after the last. What is quantized while loading is
+    quantized once before anything is computed, as in a run.
     """
     whole, cut = load(request), streamed(request)
+    if request.quantization is not None:
+        cut.load_each()
     for model in (whole, cut):
         model.probe_head()
     with torch.inference_mode():
@@ -803,7 +818,7 @@ def test_what_its_library_changes_after_loading_is_the_same_part_by_part(name: s
     assert registry.method(name).loaded == "dense" or any(entry.quantized for entry in stored)
     if name in ("gptq", "awq"):
         same_streamed(replace(request, read=None))  # as a published checkpoint is loaded
-    if name == "autoround":  # whose library converts a model in float32 that it is not kept from
+    if name == "autoround":  # whose library would convert a model in float32
         same_streamed(replace(request, dtype="float32"))
 
 

@@ -25,7 +25,7 @@ def swept(sweep_type: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory)
         found[residency] = sweep_type(tmp_path_factory.mktemp(residency)).run(
             {
                 "models": [{"id": str(tiny), "label": "tiny"}],
-                "methods": ["none", {"rtn": {"bits": 4, "group_size": 32}}],
+                "methods": ["none", {"rtn": {"bits": 4, "group_size": 32}}, "bnb-nf4"],
                 "measure": {
                     "perplexity": {"text": "demo", "context": 64, "windows": 4},
                     "divergence": {},
@@ -62,6 +62,7 @@ def test_the_record_says_that_it_was_streamed_and_what_it_read(swept: Mapping[st
             assert codes == {"quantized_in_parts"}
             continue
         assert "streamed" in codes
+        assert ("quantized_in_parts" in codes) == (record.spec.method.name == "bnb-nf4")
         fact = record.outcome.fact("streaming")
         assert fact is not None
         read = {name: float(str(value)) for name, value in fact.arguments.items()}
@@ -79,6 +80,18 @@ def test_the_cost_of_quantizing_has_the_peak_of_a_run_from_disk_to_disk(
     (table,) = tradeoff(swept["streamed"])
     (row,) = (row for row in table.rows if row.method == "rtn")
     assert row.quantize_peak_bytes == peaks(record)["quantize"] > 0
+
+
+def test_quantizing_while_loading_has_the_time_and_the_peak_of_loading_each_part_once(
+    swept: Mapping[str, tuple[RunRecord, ...]],
+) -> None:
+    for residency, records in swept.items():
+        (record,) = (record for record in records if record.spec.method.name == "bnb-nf4")
+        (phase,) = (phase for phase in record.outcome.phases if phase.name == "quantize_on_load")
+        (table,) = tradeoff(records)
+        (row,) = (row for row in table.rows if row.method == "bnb-nf4")
+        assert (row.quantize_s, row.quantize_peak_bytes) == (phase.wall_s, peaks(record)["quantize_on_load"])
+        assert bool(row.peaks) == (residency == "resident")
 
 
 def peaks(record: RunRecord) -> Mapping[str, float]:

@@ -101,9 +101,17 @@ def test_a_larger_model_takes_longer_and_leaves_more(make: Make) -> None:
 
 def test_a_streamed_run_reads_its_weights_for_every_pass(make: Make) -> None:
     wanted = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
-    for kind, times in (("quality", STREAMED_PASSES), ("quantize", 1)):
+    for kind, name, times in (
+        ("quality", "none", STREAMED_PASSES),
+        ("quality", "bnb-nf4", STREAMED_PASSES + 1),
+        ("quantize", "rtn", 1),
+    ):
         whole, cut = (
-            next(run for run in make(measure=wanted, residency=residency) if run.spec.kind == kind)
+            next(
+                run
+                for run in make(measure=wanted, residency=residency, methods=["none", "rtn", "bnb-nf4"])
+                if (run.spec.kind, run.spec.method.name) == (kind, name)
+            )
             for residency in ("resident", "streamed")
         )
         assert (whole.spec.run_id, cut.spec.job.conditions.residency) == (cut.spec.run_id, "streamed")

@@ -51,8 +51,10 @@ class StreamedModel:
         self.context_length = engine.context_length(config)
         self.cache_description: str | None = None
         self.factored = False
+        self.states_dtype: str | None = None
         self._router_blocks: Sequence[str] | None = None
         self._freed: set[str] = set()
+        self._loaded_each = 0
         self._pictures: dict[str, _Picture] = {}
         self._outside = [
             entry
@@ -75,6 +77,7 @@ class StreamedModel:
         with torch.inference_mode():
             try:
                 states, whole = self._run([partial(self._states, tokens), partial(self._logits, tokens)])
+                self.states_dtype = engine.dtype_name(states)
                 factored = self.head(states)
             except (AttributeError, TypeError):  # a model without a separate decoder
                 return
@@ -107,6 +110,12 @@ class StreamedModel:
         if type(self._head.weight) is not torch.nn.Parameter:
             return None
         return HeadWeights(self._head.weight, self._head.bias, self._scale, self._softcap)
+
+    def load_each(self) -> None:
+        for part in self._parts.parts.values():
+            self._parts.load(part.name)
+            self._parts.free(part.name)
+        self._loaded_each += 1
 
     def weight_ledger(self) -> Sequence[StoredTensor]:
         """Of each part as it was when it was first loaded. A part that no pass has needed yet is loaded for it."""
@@ -154,7 +163,7 @@ class StreamedModel:
             checkpoint_bytes=self._parts.checkpoint_bytes,
             bytes_read=reader.bytes_read,
             read_s=reader.read_s,
-            passes=self._forwards.passes,
+            passes=self._forwards.passes + self._loaded_each,
             spilled_bytes=self._forwards.spilled_bytes,
         )
 
@@ -213,7 +222,7 @@ class StreamedModel:
 
     def _look_at_kernels(self, part: ModelPart) -> None:
         """Keeps how a layer multiplies, which some libraries choose in its first product."""
-        if part.is_layer and part.name not in self._freed:
+        if part.is_layer and self._forwards.passes and part.name not in self._freed:
             self._freed.add(part.name)
             for rows, found in self._products.items():
                 found |= products(part.module, self._model.dtype, rows, prefix=part.name)

@@ -145,9 +145,12 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
 
 
 def _reads(job: Job) -> int:
-    """How often it reads its weights: a streamed run once for each pass, unless that quantizes them."""
+    """How often it reads its weights: a streamed run once for each pass, and once more if that quantizes them.
+
+    From disk to disk they are read as often as a model that is quantized whole.
+    """
     if isinstance(job, VariantJob) and job.conditions.residency == "streamed" and not job.quantizes:
-        return STREAMED_PASSES
+        return STREAMED_PASSES + (job.variant.method.stage == "on_load")
     return job.effort.loads
 
 
