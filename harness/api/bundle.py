@@ -32,11 +32,13 @@ class Bundled:
     bytes: int
 
 
-def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = None) -> Bundled:
+def bundle(
+    results: str | Path, out: str | Path, sign_with: str | Path | None = None, recipe: str | None = None
+) -> Bundled:
     """Writes a results folder, or what is at a URL, with its report and the hashes of everything into one zip file.
 
     Equal results give equal bytes. ``sign_with`` is an SSH key, private, or public if an agent holds the private one.
-    Raises UsageError for a name without ``.qh.zip`` and a key that cannot sign, ResultsError for results that are
+    With ``recipe``, of the results of several only that one's are written. Raises UsageError for a name without ``.qh.zip`` and a key that cannot sign, ResultsError for results that are
     damaged or hold nothing, and StorageError if the disk refuses.
     """
     target = Path(out)
@@ -47,9 +49,14 @@ def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = 
         raise ResultsError(
             f"{found.damaged[0].sentence}; 'qharness repair' may restore it: a bundle holds whole records"
         )
+    placed = dict(_attempts(results, {record.spec.recipe for record in found.records}))
+    if recipe is not None:
+        found = found.of_recipe(recipe)
+        placed = {place: folder for place, folder in placed.items() if _recipe(folder) == recipe}
+        if not placed:
+            raise ResultsError(f"{shown(str(results))}: holds no results of the recipe {shown(recipe)}")
     with found.summaries() as kept:
         derived = derived_files(found.records, kept)
-    placed = dict(_attempts(results, {record.spec.recipe for record in found.records}))
     if len(placed) != len(found.records):
         raise ResultsError(
             f"{shown(str(results))}: changed while it was read, or holds an attempt twice; bundle a folder without "
@@ -87,8 +94,12 @@ def _attempts(results: str | Path, recipes: Set[str]) -> Iterator[tuple[str, Pat
         if len(below) > 2:
             recipe = below[-3]
         else:
-            recipe = next(iter(recipes)) if len(recipes) == 1 else str(read_raw(folder)["spec"]["recipe"])
+            recipe = next(iter(recipes)) if len(recipes) == 1 else _recipe(folder)
         yield f"{RESULTS}/{recipe}/{run}/{attempt}", folder
+
+
+def _recipe(attempt: Path) -> str:
+    return str(read_raw(attempt)["spec"]["recipe"])
 
 
 def _files(attempts: Mapping[str, Path], derived: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:

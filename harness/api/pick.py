@@ -16,6 +16,7 @@ from harness.api.workplace import USUAL_PLACE, Workplace
 from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
+from harness.core.variant import Variant
 from harness.engines.vllm.tables import READ
 from harness.errors import UsageError
 from harness.execution.debris import clear
@@ -210,11 +211,18 @@ def _as_if_here(recipe: Recipe, site: LocalSite, records: Sequence[RunRecord]) -
 
 
 def serve_command(recommendation: Recommendation) -> str | None:
-    """The command that serves the picked checkpoint; None if there is none, or no server reads it."""
+    """The command that serves the picked checkpoint, or the unquantized one; None if no server reads it."""
     pick = recommendation.pick
     evidence = None if pick is None else pick.row.evidence
-    published = None if evidence is None else evidence.variant.method.published
-    return None if published is None else serving(published)
+    return None if evidence is None else serving_variant(evidence.variant)
+
+
+def serving_variant(variant: Variant) -> str | None:
+    """The command that serves a published checkpoint, or an unquantized one as it was published; None for others."""
+    ref = variant.method.published
+    if ref is None and variant.method.name == "none" and variant.model.kind in ("hub", "directory"):
+        ref = None if variant.model.altered else variant.model
+    return None if ref is None else serving(ref)
 
 
 def serving(ref: ModelRef) -> str | None:

@@ -57,6 +57,12 @@ class NamedRecords:
     seals: tuple[str | None, ...] = ()
     in_folder: int = 0
 
+    def of_recipe(self, recipe: str) -> NamedRecords:
+        """The records of one recipe."""
+        chosen = [record.spec.recipe == recipe for record in self.records]
+        seals = tuple(compress(self.seals, chosen))
+        return replace(self, records=tuple(compress(self.records, chosen)), seals=seals)
+
     @property
     def is_sealed(self) -> bool:
         """Whether the hash of every record is known."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from itertools import compress
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
@@ -82,6 +81,7 @@ class _NamedSweep:
 
     name: str
     location: str | Path
+    recipe: str
     found: NamedRecords
 
 
@@ -137,9 +137,11 @@ def write_site(
     try:
         with closing(pages):
             for location, made in zip(left, pages, strict=True):
+                state = states[location]
                 if made.fault is not None:
                     on_skipped(location, made.fault)
-                entries |= {entry.name: (states[location], entry) for entry in made.entries}
+                    state = None  # the next build tries again
+                entries |= {entry.name: (state, entry) for entry in made.entries}
                 places |= {entry.name: location for entry in made.entries}
                 writer.written += made.written
                 built += len(made.entries)
@@ -246,16 +248,16 @@ class _Builder:
         recipes = dict.fromkeys(record.spec.recipe for record in found.records)
         alone = len(recipes) == 1
         sweeps = (
-            _NamedSweep(name(recipe, alone), location, found if alone else _of_recipe(found, recipe))
+            _NamedSweep(name(recipe, alone), location, recipe, found if alone else found.of_recipe(recipe))
             for recipe in recipes
         )
-        entries = tuple(_build(sweep, self.title, self.bundles, writer, redaction) for sweep in sweeps)
-        return _Built(entries, tuple(writer.written))
-
-
-def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
-    chosen = [record.spec.recipe == recipe for record in found.records]
-    return replace(found, records=tuple(compress(found.records, chosen)), seals=tuple(compress(found.seals, chosen)))
+        entries = []
+        try:
+            for sweep in sweeps:
+                entries.append(_build(sweep, self.title, self.bundles, writer, redaction))
+        except HarnessError as error:  # such as one that changes while it is bundled
+            return _Built(tuple(entries), tuple(writer.written), error)
+        return _Built(tuple(entries), tuple(writer.written))
 
 
 def _build(
@@ -283,7 +285,7 @@ def _bundle(sweep: _NamedSweep, bundles: bool, writer: _SiteFiles) -> str | None
         return name
     if not bundles or sweep.found.damaged:
         return None
-    bundle(sweep.location, writer.path(f"bundles/{name}"))
+    bundle(sweep.location, writer.path(f"bundles/{name}"), recipe=sweep.recipe)
     return name
 
 

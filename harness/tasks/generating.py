@@ -20,7 +20,7 @@ from harness.core.capability import Branching, Completes, Generates, as_branchin
 from harness.errors import UnsupportedError
 from harness.tasks.answers import Completion
 from harness.tasks.prefix_tree import common
-from harness.tasks.sampling import OWN_SETTINGS, Sampling
+from harness.tasks.sampling import OWN_SETTINGS, Sampling, request_seed
 from harness.tasks.scoring import Effort
 from harness.tasks.thinking import marks_of, thinking, tokens_of
 
@@ -37,6 +37,8 @@ STRETCH = 16
 """Steps between removals of finished texts from the batch."""
 PLAIN_SETTINGS = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 """Settings that do not depend on the number of steps, so that generation can be interrupted and resumed."""
+WITHOUT_THINKING = "without_thinking"
+"""A setting of a task: what follows an answer's thinking is scored, which is nothing if the thinking never ended."""
 PROMPT_END_TOKENS = 16
 """Of a prompt, in which a chat template may have opened the model's thinking."""
 SHARED_TOKENS = 32
@@ -87,8 +89,7 @@ def generate(
         texts = [_Text(index, prompts[index][0][-rules.room :]) for index in group]
         with torch.inference_mode():
             if isinstance(model, Completes):
-                first = writing.seed + (group[0] if writing.sampling else 0)
-                _complete(model, rules, texts, len(texts) if rows > 1 else 1, first, effort)
+                _complete(model, rules, texts, len(texts) if rows > 1 else 1, writing.seed, effort)
             else:
                 _Writer(model, rules, effort).write(texts, rows)
         for text in texts:
@@ -141,6 +142,7 @@ class _GroupRules:
             del self.settings["temperature"]  # transformers accepts no temperature without sampling
         if self.sampling is not None:
             self.settings = {name: each for name, each in self.settings.items() if name not in OWN_SETTINGS}
+        self._without_thinking = bool(self.settings.pop(WITHOUT_THINKING, False))
         self.new = int(self.settings.pop("max_gen_toks"))
         eos = tokenizer.eos_token_id
         end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
@@ -152,18 +154,19 @@ class _GroupRules:
             raise UnsupportedError(f"{self.new} tokens are to be written, and the model takes {max_length} in all")
 
     def generation(self, written: _Text) -> Completion:
-        scored = str(postprocess_generated_text(self._text(written.written), self.stops, self._think_end))
         tokens = list(written.written)
         while tokens and not written.truncated and tokens[-1] in self._special:
             tokens.pop()
         end = self.tokenizer.decode(written.prompt[-PROMPT_END_TOKENS:], skip_special_tokens=False)
+        thought = thinking(tokens, end, self._decoded, self._marks)
+        scored = written.written[thought.end :] if self._without_thinking else written.written
         return Completion(
-            scored,
+            str(postprocess_generated_text(self._text(scored), self.stops, self._think_end)),
             self._decoded(tokens),
             tuple(tokens),
             written.truncated,
             written.seconds,
-            thinking(tokens, end, self._decoded, self._marks),
+            thought,
         )
 
     def _text(self, tokens: Sequence[int]) -> str:
@@ -197,7 +200,8 @@ def _complete(
         part = texts[low : low + together]
         prompts = [text.prompt for text in part]
         began = time.perf_counter()
-        found = model.complete(prompts, new, stops, seed + low, **settings)
+        seeds = [request_seed(seed, text.number) for text in part]
+        found = model.complete(prompts, new, stops, seeds, **settings)
         took_per_token = (time.perf_counter() - began) / max(1, sum(map(len, found)))
         for text, written in zip(part, found, strict=True):
             text.written, text.seconds = written, took_per_token * len(written)

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 OWN_SETTINGS = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 """Settings of a task that sampling by the recipe replaces."""
 _LOW = 0xFFFFFFFF
+_SEED_BITS = 31
+"""llama.cpp takes 32 bits, all of them set for a seed of its own choice; others take a signed number."""
+
+
+def request_seed(seed: int, prompt: int) -> int:
+    """The seed with which an engine that samples by itself writes the text after the prompt of this number.
+
+    A hash, so that two seeds share no prompt's: with ``seed`` + ``prompt`` the next seed would repeat nearly all texts.
+    """
+    return int.from_bytes(blake2b(f"{seed}:{prompt}".encode(), digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
 
 
 @dataclass(frozen=True)

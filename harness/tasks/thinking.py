@@ -16,7 +16,7 @@ KNOWN: tuple[Marks, ...] = (
     ("<thought>", "</thought>"),
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ("<|channel|>analysis<|message|>", "<|end|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 _CLOSING = re.compile(r"<(/)([\w:|-]*(?:think|reason|thought)[\w:|-]*)>|\[(/)([A-Z]*THINK[A-Z]*)\]")
@@ -24,10 +24,14 @@ _CLOSING = re.compile(r"<(/)([\w:|-]*(?:think|reason|thought)[\w:|-]*)>|\[(/)([A
 
 @dataclass(frozen=True)
 class Thinking:
-    """``tokens`` of an answer's thinking, its marks included. ``ended`` is False if it never ended."""
+    """``tokens`` of an answer's thinking, its marks included. ``ended`` is False if it never ended.
+
+    ``end``: how many of the answer's tokens come before what follows the thinking.
+    """
 
     tokens: int = 0
     ended: bool = True
+    end: int = 0
 
 
 def marks_of(tokenizer: Any) -> tuple[Marks, ...]:
@@ -52,14 +56,15 @@ def thinking(
     text = decode(tokens)
     for opening, closing in marks:
         opened = prompt.rstrip().endswith(opening)
-        begin = text.find(opening)
+        begin, last = text.find(opening), text.rfind(opening)
         end = text.rfind(closing)
         if not opened and begin < 0 and end < 0:
             continue
-        before = 0 if opened or begin < 0 or 0 <= end < begin else tokens_of(tokens, begin, decode)
-        if end < 0:
-            return Thinking(len(tokens) - before, ended=False)
-        return Thinking(tokens_of(tokens, end + len(closing), decode) - before)
+        before = 0 if opened or begin < 0 or 0 <= text.find(closing) < begin else tokens_of(tokens, begin, decode)
+        if end < max(last, 0):
+            return Thinking(len(tokens) - before, ended=False, end=len(tokens))
+        after = tokens_of(tokens, end + len(closing), decode)
+        return Thinking(after - before, end=after)
     return Thinking()
 
 

@@ -14,13 +14,14 @@ from gguf_files import write_q8_0
 
 from harness.api import forecasting, pick, propose
 from harness.api.candidates import base_of
-from harness.api.pick import PickRequest, measure_each, serving, write_recipe
+from harness.api.pick import PickRequest, measure_each, serving, serving_variant, write_recipe
 from harness.api.propose import find_model
 from harness.api.run import RunSettings
-from harness.core.model import ModelRef
+from harness.core.model import MethodRef, ModelRef
 from harness.core.owner import current_owner
 from harness.core.record import Outcome, RunRecord
 from harness.core.site import Machine
+from harness.core.variant import Variant
 from harness.errors import SourceError, UsageError
 from harness.execution.events import Cleared, Event
 from harness.execution.local import LocalSite, local_site
@@ -368,3 +369,12 @@ def test_the_pick_is_served_by_what_reads_its_format() -> None:
     local = ModelRef("./m", "m", "0", "directory", "/models/m", native_quantization="compressed-tensors")
     assert serving(local) == "vllm serve /models/m"
     assert serving(replace(local, native_quantization="qharness-rtn")) is None
+
+
+def test_the_unquantized_model_is_served_too_as_it_was_published() -> None:
+    model = ModelRef("who/m", "m", f"who/m@{COMMIT}", "hub", "", revision=COMMIT)
+    plain = Variant(model, MethodRef("none", 1, {}, "none", "none"), "transformers", "decoder")
+    assert serving_variant(plain) == f"vllm serve who/m --revision {COMMIT}"
+    assert serving_variant(replace(plain, model=replace(model, dequantize="fp8"))) is None
+    made_here = MethodRef("rtn", 1, {"bits": 4}, "rtn bits=4", "checkpoint")
+    assert serving_variant(replace(plain, method=made_here)) is None

@@ -127,7 +127,7 @@ def test_all_figures_of_a_replay_agree_or_are_undecided(made: Made) -> None:
     ended = CliRunner().invoke(app, ["replay", str(made.bundle), *made.options])
     assert ended.exit_code == ExitCode.OK, ended.output
     agreeing, undecided = (sum(map(len, named(found, each).values())) for each in ("unchanged", "inconclusive"))
-    assert f"{agreeing} figures agree within noise" in ended.stdout
+    assert f"The replay agrees as far as it can tell: {agreeing} figures agree within noise" in ended.stdout
     assert f"{undecided} figures are undecided: too few values to tell" in ended.stdout
 
 

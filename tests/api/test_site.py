@@ -22,12 +22,12 @@ from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.parts import with_parts
 from harness.core.record import RunRecord
-from harness.errors import ExitCode, ResultsError, UsageError
+from harness.errors import ExitCode, HarnessError, ResultsError, UsageError
 from harness.figures.table import VariantRow
 from harness.report.agreement import agreement_numbers
 from harness.report.page import page
 from harness.report.renderers.html import SitePlace, html
-from harness.storage.reading import read_records
+from harness.storage.reading import attempt_folders, read_records
 from harness.storage.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
@@ -328,6 +328,38 @@ def test_a_bundle_is_offered_as_it_was_given(tmp_path: Path) -> None:
     assert (own / "bundles" / "example.qh.zip").read_bytes() == given.read_bytes()
     offered.unlink()
     assert write_site([given], out).built == 1, "a file that is gone is made again"
+
+
+def test_each_recipe_of_a_folder_has_a_bundle_of_its_own(tmp_path: Path) -> None:
+    folder, out = tmp_path / "both", tmp_path / "site"
+    for recipe in ("one", "two"):
+        for record in read_records(EXAMPLE)[:2]:
+            Store(folder).save(replace(record, spec=replace(record.spec, recipe=recipe)))
+    assert write_site([folder], out, bundles=True).sweeps == ("both--one", "both--two")
+    alone = {name: bundle(folder / name, tmp_path / f"{name}.qh.zip").path.read_bytes() for name in ("one", "two")}
+    assert alone["one"] != alone["two"]
+    assert {name: (out / "bundles" / f"both--{name}.qh.zip").read_bytes() for name in alone} == alone
+    with pytest.raises(ResultsError, match="no results of the recipe three"):
+        bundle(folder, tmp_path / "three.qh.zip", recipe="three")
+
+
+def test_a_folder_that_cannot_be_bundled_is_said_and_the_others_are_built(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    twice, out = tmp_path / "twice", tmp_path / "site"
+    shutil.copytree(folders[0], twice)
+    attempt = next(iter(attempt_folders(twice)))
+    shutil.copytree(attempt.parent, twice / "copy" / attempt.parent.name)
+    skipped: list[tuple[str | Path, HarnessError]] = []
+    made = write_site([twice, folders[1]], out, bundles=True, on_skipped=lambda *each: skipped.append(each))
+    assert made.sweeps == ("second",)
+    ((location, error),) = skipped
+    assert location == twice
+    assert "holds an attempt twice" in str(error)
+    assert (out / "bundles" / "second.qh.zip").is_file()
+    (again,) = [write_site([twice, folders[1]], out, bundles=True, on_skipped=lambda *each: skipped.append(each))]
+    assert again.built == 0
+    assert len(skipped) == 2, "it is tried again each time"
 
 
 def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_as_an_endpoint_it_answers_as_the_library_does_and_gives_no_log_likeliho
     with served(python, environment(tmp_path), "llamacpp", gguf, "float16", tmp_path, **params) as server:
         model = ENDPOINT.load(LoadRequest(tiny, "float32", "cpu", served=server), EndpointParams(retries=0))
         assert isinstance(model, EndpointModel)
-        answers = model.complete(prompts, 6, [], 0)
+        answers = model.complete(prompts, 6, [], [0] * len(prompts))
         with pytest.raises(UnsupportedError, match="gives no log-likelihoods of a prompt"):
             model.score(prompts, 1)
     for prompt, written in zip(prompts, answers, strict=True):

@@ -116,11 +116,11 @@ def continued(model: VllmModel) -> list[list[int]]:
     tokenizer = model.tokenizer
     for prompt in texts(200, 20):
         tokens = tokenizer.encode(prompt)
-        (plain,) = model.complete([tokens], 20, [], 0, do_sample=False)
+        (plain,) = model.complete([tokens], 20, [], [0], do_sample=False)
         stop = tokenizer.decode(plain[:1])
         if stop.startswith(" ") and len(stop) < 4:
             model.tokenizer = _Stripping(tokenizer)
-            (found,) = model.complete([tokens], 20, [stop], 0, do_sample=False)
+            (found,) = model.complete([tokens], 20, [stop], [0], do_sample=False)
             model.tokenizer = tokenizer
             ends = (end for end in range(1, 21) if stop in tokenizer.decode(plain[:end]).lstrip())
             return [plain, plain[: next(ends, 20)], found]

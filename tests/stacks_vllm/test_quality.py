@@ -176,14 +176,17 @@ with torch.inference_mode():
     model.probe_head()
     before = model.hidden_of(rows)
     refused = []
-    for ask in (lambda: model.hidden_of([rows[0], [2] * 100]), lambda: model.complete([rows[0], [2] * 100], 5, [], 0)):
+    for ask in (
+        lambda: model.hidden_of([rows[0], [2] * 100]),
+        lambda: model.complete([rows[0], [2] * 100], 5, [], [0, 1]),
+    ):
         try:
             ask()
         except UnsupportedError as error:
             refused.append(str(error))
     left = model.runtime.engine.get_num_unfinished_requests()
     after = model.hidden_of(rows)
-    written = model.complete(rows, 5, [], 0, do_sample=False)
+    written = model.complete(rows, 5, [], [0] * len(rows), do_sample=False)
     print(json.dumps({"refused": refused, "left": left, "written": written, "expected": expected,
                       "same": all(bool((a == b).all()) for a, b in zip(before, after))}))
     model.close()

@@ -27,19 +27,24 @@ class SchedulingModel:
         for name in SHARED:
             setattr(self, name, getattr(inner, name))
         self.read: list[list[list[int]]] = []
-        self.written: list[tuple[list[list[int]], int, list[str], int, dict[str, Any]]] = []
+        self.written: list[tuple[list[list[int]], int, list[str], list[int], dict[str, Any]]] = []
 
     def hidden_of(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         self.read.append([list(text) for text in texts])
         return [self._raw.get_decoder()(torch.tensor([list(text)])).last_hidden_state[0] for text in texts]
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        stops: Sequence[str],
+        seeds: Sequence[int],
+        **settings: Any,
     ) -> list[list[int]]:
-        self.written.append(([list(prompt) for prompt in prompts], new_tokens, list(stops), seed, settings))
+        self.written.append(([list(prompt) for prompt in prompts], new_tokens, list(stops), list(seeds), settings))
         found = []
-        for index, prompt in enumerate(prompts):
-            torch.manual_seed(seed + index)
+        for seed, prompt in zip(seeds, prompts, strict=True):
+            torch.manual_seed(seed)
             text = self._raw.generate(
                 torch.tensor([list(prompt)]),
                 max_new_tokens=new_tokens,

@@ -33,7 +33,7 @@ from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
 from harness.tasks.generating import WritingRules, _GroupRules, _Text
 from harness.tasks.lm import HarnessLM
-from harness.tasks.sampling import Sampling
+from harness.tasks.sampling import Sampling, request_seed
 from harness.tasks.scoring import Effort
 
 pytestmark = pytest.mark.heavy
@@ -223,7 +223,7 @@ def test_a_model_that_schedules_prompts_writes_what_hflm_writes(stories: Both, s
     assert [(len(prompts), new, until, rest) for prompts, new, until, _, rest in model.written] == expected
     model, alone = stories.scheduling(layout="alone")
     assert alone.generate_until(requests) == theirs
-    assert [(len(prompts), seed) for prompts, _, _, seed, _ in model.written] == [(1, 0), (1, 1)] * 2
+    assert [seeds for _, _, _, seeds, _ in model.written] == [[request_seed(0, number)] for number in (0, 2, 1, 3)]
     assert (lm.effort.tokens, lm.effort.head_rows) == (alone.effort.tokens, alone.effort.head_rows)
     assert (lm.effort.forwards, alone.effort.forwards) == (2, 4)
     empty = instances("generate_until", ("Once upon a time", {"until": ["", "?"], "max_gen_toks": 10}))
@@ -242,8 +242,8 @@ def test_texts_are_drawn_each_from_a_seed_of_its_own(stories: Both) -> None:
     model, lm = stories.scheduling(writing=WritingRules(seed=5))
     found = lm.generate_until(requests)
     assert len(set(found)) == 3
-    assert [(seed, rest) for *_, seed, rest in model.written] == [
-        (5, {"do_sample": True, "temperature": 0.7, "top_p": 0.9})
+    assert [(seeds, rest) for *_, seeds, rest in model.written] == [
+        ([request_seed(5, number) for number in range(3)], {"do_sample": True, "temperature": 0.7, "top_p": 0.9})
     ]
     assert stories.scheduling(writing=WritingRules(seed=5), layout="alone")[1].generate_until(requests) == found
 
@@ -286,8 +286,8 @@ def test_an_engine_that_samples_itself_gets_a_seed_for_every_sample(stories: Bot
     requests = instances("generate_until", *((text, {"max_gen_toks": 9}) for text in ("Once upon a time", "Tom")))
     model, lm = stories.scheduling(writing=WritingRules(sampling=DRAWN))
     lm.generate_until(requests)
-    ((prompts, new, _, seed, rest),) = model.written
-    assert (len(prompts), new, seed) == (6, 9, 0), "the text after prompt i is drawn with seed + i"
+    ((prompts, new, _, seeds, rest),) = model.written
+    assert (len(prompts), new, seeds) == (6, 9, [request_seed(0, number) for number in range(6)])
     assert prompts[0] == prompts[1] == prompts[2] != prompts[3]
     assert rest == {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
 
@@ -341,6 +341,23 @@ def test_a_special_token_may_end_the_thinking() -> None:
 
     assert answer("6. No, 7", 1, "or 8", 1, " It is 7. Yes", 0) == "It is 7"
     assert answer("It is 7. Yes", 0) == "It is 7", "all of it if there is no end"
+
+
+def test_a_task_may_score_what_follows_the_thinking_alone() -> None:
+    """A tool call that is only thought of is none, whatever opened the thinking, and whether or not it ends."""
+
+    def scored(prompt: str, written: str, truncated: bool = False) -> str:
+        settings = {"until": ["<end>"], "max_gen_toks": 50, "without_thinking": True}
+        rules = _GroupRules(Spelled(), 99, settings, WritingRules())
+        assert "without_thinking" not in rules.settings, "no engine knows it"
+        return rules.generation(_Text(0, tuple(map(ord, prompt)), list(map(ord, written)), truncated=truncated)).text
+
+    assert scored("Q", "<think>call a?</think>call b") == "call b"
+    assert scored("Q<think>", "call a?</think>call b") == "call b"
+    assert scored("Q", "call b") == "call b"
+    assert scored("Q", "<think>call a, but", truncated=True) == ""
+    assert scored("Q<think>\n", "call a, but", truncated=True) == ""
+    assert scored("Q", "<seed:think>call a?</seed:think>call b") == "call b"
 
 
 def test_drawn_answers_repeat_with_their_seed(stories: Both) -> None:

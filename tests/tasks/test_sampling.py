@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from harness.tasks.sampling import Sampling
+from harness.tasks.sampling import Sampling, request_seed
 
 pytestmark = pytest.mark.heavy
 
@@ -75,3 +75,10 @@ def test_noise_is_the_same_for_a_large_vocabulary() -> None:
     wide[0, : len(LOGITS)] = LOGITS
     narrow = Sampling(1, 1.0, 1.0, 1).scores(LOGITS[None], [(0, 0)])
     assert torch.equal(Sampling(1, 1.0, 1.0, 1).scores(wide, [(0, 0)])[:, : len(LOGITS)], narrow)
+
+
+def test_another_seed_repeats_no_request_of_an_engine_that_samples_itself() -> None:
+    made = [{request_seed(seed, prompt) for prompt in range(4096)} for seed in (0, 1, 1234, 1235)]
+    assert all(len(each) == 4096 for each in made)
+    assert len(set.union(*made)) == 4 * 4096
+    assert all(0 <= each < 2**31 for seeds in made for each in seeds)

@@ -22,12 +22,13 @@ def of(text: str, prompt: str = "Q: 1+1?\n", marks: Sequence[tuple[str, str]] = 
 @pytest.mark.parametrize(("opening", "closing"), KNOWN)
 def test_thinking_counts_its_marks_and_nothing_after_them(opening: str, closing: str) -> None:
     thought = f"{opening}one and one{closing}"
-    assert of(f"{thought}It is 2.") == Thinking(len(thought), ended=True)
-    assert of(f"Well. {thought}It is 2.") == Thinking(len(thought), ended=True)
-    assert of(f"{opening}one and one is") == Thinking(len(f"{opening}one and one is"), ended=False)
-    assert of(f"one and one{closing}2", prompt=f"Q: 1+1?\n{opening}\n") == Thinking(len(f"one and one{closing}"))
-    assert of("one and one", prompt=f"Q: 1+1?\n{opening}\n") == Thinking(len("one and one"), ended=False)
-    assert of(f"one and one{closing}2") == Thinking(len(f"one and one{closing}")), "the template's own end is not known"
+    long, rest, endless = len(thought), len(f"one and one{closing}"), len(f"{opening}one and one is")
+    assert of(f"{thought}It is 2.") == Thinking(long, ended=True, end=long)
+    assert of(f"Well. {thought}It is 2.") == Thinking(long, ended=True, end=len("Well. ") + long)
+    assert of(f"{opening}one and one is") == Thinking(endless, ended=False, end=endless)
+    assert of(f"one and one{closing}2", prompt=f"Q: 1+1?\n{opening}\n") == Thinking(rest, end=rest)
+    assert of("one and one", prompt=f"Q: 1+1?\n{opening}\n") == Thinking(11, ended=False, end=11)
+    assert of(f"one and one{closing}2") == Thinking(rest, end=rest), "the template's own opening is not known"
 
 
 def test_an_answer_without_thinking_has_none() -> None:
@@ -38,6 +39,20 @@ def test_an_answer_without_thinking_has_none() -> None:
 def test_the_last_of_several_thoughts_ends_it() -> None:
     text = "<think>a</think>b<think>c</think>"
     assert of(f"{text}2").tokens == len(text)
+
+
+@pytest.mark.parametrize(("opening", "closing"), KNOWN)
+def test_a_later_thought_may_be_the_one_that_never_ends(opening: str, closing: str) -> None:
+    text = f"{opening}a{closing}b{opening}c c c"
+    assert of(text) == Thinking(len(text), ended=False, end=len(text))
+    given = f"a{closing}b{opening}c"
+    assert of(given, prompt=opening) == Thinking(len(given), ended=False, end=len(given))
+
+
+def test_the_analysis_of_gpt_oss_ends_before_a_call_too() -> None:
+    thought = "<|channel|>analysis<|message|>Weather.<|end|>"
+    call = "<|start|>assistant<|channel|>commentary to=functions.get_weather <|message|>{}<|call|>"
+    assert of(thought + call) == Thinking(len(thought), end=len(thought))
 
 
 def test_marks_are_those_of_the_chat_template() -> None:

@@ -79,7 +79,7 @@ FORMATS = {
     "a fence": f'```json\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n```',
     "openai": f'{{"type": "function", "function": {{"name": "get_weather", "arguments": {json.dumps(ARGUMENTS)}}}}}',
     "hermes": f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>',
-    "hermes after thinking": f'<think>{{"name": "x"}} or?</think>\n<tool_call>{PLAIN}</tool_call>',
+    "hermes with words around": f"I call:\n<tool_call>{PLAIN}</tool_call>",
     "qwen3-coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=unit>\n"
     "celsius\n</parameter>\n</function>\n</tool_call>",
     "llama 3": f'{{"name": "get_weather", "parameters": {ARGUMENTS}}}',

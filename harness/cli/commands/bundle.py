@@ -18,6 +18,10 @@ def bundle(
         Optional[Path],  # noqa: UP045 - typer reads it at run time
         typer.Option("--sign", metavar="KEY", help="Sign it with this SSH key (a public one if an agent has it)."),
     ] = None,
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--recipe", metavar="NAME", help="Of the results of several recipes, only those of this one."),
+    ] = None,
 ) -> None:
     """Put the records of a results folder, their evidence and report, and the hashes of everything into one file.
 
@@ -25,6 +29,6 @@ def bundle(
     """
     from harness.api.bundle import bundle as bundled
 
-    made = bundled(results, out, sign)
+    made = bundled(results, out, sign, recipe)
     say(f"{made.path}: {made.attempts} attempts, {made.files} files, {made.bytes / 1e6:.1f} MB")
     say(f"next: qharness verify {made.path}")

@@ -88,6 +88,8 @@ def pick(
         recommendations = recommend(folder)
         show(list(map(shown, recommendations)))
     for each in recommendations:
+        if each.pick is None:
+            continue
         serve = serve_command(each)
         say(
             f"serve it: {serve}"

@@ -13,11 +13,12 @@ from harness.storage.anonymizer import Anonymizer
 if TYPE_CHECKING:
     from harness.api.replay import Replay
 
+UNDECIDED = "are undecided: too few values to tell"
 AGREEMENT = {
     "unchanged": "agree within noise",
     "improved": "differ",
     "regressed": "differ",
-    "inconclusive": "are undecided: too few values to tell",
+    "inconclusive": UNDECIDED,
     "incomparable": "are incomparable",
 }
 """What a verdict of a comparison says about a replay, in which nothing should be better either."""
@@ -45,4 +46,7 @@ def show(found: Replay, as_json: bool) -> None:
         show_comparison(found.regression)
     counts = Counter(AGREEMENT[each.verdict] for each in found.figures)
     counted = "; ".join(f"{count} figures {words}" for words, count in counts.items()) or "no figure was compared"
-    say(f"{CONCLUSIONS.get(found.exit_code, 'The replay is undecided')}: {counted}")
+    conclusion = CONCLUSIONS.get(found.exit_code, "The replay is undecided")
+    if found.exit_code == ExitCode.OK and counts[UNDECIDED]:
+        conclusion += " as far as it can tell"
+    say(f"{conclusion}: {counted}")

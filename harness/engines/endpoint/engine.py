@@ -95,7 +95,12 @@ class EndpointModel:
         self._client.close()
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        stops: Sequence[str],
+        seeds: Sequence[int],
+        **settings: Any,
     ) -> list[list[int]]:
         """Where the server returns no token ids, they are those of its text: a text that ended by itself also gets the
         end token, and one that the limit ended is filled up, so that it is as long as the limit."""
@@ -103,7 +108,7 @@ class EndpointModel:
         way = self.way  # asked once, before the threads
 
         def ask(index: int) -> list[int]:
-            return self._tokens(self._written(way, prompts[index], {**body, "seed": seed + index}), new_tokens)
+            return self._tokens(self._written(way, prompts[index], {**body, "seed": seeds[index]}), new_tokens)
 
         return self._each(ask, len(prompts), self._at_once)
 
@@ -164,12 +169,12 @@ class EndpointModel:
 
     def _written(self, way: Way, tokens: Sequence[int], body: Mapping[str, Any]) -> ServedAnswer:
         if way == "chat":
-            message = {"role": "user", "content": self.tokenizer.decode(tokens, skip_special_tokens=True)}
+            message = {"role": "user", "content": self._message(tokens)}
             choice = self._client.choice(CHAT, messages=[message], **body)
             answer = choice.get("message")
             text = answer.get("content") if isinstance(answer, dict) else None
         else:
-            prompt = list(tokens) if way == "tokens" else self.tokenizer.decode(tokens, skip_special_tokens=True)
+            prompt = list(tokens) if way == "tokens" else self.tokenizer.decode(self._unled(tokens))
             choice = self._client.choice(COMPLETIONS, prompt=prompt, **body)
             text = choice.get("text")
         if not isinstance(text, str):
@@ -177,6 +182,25 @@ class EndpointModel:
         found = choice.get("token_ids")
         exact = tuple(found) if isinstance(found, list) and all(type(each) is int for each in found) else None
         return ServedAnswer(text, exact, choice.get("finish_reason") == "length")
+
+    def _unled(self, tokens: Sequence[int]) -> list[int]:
+        """Without the special tokens that a tokenizer puts before each text, as the server's does."""
+        led = self.tokenizer.encode("")
+        lead = next((at for at, token in enumerate(led) if led[: at + 1] != list(tokens[: at + 1])), len(led))
+        return list(tokens[lead:])
+
+    def _message(self, tokens: Sequence[int]) -> str:
+        """The text of a user's message, which the server puts into its own template.
+
+        Raises UnsupportedError if it already is in one.
+        """
+        own = self._unled(tokens)
+        if not set(own).isdisjoint(self.tokenizer.all_special_ids):
+            raise UnsupportedError(
+                "the server takes chat messages only and puts each into its chat template, and this prompt is in one "
+                "already: leave out chat_template, or use a server that takes tokens or text"
+            )
+        return str(self.tokenizer.decode(own))
 
     def _tokens(self, written: ServedAnswer, new_tokens: int) -> list[int]:
         if written.tokens is not None:
@@ -186,6 +210,7 @@ class EndpointModel:
         if not written.truncated:
             return tokens if end is None else [*tokens, end]
         fillers = [each for each in self.tokenizer.all_special_ids if each != end]
+        fillers = fillers or self.tokenizer.encode(" ", add_special_tokens=False)
         return tokens + fillers[:1] * (new_tokens - len(tokens))
 
     def _scores(self, scored_by: ScoredBy, tokens: list[int]) -> TokenScores | None:

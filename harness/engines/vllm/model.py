@@ -133,7 +133,12 @@ class VllmModel:
         return [states.to(self.device) for states in self.runtime.states(texts)]
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        stops: Sequence[str],
+        seeds: Sequence[int],
+        **settings: Any,
     ) -> list[list[int]]:
         """vLLM searches for ``stops`` in the text that continues the prompt. Some tokenizers drop the first space when
         they decode the new tokens alone; if that leaves no stop in the text, it is continued."""
@@ -150,7 +155,7 @@ class VllmModel:
             try:
                 params = SamplingParams(
                     **sampling(own, settings),
-                    seed=seed + index,
+                    seed=seeds[index],
                     stop=list(stops),
                     stop_token_ids=ends(own),
                     max_tokens=new_tokens - len(written[index]),

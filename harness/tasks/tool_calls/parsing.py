@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_CHARACTERS = 20_000
-"""Of an answer, its thinking left out, that are read."""
+"""Of an answer that are read."""
 DEEPEST = 100
 """Brackets one after another that open a list of calls, at most: a model that loops writes many more."""
-_THOUGHT = re.compile(r"^.*?</think(?:ing)?>|\[THINK\].*?\[/THINK\]", re.DOTALL)
 _HARMONY = re.compile(r"to=(?:functions\.)?([\w.-]+?)(?=[\s<{]|json)[^{]*?(?=\{)")
 _NAMED = re.compile(r"(?:\[TOOL_CALLS\]\s*)?([A-Za-z_][\w.-]*)(?:\s*\[CALL_ID\]\S*?)?(?:\s*\[ARGS\])?\s*(?=\{)")
 _XML_END = "</function>"
@@ -41,8 +40,8 @@ class Call:
 
 
 def calls(answer: str) -> tuple[Call, ...]:
-    """All calls in an answer, in order; empty if there is none that can be read."""
-    text = _THOUGHT.sub("", answer).strip()[:MOST_CHARACTERS]
+    """All calls in an answer without its thinking, in order; empty if there is none that can be read."""
+    text = answer.strip()[:MOST_CHARACTERS]
     for read in (_harmony, _xml, _objects, _named, _python):
         found = tuple(read(text))
         if found:
