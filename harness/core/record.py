@@ -74,12 +74,14 @@ class Measurement:
 class Fingerprint:
     """The machine and its software at the start or end of a run.
 
-    ``state`` holds what drifts: load, available memory, CPU times, GPU clocks and GPU temperature.
+    ``software`` are the versions that affect figures. ``state`` holds what drifts: load, available memory, CPU times,
+    GPU clocks and GPU temperature. ``installed`` are the versions of all distributions, noted at the start alone.
     """
 
     hardware: Mapping[str, Scalar]
     software: Mapping[str, str]
     state: Mapping[str, float]
+    installed: Mapping[str, str] = field(default_factory=dict, metadata=ABSENT_AT_DEFAULT)
 
 
 @dataclass(frozen=True)

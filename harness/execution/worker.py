@@ -100,9 +100,9 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
     """
     from harness.core.record import Failure
     from harness.execution.import_guard import skip_unused_imports
-    from harness.host.machine import fingerprint
+    from harness.host.machine import fingerprint, installed
 
-    before = fingerprint(context.packages)
+    before = fingerprint(context.packages, installed())
     spec, cache = context.spec, context.cache
     run = import_module(f"harness.execution.jobs.{spec.kind}").run
 

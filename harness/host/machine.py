@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
@@ -22,6 +24,7 @@ from harness.host.gpu import GpuIdentity, absence, gpu, gpu_value, gpus, mistake
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
+DIST_INFO = ".dist-info"
 PACKAGES = (
     "qharness",
     "torch",
@@ -67,7 +70,7 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     )
 
 
-def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
+def fingerprint(packages: Iterable[str] = (), installed: Mapping[str, str] = MappingProxyType({})) -> Fingerprint:
     """The machine and its software at this moment; what cannot be read is left out.
 
     ``packages`` are additional packages whose versions matter.
@@ -83,7 +86,7 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
             hardware |= visible[0].identity().hardware()
         if len(visible) > 1:
             hardware["gpus"] = len(visible)
-    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state())
+    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state(), installed)
 
 
 def state() -> dict[str, float]:
@@ -106,6 +109,22 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """The installed versions of the packages that affect figures."""
     installed = {package: installed_version(package) for package in (*PACKAGES, *packages)}
     return {package: number for package, number in installed.items() if number is not None}
+
+
+@cache
+def installed() -> Mapping[str, str]:
+    """The versions of all distributions of this environment, by their names as package indexes have them.
+
+    Read from the names of their folders: each of some hundred metadata files would have to be parsed.
+    """
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    for place in map(Path, sys.path):
+        for folder in place.glob(f"*{DIST_INFO}"):
+            name, _, number = folder.name.removesuffix(DIST_INFO).partition("-")
+            found.setdefault(canonicalize_name(name), number)
+    return dict(sorted(found.items()))
 
 
 @cache

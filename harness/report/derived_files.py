@@ -122,13 +122,18 @@ def _hardware(fingerprint: Fingerprint | None) -> dict[str, Any]:
 
 
 def _locks(records: Iterable[RunRecord]) -> Iterator[tuple[str, str]]:
-    """For each stack, the versions that its runs found, as lines that pip reads; a file for each set of them."""
+    """For each stack, the versions that its runs found, as lines that pip reads; a file for each set of them.
+
+    They are those of all distributions, but in older records only of those that affect figures.
+    """
     found: dict[str, tuple[str, Mapping[str, str]]] = {}
     for record in records:
-        for fingerprint in (record.outcome.before, record.outcome.after):
+        before, after = record.outcome.before, record.outcome.after
+        same = before is not None and after is not None and before.software == after.software
+        for fingerprint in (before, None if same else after):
             if fingerprint and fingerprint.software:
-                name = f"{LOCKS}/{record.spec.stack}-{digest(dict(fingerprint.software))}.txt"
-                found[name] = record.spec.stack, fingerprint.software
+                versions = {**fingerprint.software, **fingerprint.installed}
+                found[f"{LOCKS}/{record.spec.stack}-{digest(versions)}.txt"] = record.spec.stack, versions
     for name, (stack, software) in sorted(found.items()):
         python = software.get("python", "")
         lines = [f"# {stack}, Python {python}", *(f"{p}=={v}" for p, v in sorted(software.items()) if p != "python")]

@@ -171,9 +171,11 @@ class Anonymizer:
             hardware = {
                 name: self.message(each) if isinstance(each, str) else each for name, each in value.hardware.items()
             }
-            return Fingerprint(
-                hardware, {name: self.message(each) for name, each in value.software.items()}, value.state
+            software, installed = (
+                {name: self.message(each) for name, each in versions.items()}
+                for versions in (value.software, value.installed)
             )
+            return Fingerprint(hardware, software, value.state, installed)
         if isinstance(value, Measurement):
             protocol = {
                 name: self.ids(each) if isinstance(each, str) else each for name, each in value.protocol.items()

@@ -160,6 +160,19 @@ def test_records_of_two_stacks_bring_the_locks_of_both(tmp_path: Path) -> None:
     assert locks["llamacpp"] == "# llamacpp, Python 3.12.1\nllama-cpp-python==0.3.99\n"
 
 
+def test_a_lock_names_every_distribution_that_a_run_found(tmp_path: Path) -> None:
+    record = read_records(EXAMPLE)[0]
+    assert record.outcome.before is not None
+    before = replace(record.outcome.before, installed={"torch": "2.13.0+cpu", "jinja2": "3.1.6"})
+    Store(tmp_path / "one").save(replace(record, outcome=replace(record.outcome, before=before)))
+    found = contents(bundle(tmp_path / "one", tmp_path / NAME).path)
+    (lock,) = (text.decode() for name, text in found.items() if name.startswith("locks/"))
+    assert "jinja2==3.1.6\n" in lock
+    assert "numpy==" in lock, "and those that affect figures"
+    (again,) = read_records(tmp_path / "one")
+    assert again.outcome.before == before
+
+
 def test_its_recipe_can_be_read_and_asks_what_the_records_answer(made: Path, tmp_path: Path) -> None:
     (tmp_path / "example.yaml").write_bytes(contents(made)["recipes/example.yaml"])
     recipe = load_recipe(tmp_path / "example.yaml")

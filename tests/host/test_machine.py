@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from nvml_stub import A100, GIB, H200, SLICED_H200, SLICES, NvmlStub, mig_slice
+from packaging.utils import canonicalize_name
 
 from harness.errors import UsageError
 from harness.host import machine
+from harness.host.machine import installed
 
 H200_TOO = replace(H200, uuid="GPU-f0000000-0000-4000-8000-000000000000")
 
@@ -127,3 +130,10 @@ def test_what_a_gpu_does_not_report_is_left_out(nvml: NvmlStub) -> None:
     assert state["gpu_sm_clock_mhz"] == 1755
     unreported = {"gpu_temperature_c", "gpu_power_violation_s", "gpu_other_processes", "gpu_other_bytes"}
     assert machine.unreported_state().keys() == unreported
+
+
+def test_all_distributions_are_found_with_the_versions_that_their_metadata_has() -> None:
+    expected: dict[str, str] = {}
+    for each in distributions():
+        expected.setdefault(canonicalize_name(each.metadata["Name"]), each.version)
+    assert installed() == expected
