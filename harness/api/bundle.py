@@ -38,8 +38,9 @@ def bundle(
     """Writes a results folder, or what is at a URL, with its report and the hashes of everything into one zip file.
 
     Equal results give equal bytes. ``sign_with`` is an SSH key, private, or public if an agent holds the private one.
-    With ``recipe``, of the results of several only that one's are written. Raises UsageError for a name without ``.qh.zip`` and a key that cannot sign, ResultsError for results that are
-    damaged or hold nothing, and StorageError if the disk refuses.
+    With ``recipe``, of the results of several only that one's are written. Raises UsageError for a name without
+    ``.qh.zip`` and a key that cannot sign, ResultsError for results that are damaged or hold nothing, and StorageError
+    if the disk refuses.
     """
     target = Path(out)
     if not target.name.endswith(SUFFIX):
@@ -91,10 +92,8 @@ def _attempts(results: str | Path, recipes: Set[str]) -> Iterator[tuple[str, Pat
     for folder in attempt_folders(root):
         run, attempt = folder.absolute().parts[-2:]
         below = folder.relative_to(root).parts
-        if len(below) > 2:
-            recipe = below[-3]
-        else:
-            recipe = next(iter(recipes)) if len(recipes) == 1 else _recipe(folder)
+        own = next(iter(recipes)) if len(recipes) == 1 else ""
+        recipe = below[-3] if len(below) > 2 else own or _recipe(folder)
         yield f"{RESULTS}/{recipe}/{run}/{attempt}", folder
 
 

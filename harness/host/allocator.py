@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20
-"""An option of glibc's ``mallopt`` (malloc.h), and its value."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's ``mallopt`` (malloc.h): how much free memory it keeps, and which blocks it maps by themselves."""
+LARGE_BYTES = 2**20
+MOST_REUSED_BYTES = 2**25
+"""glibc's maximum: larger blocks are always mapped by themselves."""
+KEPT_BYTES = 2**27
 
 
 def return_freed_memory() -> None:
@@ -14,5 +20,30 @@ def return_freed_memory() -> None:
     By its own rule glibc would put large blocks among small ones once some were freed, and what is allocated next soon
     takes a part of every gap.
     """
+    _set(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """``return_freed_memory`` for what is allocated in this context; after it the memory of freed blocks is used again.
+
+    Memory that is mapped anew costs a page fault for every 4 KiB, which for the intermediate results of a layer takes
+    as long as a tenth of its products and more.
+    """
+    return_freed_memory()
+    try:
+        yield
+    finally:
+        _set(M_MMAP_THRESHOLD, MOST_REUSED_BYTES)
+        _set(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def trim() -> None:
+    """Returns all free memory that was kept for the next blocks."""
+    if (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        release(0)
+
+
+def _set(option: int, value: int) -> None:
     if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        set_option(M_MMAP_THRESHOLD, LARGE_BYTES)
+        set_option(option, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from harness.core.protocols import (
     TORCH_RESERVED,
 )
 from harness.core.record import Measurement
+from harness.host.allocator import trim
 from harness.host.gpu import gpus
 from harness.models.stored import StoredLayer
 
@@ -157,7 +157,7 @@ class PeakMemory:
                 torch.cuda.reset_peak_memory_stats(index)
             if self._unused is not None and self.baseline is None:
                 self.baseline = DeviceBaseline(self._unused, DriverUse.now())
-        _trim_heap()
+        trim()  # a phase that reused free memory would seem to need less
         return _reset_resident_peak()
 
     def _before(self) -> Iterator[tuple[str, int]]:
@@ -218,13 +218,6 @@ def _status(*names: str) -> Iterator[tuple[str, int]]:
         name, _, rest = line.partition(":")
         if name in names:
             yield name, int(rest.split()[0]) * 1024
-
-
-def _trim_heap() -> None:
-    """Returns free heap memory to the kernel: a phase that reused it would seem to need less."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _reset_resident_peak() -> str:

@@ -349,7 +349,7 @@ def test_a_folder_that_cannot_be_bundled_is_said_and_the_others_are_built(
     twice, out = tmp_path / "twice", tmp_path / "site"
     shutil.copytree(folders[0], twice)
     attempt = next(iter(attempt_folders(twice)))
-    shutil.copytree(attempt.parent, twice / "copy" / attempt.parent.name)
+    shutil.copytree(attempt.parent, twice / "example" / attempt.parent.name)
     skipped: list[tuple[str | Path, HarnessError]] = []
     made = write_site([twice, folders[1]], out, bundles=True, on_skipped=lambda *each: skipped.append(each))
     assert made.sweeps == ("second",)

@@ -286,6 +286,9 @@ def test_records_say_what_machine_they_were_made_on(sweeps, tiny: Path) -> None:
         assert before.hardware["cores"] == len(os.sched_getaffinity(0))
         assert before.software["torch"].startswith("2.")
         assert before.installed["pydantic-core"] == version("pydantic_core")
-        assert before.installed.items() >= {name: each for name, each in before.software.items() if name != "python"}.items()
+        assert (
+            before.installed.items()
+            >= {name: each for name, each in before.software.items() if name != "python"}.items()
+        )
         assert after.installed == {}, "said once"
         assert before.hardware == after.hardware

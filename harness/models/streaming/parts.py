@@ -23,7 +23,7 @@ from unittest import mock
 from harness.core.engine import LoadRequest
 from harness.core.layers import is_layer, layer_of
 from harness.errors import HarnessError, SourceError, UnsupportedError
-from harness.host.allocator import return_freed_memory
+from harness.host.allocator import returning_freed_memory, trim
 from harness.models import native
 from harness.models.completeness import last_line, refuse_unfused, refuse_unlike, sources
 from harness.models.loading import load_transformers
@@ -65,7 +65,6 @@ class Parts:
     """
 
     def __init__(self, request: LoadRequest, reader: TensorReader | None = None) -> None:
-        return_freed_memory()  # a layer's memory goes with it, whatever the passes have allocated since
         self._stored = {} if reader else quantization_config(request.path)
         self.reader = reader or CheckpointReader(request.path)
         self.loads: list[str] = []
@@ -132,9 +131,12 @@ class Parts:
 
     def load(self, name: str) -> None:
         """Fills a part's parameters. Raises SourceError if the checkpoint has changed since its headers were read."""
-        part = self.parts[name]
-        if name in self.loaded:
-            return
+        if name not in self.loaded:
+            with returning_freed_memory():  # a part's memory goes with it, whatever the passes have allocated since
+                self._load(self.parts[name])
+
+    def _load(self, part: ModelPart) -> None:
+        name = part.name
         self._convert(self._content(part))
         for own, source in ((own, self._tied[own]) for own in part.names if own in self._tied):
             _set(self.model, own, _get(self.model, source))
@@ -159,6 +161,7 @@ class Parts:
         self.on_free(part)
         self.loaded.discard(name)
         self.empty(name)
+        trim()
 
     def empty(self, name: str) -> None:
         """Gives a part that is not loaded its parameters without numbers."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from harness.core.foreign import shown
 from harness.errors import SourceError, reason_of
+from harness.host.allocator import LARGE_BYTES
 from harness.models import safetensors
 from harness.models.headers import weight_files
 
@@ -78,15 +81,15 @@ class CheckpointReader:
 
         placed = self._placed[name]
         began = time.perf_counter()
-        raw = torch.empty(placed.end - placed.begin, dtype=torch.uint8)
-        if raw.numel():
-            self._fill(memoryview(raw.numpy()), name)  # type: ignore[arg-type]
-        self.read_s += time.perf_counter() - began
-        self.bytes_read += raw.numel()
         dtype = self._dtype(name)
         if math.prod(placed.shape) == 0:
             return torch.empty(placed.shape, dtype=dtype)
-        return raw.view(dtype).view(placed.shape)
+        size = placed.end - placed.begin
+        memory = bytearray(size) if size < LARGE_BYTES else _mapped(size)
+        self._fill(memoryview(memory), name)
+        self.read_s += time.perf_counter() - began
+        self.bytes_read += size
+        return torch.frombuffer(memory, dtype=dtype).view(placed.shape)
 
     def _fill(self, buffer: memoryview, name: str) -> None:
         file, at = self._files[name], self._placed[name].begin
@@ -115,3 +118,12 @@ class CheckpointReader:
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _mapped(size: int) -> mmap.mmap:
+    """Memory that is returned when the last tensor in it is gone, whatever the allocator keeps and in which thread."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
