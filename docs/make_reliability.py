@@ -126,7 +126,7 @@ BOUNDS = (
     Bound("execution.output", "LOG_HEAD_BYTES", "a log: as much of its beginning, and of its end", "bytes"),
     Bound("execution.output", "LOG_TAIL_CHARACTERS", "the log in a failure", "characters"),
     Bound("execution.output", "MAX_PHASES", "phases that a worker reports"),
-    Bound("execution.output", "MAX_OUTCOME_BYTES", "what a worker reports of its run", "bytes"),
+    Bound("storage.outcome_file", "MAX_OUTCOME_BYTES", "what a worker reports of its run, without evidence", "bytes"),
     Bound("execution.worker", "MAX_MESSAGE_CHARACTERS", "the message of an exception that is recorded", "characters"),
     Bound("execution.guard", "GRACE_S", "how long what a worker left may take to end by itself", "s"),
     Bound("execution.guard", "PATIENCE_S", "how long it may take to end once it is killed", "s"),

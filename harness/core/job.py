@@ -682,7 +682,7 @@ class MeasureServing(VariantJob):
     def effort(self) -> JobEffort:
         """Schedules take their time; the work of a level is about that of reading all of its tokens."""
         workload = self.serving
-        counts = [workload.requests or int(level * (workload.duration_s or 0)) for level in workload.levels]
+        counts = [workload.requests_at(level) for level in workload.levels]
         waits = 0.0 if workload.arrival == "concurrent" else sum(map(truediv, counts, workload.levels))
         each = (workload.prompt_tokens or TYPICAL_PROMPT) + workload.new_tokens
         return JobEffort(loads=1, tokens=sum(counts) * each, apart_s=waits)

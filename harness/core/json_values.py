@@ -7,14 +7,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from harness.core.column import ArrayColumn
+
 ABSENT_AT_DEFAULT = {"absent at default": True}
 """Metadata of a dataclass's field that JSON leaves out at its default, as records that lack the field do."""
 
 
 def not_finite(value: Any) -> str | None:
-    """The path of the first NaN or infinite number, such as ``outcome.measurements.0.values.3``, or None."""
+    """The path of the first NaN or infinite number, such as ``outcome.measurements.0.values.3``, or None.
+
+    What a ``LazyColumn`` reads was checked by its reader.
+    """
     if isinstance(value, float):
         return None if math.isfinite(value) else ""
+    if isinstance(value, ArrayColumn):
+        found = value.first_not_finite()
+        return None if found is None else str(found)
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         parts = value.items()

@@ -48,6 +48,7 @@ LabelCode = Literal[
     "implausible_baseline",
     "engine_not_separated",
     "answers_short",
+    "gaps_left_out",
     "other",
 ]
 FactCode = Literal[
@@ -407,6 +408,12 @@ LABELS: Mapping[LabelCode, Form] = {
         "the server does not follow `ignore_eos`, so that variants that write other texts write other amounts: their "
         "times per request are not of equal work",
         {"tokens": 64},
+    ),
+    "gaps_left_out": Form(
+        lambda step: f"times between tokens are those of one in {step} requests: all are more than a record may have",
+        "a load of many long answers whose length is up to the model. All other times are those of all requests; with "
+        "fewer requests, or with the levels in several recipes, all times between tokens are kept",
+        {"step": 3},
     ),
     "other": Form(
         lambda text: str(text),

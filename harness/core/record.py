@@ -7,18 +7,19 @@ summaries are derived from them, so old results stay comparable without the code
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, GetPydanticSchema
 
-from harness.core.column import Columnar, LazyColumn
+from harness.core.column import ArrayColumn, LazyColumn
 from harness.core.foreign import shortened, shown
 from harness.core.identity import NAME, Scalar
-from harness.core.json_values import ABSENT_AT_DEFAULT
+from harness.core.json_values import ABSENT_AT_DEFAULT, not_finite
 from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION
@@ -31,6 +32,14 @@ MAX_NOTES = 1_000
 FAILURES: frozenset[str] = frozenset({"failed", "out_of_memory", "timeout", "crashed", "invalid"})
 
 
+def _as_tuple(kind: Any, handler: Callable[[Any], Any]) -> Any:
+    return handler(tuple.__class_getitem__((*kind.__args__, ...)))
+
+
+Columnar = Annotated[Sequence[T], GetPydanticSchema(_as_tuple)]
+"""A field that is decoded as a tuple of any length, and may hold a column."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The raw values of one quantity.
@@ -38,7 +47,8 @@ class Measurement:
     ``evidence`` says how to use the values: ``exact`` (a count, no noise), ``samples`` (repeated timings of one
     thing) or ``paired`` (one value per item; items of two runs pair by id). ``weights`` count what each value stands
     for (tokens of a window). ``cluster_ids`` name the group of each item; items of one group are not independent.
-    Each is a tuple, or a ``LazyColumn`` of what a results folder holds.
+    Each is a tuple, or a column: an ``ArrayColumn`` where a metric has measured many values, and a ``LazyColumn`` of
+    what a results folder holds.
     """
 
     metric: str
@@ -57,7 +67,7 @@ class Measurement:
         for name, beside in (("weights", self.weights), ("items", self.item_ids), ("clusters", self.cluster_ids)):
             if beside and len(beside) != len(self.values):
                 raise ValueError(f"{shortened(self.metric)} has {len(self.values)} values and {len(beside)} {name}")
-        if isinstance(self.weights, LazyColumn):
+        if isinstance(self.weights, LazyColumn) and not isinstance(self.weights, ArrayColumn):
             return  # the reader of the evidence checked them
         if self.weights and -math.inf < min(self.weights) < 0:  # the store refuses infinities itself
             raise ValueError(f"{shortened(self.metric)} has a negative weight")
@@ -65,8 +75,8 @@ class Measurement:
     @property
     def mean(self) -> float:
         """The mean of the values, weighted if they have weights; NaN if there is nothing to weigh."""
-        weights = self.weights or (1.0,) * len(self.values)
-        total = sum(weights)
+        total = sum(self.weights) if self.weights else float(len(self.values))
+        weights = self.weights or repeat(1.0, len(self.values))
         return sum(v * w for v, w in zip(self.values, weights, strict=True)) / total if total else math.nan
 
 
@@ -127,6 +137,28 @@ class Outcome:
     moments: tuple[Moment, ...] = ()
     before: Fingerprint | None = None
     after: Fingerprint | None = None
+
+    def finite_parts(self) -> Outcome:
+        """The outcome without parts that hold NaN or infinity, which no record may."""
+        kept: dict[str, Any] = {
+            name: tuple(each for each in getattr(self, name) if not_finite(each) is None)
+            for name in ("measurements", "labels", "facts", "phases", "moments")
+        }
+        for name in ("before", "after"):
+            kept[name] = None if not_finite(getattr(self, name)) else getattr(self, name)
+        return replace(self, **kept)
+
+    def unstorable(self, reason: Failure) -> Outcome:
+        """What is kept of an outcome that cannot be stored for a reason. If the run had not failed, it is invalid.
+
+        Of its measurements these are the ones with one value: of the others there may be too many.
+        """
+        left = self.finite_parts()
+        single = tuple(each for each in left.measurements if len(each.values) == 1)
+        if left.failure is None:
+            return replace(left, status="invalid", failure=reason, measurements=single)
+        both = replace(left.failure, message=f"{left.failure.message}; and {reason.message}")
+        return replace(left, failure=both, measurements=single)
 
     @property
     def suspicions(self) -> tuple[Label, ...]:

@@ -208,6 +208,11 @@ Arrival = Literal["concurrent", "poisson", "constant"]
 """When requests come: as soon as one of so many is answered, or by a schedule, at random or evenly."""
 
 
+def shown_level(level: float) -> str:
+    """A level of load as figures name it. Two that are shown alike could not be told apart."""
+    return f"{level:g}"
+
+
 @dataclass(frozen=True)
 class ServingWorkload:
     """A ladder of loads on a server, and the requests, which are the same for every variant.
@@ -236,6 +241,10 @@ class ServingWorkload:
         settings = asdict(self)
         del settings["text"]
         return settings
+
+    def requests_at(self, level: float) -> int:
+        """How many requests a level has, those to warm up left out; about as many come in a duration."""
+        return self.requests or int(level * (self.duration_s or 0))
 
     @property
     def unit(self) -> str:

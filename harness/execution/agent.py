@@ -10,7 +10,7 @@ requests into the spool, the agent runs each as the local executor does, and wri
     NODE/N.run.json    run N: its spec and inputs
     NODE/N.phases      the phases that run N has begun, one per line
     NODE/N.log         its log
-    NODE/N.ended.json  its outcome, written last
+    NODE/N.ended.json  its outcome, written last; long evidence is in N.ended.parquet
     NODE/stop          the sweep needs this agent no more: it ends what executes, and itself
     NODE/gone          why the agent has ended
 
@@ -47,6 +47,7 @@ from harness.execution.local import LocalExecutor, local_site
 from harness.execution.output import LOG_HEAD_BYTES, LOG_TAIL_BYTES, Phases, read_outcome
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.json_codec import decode, encode
+from harness.storage.outcome_file import remove_outcome, write_outcome
 
 BEAT_S = 5.0
 """How often each side shows that it lives."""
@@ -215,9 +216,10 @@ class RemoteAgent:
         except ResultsError as error:
             raise RunLost(f"its outcome arrived damaged: {error}", for_good=False) from error
         assert outcome is not None, "the file was there"
-        for each in (REQUEST, PHASES, LOG, ENDED):
-            with suppress(OSError):  # they go with the spool
-                (self.folder / f"{name}{each}").unlink()
+        with suppress(OSError):  # they go with the spool
+            for each in (REQUEST, PHASES, LOG):
+                (self.folder / f"{name}{each}").unlink(missing_ok=True)
+            remove_outcome(self.folder / f"{name}{ENDED}")
         return outcome, log
 
     def _end(self) -> str | None:
@@ -302,7 +304,7 @@ class _Agent:
         if outcome.status != "ok" and self._ending.wait(ENDING_S):
             return  # it failed because the job is being ended: the run is lost, and is made elsewhere
         _write(self._folder / f"{name}{LOG}", self._anonymizer.log(log))
-        _write(self._folder / f"{name}{ENDED}", encode(self._anonymizer.outcome(outcome)).encode())
+        write_outcome(self._folder / f"{name}{ENDED}", self._anonymizer.outcome(outcome), _write)
 
 
 class _Ended(Exception):

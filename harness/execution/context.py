@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from harness.core.engine import Engine, EngineParams, LoadRequest, Streaming
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.job import VariantJob
+from harness.core.json_values import not_finite
 from harness.core.label import Argument, Fact, FactCode, Label, LabelCode
 from harness.core.method import Method, Setting
 from harness.core.model import MAIN_ENGINE, ModelRef
@@ -96,7 +96,7 @@ class Context:
     def add(self, measurements: Iterable[Measurement]) -> None:
         """Adds measurements. Raises InvalidRunError for NaN or infinity, which no record may hold."""
         for measurement in measurements:
-            if not measurement.values or not all(map(math.isfinite, measurement.values)):
+            if not measurement.values or not_finite(measurement.values) is not None:
                 raise InvalidRunError(f"{measurement.metric} is not finite, or holds no value")
             self.measurements.append(measurement)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.core.capability import Endpoint
+from harness.core.column import ArrayColumn, numbers
 from harness.errors import RunError
 from harness.libraries import load_generator
 from harness.libraries.openai_api import key_of, without_key
@@ -69,11 +70,17 @@ def _answered(requests: Sequence[PlannedRequest], found: Mapping[str, Any], key:
             e2e_s=found["latencies"][index],
             prompt_tokens=found["input_lens"][index],
             output_tokens=tokens[index],
-            gaps_s=tuple(found["itls"][index][: max(tokens[index] - 1, 0)]),
+            gaps_s=_gaps(found["itls"][index], tokens[index]),
             error="" if found["output_lens"][index] else _reason(without_key(found["errors"][index], key)),
         )
         for index, request in enumerate(requests)
     ]
+
+
+def _gaps(between: Sequence[float], tokens: int) -> ArrayColumn[float]:
+    """The times between the events of an answer of so many tokens; a last event may have none."""
+    gaps = between[: max(tokens - 1, 0)]
+    return numbers(gaps, len(gaps))
 
 
 def _tokens(

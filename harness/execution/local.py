@@ -42,6 +42,7 @@ from harness.storage.cache import Cache
 from harness.storage.disk import is_full
 from harness.storage.json_codec import encode
 from harness.storage.objects import Objects, is_url, local_path
+from harness.storage.outcome_file import remove_outcome
 from harness.storage.shared_cache import SharedCache
 
 if TYPE_CHECKING:
@@ -371,7 +372,7 @@ class _Worker:
         """Starts the process, or asks it for another run. Returns the outcome of a run that cannot begin."""
         if not self._started:
             self._folder = self._folders.enter_context(temporary_folder())
-        self._outcome.unlink(missing_ok=True)
+        remove_outcome(self._outcome)
         files = {"spec.json": encode(self._spec), "inputs.json": encode(list(inputs))}
         if self.cores:
             (self._folder / CORES).write_text(" ".join(map(str, self.cores)), encoding="ascii")

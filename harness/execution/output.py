@@ -13,12 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from harness.core.foreign import parse_json, read_file
 from harness.core.record import Failure, Outcome
 from harness.errors import ResultsError
 from harness.execution.worker import RUN_ENDED, clip
-from harness.storage.evidence import MAX_ROWS
-from harness.storage.json_codec import decode
+from harness.storage import outcome_file
 
 LOG_HEAD_BYTES = LOG_TAIL_BYTES = 4 << 20
 """How much of the beginning and of the end of a log is kept."""
@@ -27,9 +25,6 @@ LOG_TAIL_CHARACTERS = 4000
 MAX_PHASE_CHARACTERS = 200
 MAX_PHASES = 10_000
 """The phases of one run that are shown. A run of many repetitions has hundreds."""
-MAX_OUTCOME_BYTES = 512 << 20
-MAX_OUTCOME_VALUES = 4 * MAX_ROWS + 10**6
-"""Four columns of the largest evidence that a record may have. Divergence on 300,000 tokens has 5 million values."""
 BLOCK_BYTES = 1 << 16
 PIPE_BYTES = 1 << 20
 """The most that a pipe holds by default, if a program enlarges it (/proc/sys/fs/pipe-max-size)."""
@@ -183,8 +178,7 @@ def read_outcome(path: Path) -> Outcome | None:
     """
     if not os.path.lexists(path):
         return None
-    content = read_file(path, MAX_OUTCOME_BYTES, ResultsError)
-    outcome = decode(Outcome, parse_json(content, path.name, ResultsError, MAX_OUTCOME_VALUES), path.name)
+    outcome = outcome_file.read_outcome(path)
     failure = outcome.failure
     if (failure is None) != (outcome.status == "ok"):
         raise ResultsError(f"{path.name}: a run that is not ok needs a failure, and only such a run")

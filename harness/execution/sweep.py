@@ -409,9 +409,18 @@ class _Progress:
             try:
                 sweep.saver.save(record, log)
             except ValueError as error:  # NaN, or too large to be read again
-                record = replace(record, outcome=Outcome("invalid", Failure("save", "InvalidRunError", str(error))))
-                sweep.saver.save(record, log)
+                record = self._save_what_can_be(record, log, Failure("save", "InvalidRunError", str(error)))
             self.records[spec.run_id] = record
+
+    def _save_what_can_be(self, record: RunRecord, log: bytes | None, reason: Failure) -> RunRecord:
+        """Saves a record without what must not be stored, and why it is missing."""
+        left = replace(record, outcome=record.outcome.unstorable(reason))
+        try:
+            self._sweep.saver.save(left, log)
+        except ValueError:  # it is not in the measurements
+            left = replace(record, outcome=Outcome("invalid", reason))
+            self._sweep.saver.save(left, log)
+        return left
 
 
 class _Lanes:

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -75,21 +74,24 @@ def _make(
     from harness.execution.context import Context
     from harness.storage.cache import Cache
     from harness.storage.disk import Disk
-    from harness.storage.json_codec import decode, encode
+    from harness.storage.json_codec import decode
+    from harness.storage.outcome_file import write_outcome
 
     restore = _set_aside()
     spec = decode(RunSpec, json.loads(spec_path.read_text(encoding="utf-8")), spec_path.name)
     inputs = decode(tuple[Input, ...], json.loads(inputs_path.read_text(encoding="utf-8")), inputs_path.name)
     _limit_memory(spec.limits.memory_bytes)
     context = Context(spec, Cache(cache_root), announce, loaded)
-    outcome = _run(context, inputs, final.parent.name, restore)
+    outcome, write = _run(context, inputs, final.parent.name, restore), Disk().write_whole
     try:
-        content = encode(outcome).encode("utf-8")
-    except (ValueError, TypeError) as error:  # a library's text that is no Unicode, a value that is no number
-        failure = Failure(context.current, type(error).__name__, f"the run's figures cannot be written: {_text(error)}")
-        outcome = Outcome("invalid", failure)
-        content = encode(outcome).encode("utf-8")
-    Disk().write_whole(final, content)
+        write_outcome(final, outcome, write)
+    except (ValueError, TypeError, MemoryError) as error:  # no Unicode, no number, or too many of them
+        reason = Failure(context.current, type(error).__name__, f"the run's figures cannot be written: {_text(error)}")
+        outcome = outcome.unstorable(reason)
+        try:
+            write_outcome(final, outcome, write)
+        except (ValueError, TypeError):  # what cannot be written is in its labels or facts
+            write_outcome(final, Outcome("invalid", reason), write)
     return outcome.status == "ok", context.loaded
 
 
@@ -135,7 +137,7 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
         _print(error)
         cause = _moved(inputs) or error  # a file replaced while being read causes all kinds of errors
         failure = Failure(context.current, clip(type(cause).__name__), _message(cause, cache.root))
-        return _without_not_finite(_outcome(context, before, classify(cause), failure))
+        return _outcome(context, before, classify(cause), failure).finite_parts()
 
 
 def _outcome(context: Context, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
@@ -187,22 +189,6 @@ def _believable(outcome: Outcome) -> Outcome:
             rest = outcome.facts[int(index)].name
         raise InvalidRunError(f"{part}: {rest or 'its value'} is not finite")
     return outcome
-
-
-def _without_not_finite(outcome: Outcome) -> Outcome:
-    """The outcome of a run that ended early, without parts that hold NaN or infinity, so that it can be written."""
-    from harness.core.json_values import not_finite
-
-    return replace(
-        outcome,
-        measurements=tuple(each for each in outcome.measurements if not_finite(each) is None),
-        labels=tuple(each for each in outcome.labels if not_finite(each) is None),
-        facts=tuple(each for each in outcome.facts if not_finite(each) is None),
-        phases=tuple(each for each in outcome.phases if not_finite(each) is None),
-        moments=tuple(each for each in outcome.moments if not_finite(each) is None),
-        before=None if not_finite(outcome.before) is not None else outcome.before,
-        after=None if not_finite(outcome.after) is not None else outcome.after,
-    )
 
 
 def classify(error: BaseException) -> Status:

@@ -12,7 +12,7 @@ from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import HourlyPrice
-from harness.core.workload import Slo
+from harness.core.workload import Slo, shown_level
 from harness.figures.derived.breakdown import Bin
 from harness.figures.derived.divergences import TokenDivergence
 from harness.figures.derived.experts import ExpertAudit
@@ -67,13 +67,13 @@ class Load:
     @property
     def name(self) -> str:
         """As a part of a column's name."""
-        level = [] if self.level is None else [f"{self.level:g}"]
+        level = [] if self.level is None else [shown_level(self.level)]
         return re.sub(r"\W+", "_", "_".join([self.arrival, *level, self.prompts, self.answers]))
 
     @property
     def short(self) -> str:
         """Its level alone: ``8 concurrent requests``, ``2.5 requests/s, poisson``."""
-        level = "" if self.level is None else f"{self.level:g} "
+        level = "" if self.level is None else f"{shown_level(self.level)} "
         return f"{level}{self.unit}" + ("" if self.arrival == "concurrent" else f", {self.arrival}")
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from harness.core.column import ArrayColumn, texts
 from harness.core.metric import Chunk, Metric, Windows
 from harness.core.record import Measurement
 from harness.errors import InvalidRunError
@@ -53,10 +54,12 @@ class DivergenceObserver:
     def finish(self) -> Sequence[Measurement]:
         import torch
 
-        items = tuple(f"{w}:{position}" for w, start, n in self._places for position in range(start, start + n))
         names = self._windows.clusters
-        clusters = tuple(name for w, _, n in self._places for name in (names[w],) * n)
+        count = sum(n for _, _, n in self._places)
+        items = texts((f"{w}:{place}" for w, start, n in self._places for place in range(start, start + n)), count)
+        clusters = texts((names[w] for w, _, n in self._places for _ in range(n)), count)
         quantities = QUANTITIES if self._name is None else ((self._name, *QUANTITIES[0][1:]),)
+        columns = torch.cat(self._rows, dim=1).cpu().numpy()
         return [
             Measurement(
                 metric=metric,
@@ -64,14 +67,12 @@ class DivergenceObserver:
                 unit=unit,
                 direction=direction,
                 evidence="paired",
-                values=tuple(values),
+                values=ArrayColumn(values),
                 item_ids=items,
                 cluster_ids=clusters,
                 protocol=self._windows.protocol,
             )
-            for (metric, unit, direction), values in zip(
-                quantities, torch.cat(self._rows, dim=1).tolist(), strict=False
-            )
+            for (metric, unit, direction), values in zip(quantities, columns, strict=False)
         ]
 
 

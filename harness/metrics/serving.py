@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Literal
 
+import numpy as np
+
+from harness.core.column import ArrayColumn, numbers, texts
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
-from harness.core.workload import Slo
+from harness.core.workload import ServingWorkload, Slo
 from harness.stats.serving import Answered, answered, in_bursts, misses, window_s
 
 VERSION = 1
+GAPS, EVENT_GAPS = "serving_gap_s", "serving_event_gap_s"
 Protocol = Mapping[str, Scalar]
 
 
 def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -> Iterator[Measurement]:
     """The measurements of one level of load: of each request, and of all.
 
-    ``serving_gap_s`` are the gaps between tokens; where these arrive in bursts the gaps are ``serving_event_gap_s``, of
-    events, and there is no ITL. A request that was not answered has no time but those when it was planned and sent, and
-    does not meet the SLO. If none was answered, every rate is zero.
+    ``GAPS`` are the times between tokens; where these arrive in bursts there are ``EVENT_GAPS`` between events instead,
+    and no ITL. A request that was not answered has no time but those when it was planned and sent, and does not meet
+    the SLO. If none was answered, every rate is zero.
     """
     well, bursts = answered(requests), in_bursts(requests)
     seconds = window_s(requests) if well else math.inf
@@ -46,11 +52,44 @@ def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -
         yield _items("serving_tpot_s", "s", "lower", tpots, protocol)
     yield _items("serving_prompt_tokens", "tokens", "neither", _tokens(well, "prompt_tokens"), protocol)
     yield _items("serving_output_tokens", "tokens", "neither", _tokens(well, "output_tokens"), protocol)
-    gaps = [(each.name, gap) for each in well for gap in each.gaps_s]
-    if gaps:
-        metric = "serving_event_gap_s" if bursts else "serving_gap_s"
-        values, names = tuple(gap for _, gap in gaps), tuple(name for name, _ in gaps)
-        yield Measurement(metric, VERSION, "s", "lower", "samples", values, protocol, cluster_ids=names)
+    count = sum(len(each.gaps_s) for each in well)
+    if count:
+        metric = EVENT_GAPS if bursts else GAPS
+        gaps = numbers((gap for each in well for gap in each.gaps_s), count)
+        names = texts((each.name for each in well for _ in range(len(each.gaps_s))), count)
+        yield Measurement(metric, VERSION, "s", "lower", "samples", gaps, protocol, cluster_ids=names)
+
+
+def values_per_request(workload: ServingWorkload) -> int:
+    """The values of a request that is answered: eight at most, and if all answers have one length, its gaps."""
+    scheduled, limited, several = workload.arrival != "concurrent", workload.slo is not None, workload.new_tokens > 1
+    return 5 + scheduled + limited + several + (0 if workload.natural else workload.new_tokens - 1)
+
+
+def fitted(measurements: Sequence[Measurement], most: int) -> tuple[list[Measurement], int]:
+    """The measurements of all levels with at most so many values, and one in how many requests still has its gaps.
+
+    Gaps are by far the most of all values, and only they are left out: all of a request's, evenly at each level.
+    """
+    if sum(len(m.values) for m in measurements) <= most:
+        return list(measurements), 1
+    sizes = {
+        place: [len(list(own)) for _, own in groupby(m.cluster_ids)]
+        for place, m in enumerate(measurements)
+        if m.metric in (GAPS, EVENT_GAPS)
+    }
+    room = most - sum(len(m.values) for place, m in enumerate(measurements) if place not in sizes)
+    fewest = max(map(len, sizes.values()), default=1)
+    steps = (step for step in range(2, fewest) if sum(sum(own[::step]) for own in sizes.values()) <= room)
+    step = next(steps, fewest)
+    return [_every(m, sizes[at], step) if at in sizes else m for at, m in enumerate(measurements)], step
+
+
+def _every(gaps: Measurement, sizes: Sequence[int], step: int) -> Measurement:
+    """The gaps of one request in ``step``; ``sizes`` are how many each has."""
+    kept = np.repeat(np.arange(len(sizes)) % step == 0, sizes)
+    values, names = (ArrayColumn[Any](np.asarray(column)[kept]) for column in (gaps.values, gaps.cluster_ids))
+    return replace(gaps, values=values, cluster_ids=names)
 
 
 def largest(level: float, unit: str, slo: Slo, protocol: Protocol) -> Measurement:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.core.capability import Decoder, Decodes
+from harness.core.column import numbers, texts
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
@@ -63,10 +64,11 @@ def _cell(
         "iterations": workload.iterations,
         "clock": watch.clock,
     }
-    yield _timing("prefill_s", tuple(prefills), tuple(map(str, range(len(prefills)))), protocol)
-    yield _timing("decode_step_s", tuple(s for _, s in steps), tuple(str(i) for i, _ in steps), protocol)
+    names = [str(iteration) for iteration in range(workload.iterations)]
+    yield _timing("prefill_s", prefills, names, protocol)
+    yield _timing("decode_step_s", [s for _, s in steps], [names[iteration] for iteration, _ in steps], protocol)
     if cell.decode_mode == "compiled":
-        yield _timing("decoder_ready_s", (ready_s,), (), {**cell.protocol})
+        yield _timing("decoder_ready_s", [ready_s], [], {**cell.protocol})
 
 
 def _generate(decoder: Decoder, tokens: torch.Tensor, new_tokens: int, watch: Stopwatch) -> list[float]:
@@ -80,17 +82,15 @@ def _generate(decoder: Decoder, tokens: torch.Tensor, new_tokens: int, watch: St
     return watch.read_s()
 
 
-def _timing(
-    metric: str, values: tuple[float, ...], clusters: tuple[str, ...], protocol: dict[str, Scalar]
-) -> Measurement:
+def _timing(metric: str, values: Sequence[float], clusters: Sequence[str], protocol: dict[str, Scalar]) -> Measurement:
     return Measurement(
         metric=metric,
         version=VERSION,
         unit="s",
         direction="lower",
         evidence="samples",
-        values=values,
-        cluster_ids=clusters,
+        values=numbers(values, len(values)),
+        cluster_ids=texts(clusters, len(clusters)),
         protocol=protocol,
     )
 

@@ -49,6 +49,7 @@ from harness.models.scope import holds_experts
 from harness.models.shapes import ModelSize, attention_of, size_of
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
+from harness.planning.evidence import validate_evidence
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.residency import ModelLoad, Residence, peak_bytes, place, quantizing_peak_bytes, room
@@ -201,6 +202,7 @@ def plan(
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)
     serving = workloads.serving(recipe)
+    validate_evidence(recipe, texts, tasks, serving)
     observers, measured = workloads.plugin_metrics(recipe)
     validate_engines(recipe, [choice.engine for choice in engines], methods)
     validate_calibration(recipe, methods)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from harness.core.plain import MAX_TEXT, fault_in, fault_in_text
+from harness.core.workload import shown_level
 
 MAX_NAME = 200
 """Characters of a name or label."""
@@ -84,6 +85,15 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _told_apart(rates: tuple[float, ...]) -> tuple[float, ...]:
+    names = [shown_level(rate) for rate in rates]
+    alike = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if alike is not None:
+        expected = "expected rates that differ in their first six digits; two are shown as {alike}"
+        raise PydanticCustomError("distinct", expected, {"alike": alike})
+    return rates
+
+
 def _plain(value: Any) -> Any:
     if (fault := fault_in(value)) is not None:
         raise PydanticCustomError("plain", "{fault}", {"fault": fault})
@@ -126,6 +136,7 @@ Rates = Annotated[
     BeforeValidator(one_or_many, json_schema_input_type=float | list[float]),
     Field(min_length=1, max_length=MAX_SIZES),
     AfterValidator(distinct),
+    AfterValidator(_told_apart),
 ]
 Bytes = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=str | int), Field(gt=0, le=MAX_SIZE)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

@@ -41,7 +41,7 @@ class Answered:
     e2e_s: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    gaps_s: tuple[float, ...] = ()
+    gaps_s: Sequence[float] = ()
     error: str = ""
 
     @property

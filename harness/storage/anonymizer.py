@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -143,8 +143,8 @@ class Anonymizer:
         return with_parts(spec, self._part)
 
     def outcome(self, outcome: Outcome) -> Outcome:
-        """The outcome as it is stored; its figures are the same."""
-        return with_parts(outcome, self._finding)
+        """The outcome as it is stored; its figures are the same. Ids that measurements share stay shared."""
+        return with_parts(outcome, partial(self._finding, {}))
 
     def _part(self, value: Any) -> Any:
         """A part of a spec that holds paths, as it is stored; None for any other."""
@@ -161,8 +161,11 @@ class Anonymizer:
             return replace(value, definition=self.path(value.definition), data=data, fewshot_data=examples)
         return None
 
-    def _finding(self, value: Any) -> Any:
-        """A part of an outcome that holds text, as it is stored; None for any other."""
+    def _finding(self, stored: dict[int, Sequence[str]], value: Any) -> Any:
+        """A part of an outcome that holds text, as it is stored; None for any other.
+
+        ``stored`` are the ids of earlier measurements as they are stored, by the ``id`` of what they were.
+        """
         if isinstance(value, Failure):
             return Failure(value.phase, value.type, self.message(value.message), self.message(value.log_tail))
         if isinstance(value, Label | Fact):
@@ -180,7 +183,10 @@ class Anonymizer:
             protocol = {
                 name: self.ids(each) if isinstance(each, str) else each for name, each in value.protocol.items()
             }
-            items, clusters = self._all_ids(value.item_ids), self._all_ids(value.cluster_ids)
+            for ids in (value.item_ids, value.cluster_ids):
+                if id(ids) not in stored:
+                    stored[id(ids)] = self._all_ids(ids)
+            items, clusters = stored[id(value.item_ids)], stored[id(value.cluster_ids)]
             return replace(value, protocol=protocol, item_ids=items, cluster_ids=clusters)
         return None
 

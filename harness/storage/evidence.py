@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.core.column import LazyColumn
+from harness.core.column import ArrayColumn, LazyColumn
 from harness.core.foreign import shortened, shown
 from harness.core.record import Measurement
 from harness.errors import ResultsError
@@ -32,28 +32,29 @@ MAX_MESSAGE = 300
 """Characters of what pyarrow reports."""
 
 
-def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
-    """The Parquet file of a record, None if no measurement has more than one value.
+def find_excess(values: int) -> str | None:
+    """Why a record cannot have so many values; None if it can."""
+    if values <= MAX_ROWS:
+        return None
+    return f"{values:,} values are more than {MAX_ROWS:,}, the most that a record may have"
+
+
+def write_evidence(measurements: Sequence[Measurement], above: int = 1) -> bytes | None:
+    """The Parquet file of measurements with more than so many values; None if there is none.
 
     One row per value: which measurement it belongs to, the value, its weight, item and cluster. Raises ValueError for
     more than ``MAX_ROWS``, and for what ``read_evidence`` would refuse.
     """
     import pyarrow as pa
 
-    many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
+    many = {index: m for index, m in enumerate(measurements) if len(m.values) > above}
     if not many:
         return None
-    if (rows := sum(len(m.values) for _, m in many)) > MAX_ROWS:
-        raise ValueError(f"{rows} values are more than {MAX_ROWS}, the most that a record may have")
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for index, m in many:
-        blanks = [None] * len(m.values)
-        columns["measurement"] += [index] * len(m.values)
-        columns["value"] += m.values
-        columns["weight"] += m.weights or blanks
-        columns["item_id"] += m.item_ids or blanks
-        columns["cluster_id"] += m.cluster_ids or blanks
-    table = pa.table(columns, schema=_schema())
+    excess = find_excess(sum(len(m.values) for m in many.values()))
+    if excess is not None:
+        most = max(many.values(), key=lambda m: len(m.values))
+        raise ValueError(f"{excess}; {len(most.values):,} of them are of {shortened(most.metric)}")
+    table = pa.table(_columns(many), schema=_schema())
     try:
         return _written(table)
     except OutOfBoundsError:  # many equal values without ids, which compress as well as a bomb
@@ -61,6 +62,75 @@ def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
             return _written(table, compression="none", use_dictionary=False)
         except OutOfBoundsError as error:
             raise ValueError(f"its evidence would be too large to be read again: {error}") from None
+
+
+def without_evidence(measurements: Sequence[Measurement], above: int = 1) -> tuple[Measurement, ...]:
+    """The measurements without what ``write_evidence`` writes of them."""
+    return tuple(
+        replace(m, values=(), weights=(), item_ids=(), cluster_ids=()) if len(m.values) > above else m
+        for m in measurements
+    )
+
+
+def _columns(measurements: Mapping[int, Measurement]) -> dict[str, Any]:
+    """The rows of measurements, by their places, as Arrow arrays; no value becomes a Python object."""
+    import numpy as np
+
+    every = list(measurements.values())
+    sizes = [len(m.values) for m in every]
+    return {
+        "measurement": _array(np.repeat(np.array(list(measurements), np.int32), sizes)),
+        "value": _array(_joined([m.values for m in every], sizes)),
+        "weight": _array(_joined([m.weights for m in every], sizes), _present_in([m.weights for m in every], sizes)),
+        "item_id": _texts([m.item_ids for m in every], sizes),
+        "cluster_id": _texts([m.cluster_ids for m in every], sizes),
+    }
+
+
+def _joined(columns: Sequence[Sequence[float]], sizes: Sequence[int]) -> Any:
+    """Columns of numbers one after another; zeros where one is empty."""
+    import numpy as np
+
+    pairs = zip(columns, sizes, strict=True)
+    return np.concatenate([np.asarray(column, np.float64) if column else np.zeros(size) for column, size in pairs])
+
+
+def _present_in(columns: Sequence[Sequence[Any]], sizes: Sequence[int]) -> Any:
+    """Whether each row has a value, because the column of its measurement is not empty."""
+    import numpy as np
+
+    return np.repeat(np.array([bool(column) for column in columns]), sizes)
+
+
+def _texts(columns: Sequence[Sequence[str]], sizes: Sequence[int]) -> Any:
+    """Columns of texts one after another, in which each text is once; columns that measurements share are read once."""
+    import numpy as np
+    import pyarrow as pa
+
+    places: dict[str, int] = {}
+    read: dict[int, Any] = {}
+    for column, size in zip(columns, sizes, strict=True):
+        if column and id(column) not in read:
+            read[id(column)] = np.fromiter((places.setdefault(text, len(places)) for text in column), np.int32, size)
+    indices = [
+        read[id(column)] if column else np.zeros(size, np.int32) for column, size in zip(columns, sizes, strict=True)
+    ]
+    named = _array(np.concatenate(indices), _present_in(columns, sizes))
+    return pa.DictionaryArray.from_arrays(named, pa.array(list(places), pa.string()))
+
+
+def _array(values: Any, present: Any = None) -> Any:
+    """A numpy array as an Arrow array that shares its memory, with values where ``present`` says so; None: everywhere.
+
+    ``pyarrow.array`` is not used here, because it imports pandas for an array of numpy.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    whole = present is None or present.all()
+    bitmap = None if whole else pa.py_buffer(np.packbits(present, bitorder="little"))
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
 
 
 def _written(table: Any, **settings: Any) -> bytes:
@@ -90,14 +160,23 @@ def read_evidence(
 ) -> tuple[Measurement, ...]:
     """The measurements, each without values filled from the Parquet file with this content; ``name`` is for messages.
 
-    With ``file``, where the content is from, long columns are read from there when they are used, and not kept.
-    Raises ResultsError if it cannot be read, has too much, lacks values or has others, or holds NaN or infinity.
+    Long columns stay arrays. With ``file``, where the content is from, they are read from there when they are used, and
+    not kept. Raises ResultsError if it cannot be read, has too much, lacks values or has others, or holds NaN or
+    infinity.
     """
     found = _values(_table(content, name), name, {index: m for index, m in enumerate(measurements) if not m.values})
     if file is not None and any(len(each.values) > FEW_VALUES for each in found.values()):
         _RECENT.add(file, found)
+    known: dict[int, ArrayColumn[Any]] = {}
+
+    def columns(index: int, held: Mapping[str, Any]) -> Mapping[str, LazyColumn[Any]]:
+        if file is not None:
+            return file.columns(index, {each: len(column) for each, column in held.items()})
+        return {each: known.setdefault(id(column), ArrayColumn(column)) for each, column in held.items()}
+
     return tuple(
-        _filled(m, found[index], file, index, name) if index in found else m for index, m in enumerate(measurements)
+        _filled(m, found[index], partial(columns, index), name) if index in found else m
+        for index, m in enumerate(measurements)
     )
 
 
@@ -201,7 +280,7 @@ def _groups(owners: Any, order: Any) -> tuple[list[int], list[Any]]:
 
 
 def _values(table: Any, name: str, lacking: Mapping[int, Measurement] | None) -> dict[int, Values]:
-    """The values of each measurement that has some.
+    """The values of each measurement that has some; ids that are those of the measurement before are the same object.
 
     Raises ResultsError if they are not those that measurements lack, or for NaN, infinity and what is missing; with
     None for ``lacking``, what was checked before is not checked again.
@@ -211,9 +290,7 @@ def _values(table: Any, name: str, lacking: Mapping[int, Measurement] | None) ->
     order = owners.argsort(kind="stable")
     rows = dict(zip(*_groups(owners[order], order), strict=True))
     if lacking is None:
-        return {
-            index: Values(*(_some(values[own], there[own]) for values, there in columns)) for index, own in rows.items()
-        }
+        return _sharing({index: _checked_before(columns, own) for index, own in rows.items()})
     if strange := sorted(rows.keys() - lacking.keys())[:1]:
         raise ResultsError(f"{name}: has values of measurement {strange[0]}, which the record does not lack")
     found = {}
@@ -227,21 +304,41 @@ def _values(table: Any, name: str, lacking: Mapping[int, Measurement] | None) ->
                 for column, (values, there) in zip(COLUMNS[1:], columns, strict=True)
             )
         )
-    return found
+    return _sharing(found)
 
 
-def _filled(m: Measurement, found: Values, file: EvidenceFile | None, index: int, name: str) -> Measurement:
-    """The measurement with its values. Raises ResultsError if there are none, or for a weight that cannot be."""
-    held: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(found)}
+def _sharing(found: Mapping[int, Values]) -> dict[int, Values]:
+    """The same, with one array where a measurement has the ids of the one before."""
+    shared: dict[int, Values] = {}
+    last: Values | None = None
+    for index, own in found.items():
+        last = last or own
+        items, clusters = _same(last.item_ids, own.item_ids), _same(last.cluster_ids, own.cluster_ids)
+        shared[index] = last = replace(own, item_ids=items, cluster_ids=clusters)
+    return shared
+
+
+def _same(known: Any, column: Any) -> Any:
+    """The known column instead of one that is equal to it."""
+    return known if len(known) == len(column) and (known == column).all() else column
+
+
+def _filled(
+    m: Measurement, found: Values, columns: Callable[[Mapping[str, Any]], Mapping[str, Any]], name: str
+) -> Measurement:
+    """The measurement with its values, in ``columns`` if they are many.
+
+    Raises ResultsError if there are none, or for a weight that cannot be.
+    """
     if not len(found.values):
         raise ResultsError(f"{name}: has no values of {shortened(m.metric)}")
     if len(found.weights) and found.weights.min() < 0:
         raise ResultsError(f"{name}: {shortened(m.metric)} has a negative weight")
-    if file is None or len(found.values) <= FEW_VALUES:
-        held = {each: tuple(column.tolist()) for each, column in held.items()}
-    else:
-        held = dict(file.columns(index, {each: len(column) for each, column in held.items() if len(column)}))
-    return replace(m, **held)
+    held: dict[str, Any] = {each.name: column for each in fields(found) if len(column := getattr(found, each.name))}
+    if len(found.values) > FEW_VALUES:
+        return replace(m, **columns(held))
+    few: dict[str, Any] = {each: tuple(column.tolist()) for each, column in held.items()}
+    return replace(m, **few)
 
 
 def _shared(column: Any) -> Any:
@@ -281,9 +378,9 @@ def _valid(array: Any) -> Any:
     return bits[array.offset : array.offset + len(array)].astype(bool)
 
 
-def _some(values: Any, there: Any) -> Any:
-    """The values, or none of them if they are missing."""
-    return values if there.any() else values[:0]
+def _checked_before(columns: Sequence[tuple[Any, Any]], own: Any) -> Values:
+    """The rows of a measurement of which each column has all values, or none."""
+    return Values(*(values[own] if there[own].any() else values[:0] for values, there in columns))
 
 
 def _present(values: Any, there: Any, name: str) -> Any:

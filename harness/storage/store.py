@@ -17,11 +17,11 @@ from pathlib import Path
 from harness.core.foreign import shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.json_values import not_finite
-from harness.core.record import Damaged, Failure, Measurement, RunRecord
+from harness.core.record import Damaged, Failure, RunRecord
 from harness.errors import ResultsError, reason_of
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.disk import Disk
-from harness.storage.evidence import write_evidence
+from harness.storage.evidence import without_evidence, write_evidence
 from harness.storage.index import is_indexed, note
 from harness.storage.json_codec import encode
 from harness.storage.place import LocalPlace, StorePlace
@@ -181,11 +181,6 @@ def _files(record: RunRecord, log: bytes | None) -> Mapping[str, bytes]:
 
 def record_file(record: RunRecord, files: Mapping[str, FileSeal]) -> bytes:
     """The JSON of a record, without the content of the Parquet file, sealed."""
-    slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
-    outcome = replace(record.outcome, measurements=tuple(slim))
+    outcome = replace(record.outcome, measurements=without_evidence(record.outcome.measurements))
     plain = encode(replace(record, outcome=outcome)).encode(errors="replace")  # a file name may hold half a character
     return (json.dumps(seal(json.loads(plain), files), indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _without_arrays(measurement: Measurement) -> Measurement:
-    return replace(measurement, values=(), weights=(), item_ids=(), cluster_ids=())

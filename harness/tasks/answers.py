@@ -123,6 +123,14 @@ def aspects(answer: Completion, scored: Scored, score: Callable[[Sequence[str]],
     return found
 
 
+def values_per_question(samples: int) -> int:
+    """The fewest values of a question that is answered so many times: a score, and of several what happened in each."""
+    if samples == 1:
+        return 1
+    kept = len(ASPECT_BY_NAME.keys() - {THINKING.name, FORMAT.name})  # not every task has these
+    return samples * (1 + len((TEXT,)) + kept) + len((PROMPT, TARGET))
+
+
 def beginnings(text: str) -> list[str]:
     """The text as if it had ended at the end of a sentence or a line; evenly chosen ones if there are many."""
     ends = [match.end() for match in _ENDS.finditer(text) if text[match.end() :].strip()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.core.identity import Scalar, digest
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
-from harness.errors import InvalidRunError, UnsupportedError
+from harness.errors import InvalidRunError, RunError, UnsupportedError
+from harness.storage.evidence import find_excess
 from harness.tasks.aggregation import FIGURES, headline, kept, mean
 from harness.tasks.answers import (
     MOST_SCORED,
@@ -23,6 +24,7 @@ from harness.tasks.answers import (
     evidence,
     majority,
     spaced,
+    values_per_question,
 )
 from harness.tasks.definitions import load
 
@@ -78,9 +80,10 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
     function of their mean, else only that figure. A group's questions are pooled, with the weights that lm-eval gives
     its tasks. If questions are answered several times, each value is that of one answer, and the answers of a question
     are one cluster. Raises UnsupportedError if the questions cannot be loaded, and if answers were to be sampled and
-    the task has none.
+    the task has none; RunError, before anything is asked, for more answers than a record may have.
     """
     loaded = load(workload)
+    _refuse_too_many(workload, loaded["tasks"].values())
     rounds = [_ask(lm, workload, loaded, sample) for sample in range(workload.samples)]
     asked = rounds[0].asked
     protocol = _protocol(workload.name, lm, workload, asked)
@@ -93,6 +96,19 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
         ),
         (*_majority(written, protocol), *_evidence(written, {**protocol, **_task_protocol(workload.name, asked)})),
     )
+
+
+def _refuse_too_many(workload: TaskWorkload, tasks: Iterable[Any]) -> None:
+    if workload.samples == 1:
+        return
+    counts = [len(task.eval_docs) for task in tasks]
+    questions = sum(min(count, workload.limit or count) for count in counts)
+    excess = find_excess(questions * values_per_question(workload.samples))
+    if excess is not None:
+        raise RunError(
+            f"{excess}: {questions:,} questions of {workload.name} are answered {workload.samples:,} times each; lower "
+            "'samples' or 'limit'"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pytest
 from run_specs import run_spec
 
 from harness.core.inputs import Input, InputFile
-from harness.core.record import Outcome
+from harness.core.record import Measurement, Outcome
 from harness.core.site import MAIN, Machine, Node
 from harness.errors import ResultsError, UsageError
 from harness.execution import agent, local
@@ -25,9 +25,11 @@ from harness.execution.agent import AgentSettings, Heartbeat, RemoteAgent
 from harness.execution.cluster import ClusterSite, NodeReport, StackReport, report_node
 from harness.execution.executor import RunLost
 from harness.execution.local import local_site
+from harness.storage.evidence import FEW_VALUES
 from harness.storage.json_codec import decode, encode
 
-OK = Outcome("ok")
+LONG = Measurement("kl", 2, "nat", "lower", "paired", tuple(n / 7 for n in range(FEW_VALUES + 1)))
+OK = Outcome("ok", measurements=(LONG,))
 WORKER = f"""
 import json, os, sys, time
 spec, inputs, outcome, cache, events = sys.argv[1:]

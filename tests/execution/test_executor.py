@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from harness.execution.local import LocalExecutor, LocalSite, local_site
 from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
-from harness.storage.json_codec import decode, encode
+from harness.storage.json_codec import encode
+from harness.storage.outcome_file import read_outcome
 from harness.storage.store import LOG
 
 pytestmark = pytest.mark.heavy
@@ -62,8 +62,7 @@ class Polite:
         with os.fdopen(read, encoding="utf-8") as phases:
             for line in phases:
                 on_phase(line.strip())
-        raw = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-        return decode(Outcome, raw, "outcome.json"), b"polite\n" + ended.stdout
+        return read_outcome(folder / "outcome.json"), b"polite\n" + ended.stdout
 
     def stop(self) -> None:
         """It runs one at a time."""

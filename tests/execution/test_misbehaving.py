@@ -66,6 +66,18 @@ CASES = {
         "UnicodeEncodeError",
         "the run's figures cannot be written: 'utf-8' codec can't encode",
     ),
+    "too many values": (
+        "import harness.storage.evidence\n"
+        "from harness.core.record import Measurement\n"
+        "harness.storage.evidence.MAX_ROWS = 300\n"
+        "values = tuple(map(float, range(301)))\n"
+        "context.add([Measurement('one', 1, 's', 'lower', 'exact', (1.0,))])\n"
+        "context.add([Measurement('many', 1, 's', 'lower', 'samples', values)])",
+        "invalid",
+        "ValueError",
+        "the run's figures cannot be written: 301 values are more than 300, the most that a record may have; 301 of "
+        "them are of many",
+    ),
     "mess and error": (LEAVE_A_MESS + "raise RuntimeError('after all')", "failed", "RuntimeError", "after all"),
 }
 
@@ -94,6 +106,9 @@ def test_whatever_a_library_raises_is_a_record(execute, code: str, status: str, 
     assert (outcome.status, failure.type, failure.phase) == (status, kind, "library"), (failure, log)
     assert failure.message.startswith(message)
     encode(outcome).encode("utf-8")  # it can be saved
+    assert [m.metric for m in outcome.measurements if m.metric in ("one", "many")] == (
+        ["one"] * ("301 values" in message)
+    )
     if status == "failed":
         assert b"misbehave" in log  # the traceback, also where the library closed the log
 

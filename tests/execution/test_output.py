@@ -14,6 +14,7 @@ from harness.errors import ResultsError
 from harness.execution import output
 from harness.execution.output import Log, Phases, Pipe, read_outcome
 from harness.execution.worker import MAX_MESSAGE_CHARACTERS
+from harness.storage import outcome_file
 from harness.storage.json_codec import encode
 
 BLOCKS = st.lists(st.binary(max_size=40), max_size=20)
@@ -141,7 +142,7 @@ def test_what_is_no_file_is_refused_and_does_not_hang(tmp_path: Path, replace: o
 
 
 def test_an_outcome_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "MAX_OUTCOME_BYTES", 100)
+    monkeypatch.setattr(outcome_file, "MAX_OUTCOME_BYTES", 100)
     (tmp_path / "outcome.json").write_text(encode(FAILED) + " " * 100)
     with pytest.raises(ResultsError, match="larger than 100 bytes"):
         read_outcome(tmp_path / "outcome.json")

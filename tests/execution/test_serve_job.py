@@ -183,6 +183,19 @@ def test_levels_between_bisect_the_load(tiny: Path, monkeypatch: pytest.MonkeyPa
     assert found(context, "serving_largest_load").values == (4.0,)
 
 
+def test_gaps_that_a_record_cannot_have_are_left_out_with_a_label(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    natural = replace(WORKLOAD, natural=True)
+    whole = measured(natural, tiny, monkeypatch, Planted())
+    values = sum(len(each.values) for each in whole.measurements)
+    assert not any(each.code == "gaps_left_out" for each in whole.labels)
+    monkeypatch.setattr("harness.execution.jobs.serve.MAX_ROWS", values - 200)  # of 3 levels of 20 requests of 7 gaps
+    context = measured(natural, tiny, monkeypatch, Planted())
+    (label,) = (each for each in context.labels if each.code == "gaps_left_out")
+    assert label.sentence.startswith("times between tokens are those of one in 2 requests")
+    assert [len(found(context, "serving_gap_s", level=level).values) for level in natural.levels] == [70, 70, 70]
+    assert found(context, "serving_ttft_s", level=4.0) == found(whole, "serving_ttft_s", level=4.0)
+
+
 def test_an_slo_that_no_load_holds_names_the_nearest(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = measured(
         replace(WORKLOAD, arrival="concurrent", slo=Slo(ttft_s=0.001, itl_s=0.02)), tiny, monkeypatch, Planted()

@@ -13,6 +13,7 @@ from run_specs import run_spec
 
 from harness.api.pack import pack
 from harness.core.inputs import Input
+from harness.core.label import Fact
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
@@ -32,6 +33,7 @@ from harness.storage.store import Store
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
 NLL = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.0), {"context": 8}, (1.0, 1.0), ("0", "1"))
+SIZE = Measurement("weight_bytes", 1, "byte", "lower", "exact", (9.0,))
 LOG = b"the log of the run"
 
 
@@ -55,7 +57,7 @@ class Pretender:
         self.made.append(spec.kind)
         cache = self.site.artifacts
         cache.verify(spec)
-        outcome = Outcome("ok", measurements=(NLL,))
+        outcome = Outcome("ok", measurements=(NLL, SIZE), facts=(Fact("layers", {"Linear": 2}),))
         if spec.job.cached:
             with cache.filling(spec, "token") as part:
                 (part / "model.safetensors").write_bytes(bytes(1000))
@@ -143,7 +145,11 @@ def test_figures_too_large_for_a_record_are_an_invalid_run(place: Place, monkeyp
     monkeypatch.setattr("harness.storage.evidence.MAX_ROWS", 1)
     first, *others = place.run()
     assert first.outcome.failure is not None
-    assert first.outcome.failure.message == "2 values are more than 1, the most that a record may have"
+    assert first.outcome.failure.message == (
+        "2 values are more than 1, the most that a record may have; 2 of them are of nll"
+    )
+    assert first.outcome.measurements == (SIZE,)
+    assert first.outcome.facts == (Fact("layers", {"Linear": 2}),)
     assert [first.status, *(each.status for each in others)] == ["invalid", "unsupported", "unsupported"]
     assert place.store.read().damaged == ()
 
@@ -199,7 +205,7 @@ def test_a_finished_run_survives_a_disk_that_fails(
     assert [record.attempt for record in records] == [1, 1, 1]
     (taken,) = place.of(TakenIn)
     assert taken.record.spec.kind == kind  # type: ignore[union-attr]
-    assert taken.record.outcome.measurements == (NLL,)  # type: ignore[union-attr]
+    assert taken.record.outcome.measurements == (NLL, SIZE)  # type: ignore[union-attr]
     log = place.store.folder("sweep", taken.record.spec.run_id) / "1" / "log.txt"  # type: ignore[union-attr]
     assert log.read_bytes() == LOG
     assert not list(place.spills[0].rglob("record.json"))

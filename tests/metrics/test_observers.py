@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.core.capability import Factored, Logits
+from harness.core.column import ArrayColumn
 from harness.core.engine import LoadRequest
 from harness.core.metric import Chunk, Windows
 from harness.core.record import Measurement
@@ -142,6 +143,14 @@ def agreement(one: torch.Tensor, other: torch.Tensor, count: int) -> list[float]
     """The part of each row's ``count`` highest that both have."""
     sets = [[set(row) for row in each.sort(descending=True).indices[:, :count].tolist()] for each in (one, other)]
     return [len(a & b) / count for a, b in zip(*sets, strict=True)]
+
+
+def test_quantities_are_columns_and_share_what_names_their_values(pair) -> None:
+    _, other, windows, kept = pair
+    found = list(diverge(other, windows, kept).values())
+    assert {type(each) for m in found for each in (m.values, m.item_ids, m.cluster_ids)} == {ArrayColumn}
+    assert len({id(m.item_ids) for m in found}) == len({id(m.cluster_ids) for m in found}) == 1
+    assert found[0].item_ids[0] == "0:1"
 
 
 def test_divergence_is_exact(pair) -> None:

@@ -130,6 +130,13 @@ def test_requests_beyond_the_context_are_unsupported(tiny: Path, tmp_path: Path)
         ("{concurrency: [1], slo: {tfft: 1s}}", "unknown key; did you mean 'ttft'?"),
         ("{concurrency: [1], prompts: {text: demmo}}", "unknown text 'demmo'; did you mean 'demo'?"),
         ("{concurrency: [0]}", "measure.serving.concurrency"),
+        ("{concurrency: [4, 4]}", "measure.serving.concurrency: expected no duplicates"),
+        ("{arrival: constant, rates: [1, 1.0]}", "measure.serving.rates: expected no duplicates"),
+        (
+            "{arrival: constant, rates: [2, 2.0000001]}",
+            "measure.serving.rates: expected rates that differ in their first six digits; two are shown as 2",
+        ),
+        ("{concurrency: [1]}\n  serving: {concurrency: [1]}", "duplicate key 'serving'"),
         ("{concurrency: [1], arrival: bursts}", "measure.serving.arrival"),
     ],
 )
@@ -141,4 +148,4 @@ def test_what_a_recipe_may_not_ask(tiny: Path, tmp_path: Path, serving: str, exp
     with pytest.raises(RecipeError) as caught:
         plan(load_recipe(path), HERE)
     assert expected in str(caught.value)
-    assert "bad.yaml:6" in str(caught.value)
+    assert f"bad.yaml:{7 if 'duplicate key' in expected else 6}" in str(caught.value)

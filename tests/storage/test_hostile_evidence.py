@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.core.column import ArrayColumn
 from harness.core.protocols import fault_of
 from harness.core.record import Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.errors import NewerRecordError, ResultsError
-from harness.storage.evidence import read_evidence, write_evidence
+from harness.storage.evidence import FEW_VALUES, read_evidence, write_evidence
 from harness.storage.json_codec import decode, encode
 from harness.storage.reading import read_results
 from harness.storage.seal import EVIDENCE, RECORD, file_seal, seal
@@ -45,6 +46,16 @@ def test_evidence_comes_back_as_it_was() -> None:
     content = write_evidence([COUNT, whole])
     assert content is not None
     assert read_evidence(content, "e", [COUNT, EMPTY]) == (COUNT, whole)
+
+
+def test_many_values_come_back_in_columns() -> None:
+    values = tuple(map(float, range(FEW_VALUES + 1)))
+    long = replace(EMPTY, values=values, item_ids=tuple(map(str, values)))
+    content = write_evidence([long])
+    assert content is not None
+    (found,) = read_evidence(content, "e", [EMPTY])
+    assert found == long
+    assert (type(found.values), type(found.item_ids), found.weights) == (ArrayColumn, ArrayColumn, ())
 
 
 def test_many_equal_values_come_back_as_they_were() -> None:

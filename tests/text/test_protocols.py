@@ -272,3 +272,11 @@ def test_an_empty_text_has_no_document(tmp_path: Path) -> None:
     path.write_text(" \n")
     with pytest.raises(UnsupportedError, match="holds no document"):
         windows(path, "lm-eval", 8, Letters())
+
+
+@pytest.mark.parametrize("protocol", PRESETS)
+def test_a_protocol_says_how_many_tokens_of_a_window_it_scores(text: Path, protocol: str) -> None:
+    stride = 3 if PRESETS[protocol].strided else None
+    found = windows(text, protocol, 10, Letters(), stride=stride)
+    second = len(found.tokens[1]) - found.firsts[1]
+    assert PRESETS[protocol].scored(10, stride) == second

@@ -17,7 +17,7 @@ from harness.core.capability import Endpoint
 from harness.core.identity import Scalar
 from harness.core.job import MeasureServing
 from harness.core.record import Measurement
-from harness.core.workload import ServingWorkload, Slo
+from harness.core.workload import ServingWorkload, Slo, shown_level
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks.drift import drift
 from harness.execution.context import Context
@@ -26,11 +26,12 @@ from harness.execution.load import LoadGenerator, load_generator_of
 from harness.libraries.load_generator import INTERPRETER
 from harness.libraries.serving import LOG
 from harness.metrics.energy import meters
-from harness.metrics.serving import counter, largest
+from harness.metrics.serving import counter, fitted, largest
 from harness.models.gguf.tokenizer import tokenizer_of
 from harness.plugins import metric
 from harness.stats.capacity import largest_level, next_level
 from harness.stats.serving import Answered, answered, in_bursts, misses, undriven
+from harness.storage.evidence import MAX_ROWS
 from harness.text.load import Prompts, digest_of, requests
 
 
@@ -57,7 +58,10 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
         endpoint = running.enter_context(context.serve(folder))
         with context.phase("start load generator"):
             generator = running.enter_context(load_generator_of(python, endpoint))
-        _climb(job, context, _UnderLoad(endpoint, generator, job.serving, prompts))
+        try:
+            _climb(job, context, _UnderLoad(endpoint, generator, job.serving, prompts))
+        finally:
+            _fit(context)
     context.labels += drift(context.moments, (), warm=False)
 
 
@@ -74,7 +78,7 @@ def _climb(job: MeasureServing, context: Context, server: _UnderLoad) -> None:
         return
     for _ in range(workload.bisect):
         level = next_level(list(measured), _met(measured, slo), slo.share, workload.arrival == "concurrent")
-        if level is None or level in measured:
+        if level is None or shown_level(level) in map(shown_level, measured):
             break
         measured[level] = _measure(job, context, server, level)
         measured = dict(sorted(measured.items()))
@@ -83,6 +87,13 @@ def _climb(job: MeasureServing, context: Context, server: _UnderLoad) -> None:
     context.add([largest(held, workload.unit, slo, {**workload.protocol, "client": server.generator.version})])
     if not held:
         _report_nearest(context, workload, measured, slo)
+
+
+def _fit(context: Context) -> None:
+    """Leaves gaps out if all levels together have more values than a record may have; a label says how many."""
+    context.measurements, step = fitted(context.measurements, MAX_ROWS)
+    if step > 1:
+        context.label("gaps_left_out", step=step)
 
 
 def _met(measured: Mapping[float, Sequence[Answered]], slo: Slo) -> list[list[float]]:
@@ -100,7 +111,7 @@ def _report_nearest(
     context.fact(
         "slo_not_held",
         slo=slo.label,
-        level=f"{level:g} {workload.unit}",
+        level=f"{shown_level(level)} {workload.unit}",
         share=shares[level],
         missed=missed.most_common(1)[0][0],
     )
@@ -125,7 +136,7 @@ def _measure(job: MeasureServing, context: Context, server: _UnderLoad, level: f
     found = every[workload.warmup :]
     if (reason := undriven(found)) is not None:
         raise InvalidRunError(
-            f"{level:g} {workload.unit}: {reason}; lower the rate, or give the client cores of its own"
+            f"{shown_level(level)} {workload.unit}: {reason}; lower the rate, or give the client cores of its own"
         )
     protocol: dict[str, Scalar] = {
         **workload.protocol,
@@ -151,7 +162,7 @@ def _note_answers(context: Context, workload: ServingWorkload, level: float, fou
     failed = [each.error for each in found if each.error]
     if failed:
         ((reason, _),) = Counter(failed).most_common(1)
-        where = f"{level:g} {workload.unit}"
+        where = f"{shown_level(level)} {workload.unit}"
         context.fact("requests_failed", failed=len(failed), requests=len(found), level=where, reason=reason)
     if in_bursts(found):
         context.fact("tokens_in_bursts")

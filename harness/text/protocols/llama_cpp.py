@@ -24,7 +24,11 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
     if bos:
         tokens = [[ids[0], *window[1:]] for window in tokens]
     conditions = {"stride": size, "bos": "every window" if bos else "none", "joiner": ""}
-    return Cut(text, tokens, [size // 2 + 1] * len(tokens), conditions)
+    return Cut(text, tokens, [_unscored(size)] * len(tokens), conditions)
+
+
+def _unscored(context: int) -> int:
+    return context // 2 + 1
 
 
 LLAMA_CPP = Preset(
@@ -32,4 +36,5 @@ LLAMA_CPP = Preset(
     summary="the file as it is, windows without overlap that begin with BOS, their second half scored",
     context=512,
     cut=cut,
+    unscored=_unscored,
 )

@@ -110,4 +110,5 @@ LM_EVAL = Preset(
     summary="documents one by one, punctuation restored, rolling windows; per token, word and byte",
     context=2048,
     cut=cut,
+    unscored=lambda context: 0,
 )

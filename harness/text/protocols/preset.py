@@ -31,15 +31,27 @@ class Cut:
     amounts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
+def _first_alone(context: int) -> int:
+    return 1
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A named protocol. ``cut`` raises UnsupportedError if the text is too short or the tokenizer lacks a token."""
+    """A named protocol. ``cut`` raises UnsupportedError if the text is too short or the tokenizer lacks a token.
+
+    ``unscored`` is how many tokens of a window of so many are only read.
+    """
 
     name: str
     summary: str
     context: int
     cut: Callable[[PerplexityWorkload, Any], Cut]
     strided: bool = False
+    unscored: Callable[[int], int] = _first_alone
+
+    def scored(self, context: int, stride: int | None) -> int:
+        """How many tokens of a window are scored; of windows that overlap the first one has more."""
+        return context - self.unscored(context) if stride is None else min(stride, context - 1)
 
 
 def joined(workload: PerplexityWorkload, tokenizer: Any) -> tuple[str, list[int]]:
