@@ -23,6 +23,8 @@ from harness.stats.repeats import FEWEST_PROCESSES, no_interval, of_process, ove
 RESAMPLES = 2000
 WITHIN = 200
 """Resamples of the iterations of one process."""
+AT_ONCE = 2_000_000
+"""Timings of resamples that are in memory at the same time: of a hundred thousand timings, 20 resamples."""
 SEED = 2013
 FENCE = 3.0
 """Interquartile ranges beyond the quartiles: Tukey's outer fences, "Exploratory Data Analysis" (1977), section 2E."""
@@ -115,29 +117,24 @@ def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
 def resampled_medians(timings: Timings, generator: np.random.Generator) -> Floats:
     """Medians (WITHIN,) of as many iterations as there are, drawn with replacement.
 
-    Nothing is copied: the sorted timings determine how many of each iteration lie at or before a place. The median is
-    the place that half of the drawn timings reach, found by bisection for all resamples at once.
+    No timing is copied: each of the sorted timings counts as often as its iteration was drawn, and the median is where
+    half of the drawn timings are reached. Resamples are made some at a time, so that memory grows with the timings
+    alone: the requests of a server under load are many, and each is an iteration.
     """
-    seconds = np.asarray(timings.seconds)
+    seconds = np.asarray(timings.seconds, dtype=np.float64)
     _, members = np.unique(np.asarray(timings.iterations), return_inverse=True)
-    count = timings.count
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=WITHIN)
     order = np.argsort(seconds, kind="stable")
-    reached = np.cumsum(np.eye(count, dtype=np.int64)[members[order]], axis=0)
-    sizes = drawn @ reached[-1]
-    ends = [_place(reached, drawn, rank) for rank in ((sizes + 1) // 2, sizes // 2 + 1)]
-    return np.asarray((seconds[order][ends[0]] + seconds[order][ends[1]]) / 2, dtype=np.float64)
-
-
-def _place(reached: Ints, drawn: Ints, rank: Ints) -> Ints:
-    """The first place with at least ``rank`` drawn timings at or before it."""
-    low: Ints = np.zeros(len(drawn), dtype=np.int64)
-    high: Ints = np.full(len(drawn), len(reached) - 1, dtype=np.int64)
-    while (low < high).any():
-        middle = (low + high) // 2
-        enough = (reached[middle] * drawn).sum(axis=1) >= rank
-        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
-    return low
+    rising, iteration = seconds[order], members[order]
+    shares = np.full(timings.count, 1 / timings.count)
+    rows = max(AT_ONCE // len(seconds), 1)
+    medians = []
+    for begin in range(0, WITHIN, rows):
+        drawn = generator.multinomial(timings.count, shares, size=min(rows, WITHIN - begin))
+        reached = np.cumsum(drawn[:, iteration], axis=1)
+        sizes = reached[:, -1:]
+        ends = [(reached < rank).sum(axis=1) for rank in ((sizes + 1) // 2, sizes // 2 + 1)]
+        medians.append((rising[ends[0]] + rising[ends[1]]) / 2)
+    return np.concatenate(medians)
 
 
 @lru_cache(maxsize=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -104,6 +105,28 @@ def test_resampled_medians_are_those_of_the_timings_drawn(iterations: list[list[
     sizes = [len(each) for each in iterations]
     written = [np.median(np.repeat(every, np.repeat(row, sizes))) for row in drawn]
     assert found == pytest.approx(written)
+
+
+def test_medians_are_the_same_however_many_resamples_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    timings = Timings(0, [1.0 + number % 7 for number in range(50)], [str(number // 2) for number in range(50)])
+    together = resampled_medians(timings, np.random.default_rng(1))
+    monkeypatch.setattr(timing, "AT_ONCE", 150)  # three at a time
+    assert resampled_medians(timings, np.random.default_rng(1)).tolist() == together.tolist()
+
+
+def test_memory_grows_with_the_timings_alone() -> None:
+    """A process with 20,000 requests, each an iteration of its own, has an interval like any other."""
+    count = 20_000
+    requests = Timings(0, [1.0 + number / count for number in range(count)], list(map(str, range(count))))
+    tracemalloc.start()
+    found = speed([requests], 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+    assert found.value == pytest.approx(1 / 1.5, rel=1e-3)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high < 1.02 * found.low
 
 
 def test_what_slows_both_cancels_in_the_ratio() -> None:
