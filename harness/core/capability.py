@@ -457,13 +457,17 @@ class Endpoint:
 
     ``url`` is its base without ``/v1``, and ``model`` the name that requests give. ``metrics_url`` shows its counters
     in Prometheus' text format; None if it has no such page. ``api_key_env`` names the environment variable that holds
-    the key that requests carry; None if they need none. The key itself is never kept.
+    the key that requests carry; None if they need none. The key itself is never kept. ``together`` is how many requests
+    it computes together, while others wait, and ``longest_tokens`` its longest text, new tokens included; None if that
+    is not known.
     """
 
     url: str
     model: str
     metrics_url: str | None = None
     api_key_env: str | None = None
+    together: int | None = None
+    longest_tokens: int | None = None
 
 
 def states_and_head(

@@ -80,7 +80,7 @@ class PlannedLoad:
     ``codes`` are None for an unquantized checkpoint. ``matrices`` are the shapes (outputs, inputs) of the decoder's
     quantized matrices by name, empty if not known yet, and ``attention`` is None then.
     ``tokens`` is the longest sequence that the run reads and writes, 0 if that is not known, and ``batch`` the most
-    sequences of that length that it decodes in step.
+    sequences of that length that it decodes in step. ``serves``: the engine's own server does that, not the run.
     """
 
     machine: Machine
@@ -91,6 +91,7 @@ class PlannedLoad:
     matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tokens: int = 0
     batch: int = 0
+    serves: bool = False
 
 
 def refuses_nothing(planned: PlannedLoad, params: Any) -> str | None:

@@ -100,6 +100,8 @@ class BaseJob:
     """Whether the cache keeps its artifact or result for other sweeps."""
     repeated: ClassVar[bool] = False
     """Whether it runs once per repetition and is compared only within one session."""
+    climbs: ClassVar[bool] = False
+    """Whether it measures one level of load after another, the lowest first."""
     alone: ClassVar[bool] = False
     """Whether nothing else may run on the machine meanwhile, because its figures are of time."""
     row_rank: ClassVar[int | None] = None
@@ -176,6 +178,11 @@ class BaseJob:
     def title(self, environment: Environment) -> str:
         """A short line for displays and logs."""
         raise NotImplementedError
+
+    @property
+    def counts_energy(self) -> bool:
+        """Whether it reads the energy counters of the machine that it runs on."""
+        return False
 
     @property
     def longest_tokens(self) -> int:
@@ -646,6 +653,10 @@ class MeasurePerformance(VariantJob):
         return f"{super().title(environment)} #{environment.repetition + 1}"
 
     @property
+    def counts_energy(self) -> bool:
+        return self.energy
+
+    @property
     def longest_tokens(self) -> int:
         return max(self.throughput.prompt_tokens) + self.throughput.new_tokens if self.throughput else 0
 
@@ -674,16 +685,22 @@ class MeasureServing(VariantJob):
     turn = 2
     cached = False
     repeated = True
+    climbs = True
     alone = True
     row_rank = 4
     reader_settings = ("gates",)
 
     @property
     def effort(self) -> JobEffort:
-        """Schedules take their time; the work of a level is about that of reading all of its tokens."""
+        """Schedules take their time; the work of a level is about that of reading all of its tokens.
+
+        Levels that bisect count like the lowest one, whose schedule is the longest; they are not known before.
+        """
         workload = self.serving
-        counts = [workload.requests_at(level) for level in workload.levels]
-        waits = 0.0 if workload.arrival == "concurrent" else sum(map(truediv, counts, workload.levels))
+        levels = (*workload.levels, *workload.bisect * workload.levels[:1])
+        warmup = workload.warmup if workload.requests else 0  # those of a duration come within it
+        counts = [warmup + workload.requests_at(level) for level in levels]
+        waits = 0.0 if workload.arrival == "concurrent" else sum(map(truediv, counts, levels))
         each = (workload.prompt_tokens or TYPICAL_PROMPT) + workload.new_tokens
         return JobEffort(loads=1, tokens=sum(counts) * each, apart_s=waits)
 
@@ -706,6 +723,10 @@ class MeasureServing(VariantJob):
 
     def title(self, environment: Environment) -> str:
         return f"{super().title(environment)} #{environment.repetition + 1}"
+
+    @property
+    def counts_energy(self) -> bool:
+        return self.energy
 
     @property
     def longest_tokens(self) -> int:

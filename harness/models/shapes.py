@@ -339,7 +339,10 @@ def attention_of(source: SourceModel) -> Attention | None:
     Unlike ``attention`` it does not ask transformers, which takes seconds. A window without ``layer_types`` counts for
     every layer, so that no cache is taken to be larger than it is.
     """
-    config = _configuration(source.ref)
+    try:
+        config = _configuration(source.ref)
+    except SourceError:  # a GGUF file of another architecture than those that are known
+        return None
     text = config.get("text_config") or config
     count, window = text.get("num_hidden_layers"), text.get("sliding_window")
     if not isinstance(count, int) or isinstance(window, list):

@@ -570,9 +570,7 @@ class _OfMethod:
             or (None if streamed else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
             or unsupported_job_reason(job, self.engine, sweep.site)
             or _too_long(self.source, job)
-            or refusal(
-                self._combination, self.on.attention, job.variant.kv_cache, job.longest_tokens, job.largest_batch
-            )
+            or refusal(self._combination, self.on.attention, job)
         )
         return replace(
             self._run(job, made, self.engine.stack, repetition),

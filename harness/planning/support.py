@@ -12,7 +12,6 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.engine import Engine, PlannedLoad
 from harness.core.format import GGUF_FORMAT, Codes
-from harness.core.identity import KvCache
 from harness.core.job import Conditions, VariantJob
 from harness.core.method import Needs
 from harness.core.model import MAIN_ENGINE, Attention
@@ -106,6 +105,11 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
         named = " or ".join(job.uses_one_of)
         streamed = " of a streamed model" if job.conditions.residency == "streamed" else ""
         return f"answers that are written need the capability {named}{streamed}, which {runtime.name} lacks"
+    if runtime.remote and job.counts_energy:
+        return (
+            f"the energy counters of this machine do not count what the server that {runtime.name} asks takes; leave "
+            "out measure.energy"
+        )
     for stack in job.stacks:
         if (reason := site.obstacle(stack)) is not None:
             sentence = f"a {job.kind} run uses a program of another stack than its engine's: {reason}"
@@ -159,10 +163,8 @@ def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> Reason | None
     return _missing_from(runtime.stack, runtime.packages, site)
 
 
-def refusal(
-    wanted: Combination, attention: Attention | None, kv_cache: KvCache = "model", tokens: int = 0, batch: int = 0
-) -> str | None:
-    """Why an engine refuses to load this variant here, with what its run needs; None if it may load it.
+def refusal(wanted: Combination, attention: Attention | None, job: VariantJob | None = None) -> str | None:
+    """Why an engine refuses to load this variant here, for any job or for this one; None if it may load it.
 
     Layers with parameters of their own are each put to the engine: it must read them all.
     """
@@ -172,11 +174,12 @@ def refusal(
             machine=wanted.machine,
             dtype=method.method.run_dtype(params, source.ref.dtype),
             codes=_codes(wanted, params),
-            kv_cache=kv_cache,
+            kv_cache=job.variant.kv_cache if job else "model",
             attention=attention,
             matrices=in_scope(source, wanted.scope.skip),
-            tokens=tokens,
-            batch=batch,
+            tokens=job.longest_tokens if job else 0,
+            batch=job.largest_batch if job else 0,
+            serves=job is not None and "serves" in job.uses,
         )
         if reason := engine.engine.refuses(planned, engine.params):
             return reason

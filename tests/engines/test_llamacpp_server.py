@@ -16,7 +16,8 @@ import pytest
 from serve_until import served
 
 from harness.core.capability import Generates
-from harness.core.engine import LoadRequest
+from harness.core.engine import LoadRequest, PlannedLoad
+from harness.core.site import Machine
 from harness.engines.endpoint.engine import ENDPOINT, EndpointModel, EndpointParams
 from harness.engines.llamacpp import server
 from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppParams
@@ -43,6 +44,20 @@ def test_each_slot_has_a_cache_of_its_own_text_and_the_variants_type() -> None:
     assert (narrow["--ctx-size"], narrow["--cache-type-k"], narrow["--cache-type-v"]) == ("18000", "q8_0", "q8_0")
     assert "--n-gpu-layers" not in usual
     assert arguments(replace(REQUEST, device="cuda"), 1024)["--n-gpu-layers"] == "999"
+
+
+def test_requests_that_no_slot_holds_are_refused_before_the_run() -> None:
+    def refused(tokens: int, serves: bool = True, **params: Any) -> str | None:
+        planned = PlannedLoad(Machine("cpu", "a CPU"), "float16", tokens=tokens, serves=serves)
+        return LLAMACPP.refuses(planned, LlamaCppParams(**params))
+
+    assert refused(8192 + 64) == (
+        "prompt and new tokens of a request, 8256, exceed the 4096 tokens that llama.cpp's server keeps in a slot; "
+        "raise slot_tokens"
+    )
+    assert refused(8192 + 64, slot_tokens=8256) is refused(4096) is None
+    assert refused(513, slot_tokens=512) is not None
+    assert refused(8192 + 64, serves=False) is None  # its library keeps what a run needs
 
 
 def test_a_library_built_without_the_server_says_how_to_build_both(

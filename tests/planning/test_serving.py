@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clock_server import MODEL, Answer, clock_server
 
+from harness import plugins
 from harness.api.plan import plan
 from harness.api.run import RunSettings, _missing_stacks, run_part
 from harness.api.workplace import Workplace
+from harness.core.effort import JobEffort
+from harness.core.engine import PlannedLoad
 from harness.core.site import Machine
 from harness.core.workload import Slo
 from harness.errors import RecipeError, UsageError
@@ -62,12 +66,12 @@ def test_an_engine_without_a_server_is_unsupported(tiny: Path) -> None:
     assert reason.startswith("a serve run needs the capability serves; transformers has only")
 
 
-def on_a_server(tiny: Path, stacks: Stacks, serving: dict[str, Any]) -> list[PlannedRun]:
+def on_a_server(tiny: Path, stacks: Stacks, serving: dict[str, Any], **measured: Any) -> list[PlannedRun]:
     """The loads on a server of the user's, which needs no stack of its own."""
     with clock_server(lambda number, active: Answer()) as server:
         served = {"served": {"url": server.url, "model": MODEL}}
         data = {"name": "s", "models": [str(tiny)], "methods": [served], "baseline": served, "engines": ["endpoint"]}
-        recipe = Recipe.model_validate_json(json.dumps({**data, "measure": {"serving": serving}}))
+        recipe = Recipe.model_validate_json(json.dumps({**data, "measure": {"serving": serving, **measured}}))
         return [each for each in plan(recipe, HERE, stacks) if each.spec.kind == "serve"]
 
 
@@ -111,6 +115,42 @@ def test_requests_beyond_the_context_are_unsupported(tiny: Path, tmp_path: Path)
     )
     assert runs
     assert all("prompt and new tokens, 100008, exceed" in (each.unsupported or "") for each in runs)
+
+
+def test_the_energy_of_a_server_of_the_users_is_not_counted_here(tiny: Path, tmp_path: Path) -> None:
+    stacks = Stacks(tmp_path, {"vllm": Path(sys.executable)})
+    assert not any(each.unsupported for each in on_a_server(tiny, stacks, USUAL))
+    assert {each.unsupported for each in on_a_server(tiny, stacks, USUAL, energy={})} == {
+        "the energy counters of this machine do not count what the server that endpoint asks takes; leave out "
+        "measure.energy"
+    }
+
+
+def test_an_engine_is_told_of_requests_that_its_server_must_hold(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[PlannedLoad] = []
+    engines = plugins.engine
+    watched = replace(engines("endpoint"), refuses=lambda load, params: planned.append(load))
+    monkeypatch.setattr("harness.plugins.engine", lambda name: watched if name == "endpoint" else engines(name))
+    on_a_server(tiny, Stacks(tmp_path, {"vllm": Path(sys.executable)}), USUAL)
+    assert {(each.tokens, each.serves) for each in planned} == {(0, False), (32 + 8, True)}
+
+
+def test_a_forecast_counts_what_warms_up_and_levels_that_bisect(tiny: Path) -> None:
+    """Two rates of 20 requests and 2 that warm up; a level that bisects may take as long as the slowest."""
+
+    def effort(**others: Any) -> JobEffort:
+        asked = {**USUAL, "arrival": "constant", "concurrency": None, "rates": [0.5, 2], "slo": {"ttft": "1s"}}
+        (found,) = {each.spec.job.effort for each in planned(tiny, {**asked, **others}) if each.spec.kind == "serve"}
+        return found
+
+    once = effort(requests=20, warmup=2)
+    assert (once.tokens, once.apart_s) == (2 * 22 * 40, 22 / 0.5 + 22 / 2)
+    bisected = effort(requests=20, warmup=2, bisect=3)
+    assert (bisected.tokens, bisected.apart_s) == (5 * 22 * 40, 4 * 22 / 0.5 + 22 / 2)
+    lasting = effort(duration="60s")
+    assert lasting.apart_s == 120
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from harness.core.capability import Choose, Decoder, Product, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
-from harness.engines.llamacpp.server import serve
+from harness.engines.llamacpp.server import refuses, serve
 from harness.errors import InvalidRunError, SourceError, UnsupportedError
 from harness.libraries.llamacpp import BATCH_TOKENS, CACHES, CELLS, PACKAGE, Piece, Runtime
 from harness.models.gguf.convert import convert
@@ -244,6 +244,7 @@ LLAMACPP = Engine(
     packages=(PACKAGE, "torch", "transformers", "tokenizers", "gguf"),
     stack="llamacpp",
     convert=written,
+    refuses=refuses,
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
     counted_by="driver",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core.capability import Endpoint
-from harness.core.engine import LoadRequest
+from harness.core.engine import LoadRequest, PlannedLoad
 from harness.errors import SourceError, UnsupportedError
 from harness.libraries.llamacpp import CACHES
 from harness.libraries.serving import HOST, SERVED_NAME, free_port, serving
@@ -43,7 +43,8 @@ def serve(request: LoadRequest, params: LlamaCppParams, folder: Path) -> Iterato
     command = [str(program), "--model", str(file), "--host", HOST, "--port", str(port), "--alias", SERVED_NAME]
     command += arguments(request, params, context)
     with serving(command, {"LD_LIBRARY_PATH": str(libraries)}, f"{url}/health", folder):
-        yield Endpoint(url, SERVED_NAME, f"{url}/metrics")
+        longest = slot_tokens(params, context)
+        yield Endpoint(url, SERVED_NAME, f"{url}/metrics", together=params.slots, longest_tokens=longest)
 
 
 def arguments(request: LoadRequest, params: LlamaCppParams, context: int | None) -> list[str]:
@@ -53,7 +54,7 @@ def arguments(request: LoadRequest, params: LlamaCppParams, context: int | None)
     """
     import torch
 
-    each = params.slot_tokens or min(context or DEFAULT_SLOT_TOKENS, DEFAULT_SLOT_TOKENS)
+    each = slot_tokens(params, context)
     cache = CACHES[request.kv_cache].lower()
     threads = str(params.threads or torch.get_num_threads())
     return [
@@ -63,6 +64,22 @@ def arguments(request: LoadRequest, params: LlamaCppParams, context: int | None)
         *(("--n-gpu-layers", ALL_LAYERS) if request.device.startswith("cuda") else ()),
         *("--fit", "off", "--no-cache-prompt", "--cache-ram", "0", "--metrics", "--offline"),
     ]
+
+
+def slot_tokens(params: LlamaCppParams, context: int | None) -> int:
+    """The longest text of a slot, new tokens included."""
+    return params.slot_tokens or min(context or DEFAULT_SLOT_TOKENS, DEFAULT_SLOT_TOKENS)
+
+
+def refuses(planned: PlannedLoad, params: LlamaCppParams) -> str | None:
+    """Why the server's slots cannot hold the texts of a load; None if they can, or if the run starts no server."""
+    longest = slot_tokens(params, None)
+    if not planned.serves or planned.tokens <= longest:
+        return None
+    return (
+        f"prompt and new tokens of a request, {planned.tokens}, exceed the {longest} tokens that llama.cpp's server "
+        "keeps in a slot; raise slot_tokens"
+    )
 
 
 def installed() -> tuple[Path, Path]:

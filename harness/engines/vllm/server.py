@@ -35,7 +35,14 @@ def serving_vllm(
     own = {name: value for name, value in variables_for(variables).items() if name != OWN_PROCESS}
     threads = {} if request.device.startswith("cuda") else {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     with serving(command, {**own, **threads, "VLLM_LOGGING_LEVEL": "INFO"}, f"{url}/health", folder):
-        yield Endpoint(url, SERVED_NAME, f"{url}/metrics")
+        longest = arguments.get("max_model_len", -1)  # -1 lets vLLM choose
+        yield Endpoint(
+            url,
+            SERVED_NAME,
+            f"{url}/metrics",
+            together=arguments.get("max_num_seqs"),
+            longest_tokens=longest if longest > 0 else None,
+        )
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:
