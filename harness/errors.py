@@ -9,7 +9,8 @@ HarnessError                 70  an internal error of the harness
 └── RunError                     one run of a sweep produced no figures; it becomes a record
     ├── UnsupportedError         this machine, library or model cannot do it, and never could
     ├── DamagedError             what it needs from the cache is damaged or missing, and the next sweep makes it again
-    └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
+    └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized; UndrivenError: a load
+                                 that the client could not drive, whose lower levels do mean something)
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ class DamagedError(RunError):
 
 class InvalidRunError(RunError):
     """The run ended, but its figures are meaningless."""
+
+
+class UndrivenError(InvalidRunError):
+    """The load generator could not send a load as it was asked for; the levels below it are measured."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -80,7 +80,7 @@ def alike_figures(table: Table, most: int, summaries: Summaries | None = None) -
     """
     summaries = summaries or Summaries({}, {})
     rows = table.rows[:most]
-    records = {id(run): run for row in rows for run in row.runs_that_ended_well}
+    records = {id(run): run for row in rows for run in row.runs_with_figures}
     return summaries.of_rows(
         f"alike {most}",
         table.rows,
@@ -123,7 +123,7 @@ def _values(records: Sequence[RunRecord], kept: KeptEntries) -> _Values:
 
 
 def _of_row(table: Table, row: VariantRow, values: _Values) -> Iterator[KeyedFigure]:
-    runs = row.runs_that_ended_well
+    runs = row.runs_with_figures
     if not runs:
         return
     keys = {(run.spec.variant.key, run.spec.decode_mode) for run in runs}

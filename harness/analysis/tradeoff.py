@@ -73,10 +73,10 @@ class _Runs:
 
     @cached_property
     def unquantized(self) -> Mapping[str, tuple[RunRecord, ...]]:
-        """By engine, the successful runs of the unquantized model: few among many."""
+        """By engine, the runs of the unquantized model that give figures: few among many."""
         found: dict[str, list[RunRecord]] = {}
         for run in self.all:
-            if run.spec.is_baseline and run.status == "ok":
+            if run.spec.is_baseline and run.gives_figures:
                 found.setdefault(run.spec.engine_label, []).append(run)
         return {engine: tuple(runs) for engine, runs in found.items()}
 
@@ -242,6 +242,7 @@ def _evidence_in(
         control_tasks=_like_tasks(members, runs.controls_of(AnswerTask, spec)) if apart else (),
         serving=serving,
         baseline_serving=_baseline_performance(serving, runs.baselines_of(MeasureServing)),
+        control_serving=_baseline_performance(serving, runs.controls_of(MeasureServing, spec)) if apart else (),
     )
 
 

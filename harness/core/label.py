@@ -49,6 +49,7 @@ LabelCode = Literal[
     "engine_not_separated",
     "answers_short",
     "gaps_left_out",
+    "requests_queue",
     "other",
 ]
 FactCode = Literal[
@@ -415,6 +416,15 @@ LABELS: Mapping[LabelCode, Form] = {
         "fewer requests, or with the levels in several recipes, all times between tokens are kept",
         {"step": 3},
     ),
+    "requests_queue": Form(
+        lambda concurrent, together: (
+            f"requests wait in a queue: up to {concurrent} are open at the same time, and the server computes "
+            f"{together} together"
+        ),
+        "the engine's own parameter (`slots` of llamacpp, `max_num_seqs` of vllm) is below the load, so that times "
+        "include waiting in the server's queue",
+        {"concurrent": 64, "together": 16},
+    ),
     "other": Form(
         lambda text: str(text),
         "a label of an older record in words that this qharness does not know",
@@ -665,12 +675,19 @@ FACTS: Mapping[FactCode, Form] = {
         "routers",
     ),
     "slo_not_held": Form(
-        lambda slo, level, share, missed: (
-            f"no load holds {slo}; the nearest is {level}, where {share:.1%} of the requests meet it, and the others "
-            f"mostly miss {missed}"
+        lambda slo, level, share, missed, lowest="": (  # older records have no lowest
+            f"no load{f' down to {lowest}' if lowest else ''} holds {slo}; the nearest is {level}, where {share:.1%} "
+            f"of the requests meet it, and the others mostly miss {missed}"
         ),
-        "no level of load holds the recipe's SLO: how near the best one comes; `error` is a request without answer",
-        {"slo": "ttft ≤ 0.5 s for 90%", "level": "1 concurrent requests", "share": 0.6, "missed": "ttft"},
+        "no level of load that was measured holds the recipe's SLO: how near the best one comes; `error` is a request "
+        "without answer",
+        {
+            "slo": "ttft ≤ 0.5 s for 90%",
+            "level": "1 concurrent requests",
+            "share": 0.6,
+            "missed": "ttft",
+            "lowest": "1 concurrent requests",
+        },
         "SLO",
     ),
     "requests_failed": Form(

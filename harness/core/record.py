@@ -23,6 +23,7 @@ from harness.core.json_values import ABSENT_AT_DEFAULT, not_finite
 from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION
+from harness.errors import UndrivenError
 
 T = TypeVar("T")
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
@@ -255,6 +256,21 @@ class RunRecord:
     @property
     def status(self) -> Status:
         return self.outcome.status
+
+    @property
+    def gives_figures(self) -> bool:
+        """Whether figures are taken from it.
+
+        It ended well; or it failed at a level of load that was too much for its server or its client, and what it
+        measured before is as good as in any other run. A run that is invalid for another reason has no such part.
+        """
+        if self.status == "ok":
+            return True
+        failure = self.outcome.failure
+        overloaded = self.status in ("failed", "out_of_memory") or (
+            failure is not None and failure.type == UndrivenError.__name__
+        )
+        return self.spec.job.climbs and overloaded and bool(self.outcome.measurements)
 
     @property
     def key(self) -> tuple[str, str, str]:

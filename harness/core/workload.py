@@ -205,6 +205,8 @@ class Slo:
 
 
 Arrival = Literal["concurrent", "poisson", "constant"]
+LEAST_OF_LOWEST = 4
+"""The lowest level of load is at most so many times as high as the lowest that bisecting comes to."""
 """When requests come: as soon as one of so many is answered, or by a schedule, at random or evenly."""
 
 
@@ -221,7 +223,7 @@ class ServingWorkload:
     Each level has ``requests``, or as many as come in ``duration_s``; the first ``warmup`` are left out. A prompt has
     ``prompt_tokens`` of the ``text``, or is one of its rows if that is None. Answers have ``new_tokens`` each, or at
     most so many if ``natural``. Between the highest level that holds the ``slo`` and the next, ``bisect`` more are
-    measured.
+    measured, none of them below ``least_level``.
     """
 
     arrival: Arrival
@@ -250,6 +252,14 @@ class ServingWorkload:
     def unit(self) -> str:
         """Of its levels."""
         return "concurrent requests" if self.arrival == "concurrent" else "requests/s"
+
+    @property
+    def least_level(self) -> float:
+        """The lowest level that bisecting may come to, where none holds the SLO.
+
+        The lower a rate, the longer its requests take to come: halving without end would take hours.
+        """
+        return self.levels[0] / LEAST_OF_LOWEST
 
     @property
     def protocol(self) -> dict[str, Scalar]:

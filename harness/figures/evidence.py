@@ -20,10 +20,10 @@ class Evidence:
     run that measured the machine. ``is_baseline`` marks the variant that all others are compared with, including the
     unquantized model on another engine.
 
-    ``control``, ``control_performance`` and ``control_tasks`` are the runs of the unquantized model on the variant's
-    own engine, chosen like those of the baseline; none if the variant runs on the engine of the reference.
-    ``is_control`` marks that model, whose ``control`` is its own quality. Speeds and tasks have no control if it is the
-    baseline.
+    ``control``, ``control_performance``, ``control_tasks`` and ``control_serving`` are the runs of the unquantized
+    model on the variant's own engine, chosen like those of the baseline; none if the variant runs on the engine of the
+    reference. ``is_control`` marks that model, whose ``control`` is its own quality. Speeds, tasks and servers have no
+    control if it is the baseline.
     """
 
     is_baseline: bool
@@ -42,6 +42,7 @@ class Evidence:
     control_tasks: tuple[RunRecord, ...] = ()
     serving: tuple[RunRecord, ...] = ()
     baseline_serving: tuple[RunRecord, ...] = ()
+    control_serving: tuple[RunRecord, ...] = ()
 
     @cached_property
     def all(self) -> tuple[RunRecord, ...]:
@@ -60,6 +61,6 @@ class Evidence:
         return self.performance[0].spec.decode_mode if self.performance else "eager"
 
     @cached_property
-    def well(self) -> tuple[RunRecord, ...]:
-        """The successful runs: figures come only from these."""
-        return tuple(run for run in self.all if run.status == "ok")
+    def with_figures(self) -> tuple[RunRecord, ...]:
+        """The runs that figures are taken from."""
+        return tuple(run for run in self.all if run.gives_figures)

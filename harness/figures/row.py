@@ -17,7 +17,7 @@ from harness.figures.derived.experts import expert_audit
 from harness.figures.derived.footprint import POOL, footprint
 from harness.figures.derived.roofline import bounds, rates
 from harness.figures.derived.scores import NATS_MARGIN, scores
-from harness.figures.derived.serving import ladders, served
+from harness.figures.derived.serving import under_load
 from harness.figures.derived.speeds import point_of, speeds
 from harness.figures.divergence import HARMLESS_NAT
 from harness.figures.evidence import Evidence
@@ -31,16 +31,17 @@ BYTES_PER_16_BIT_PARAMETER = 2
 
 
 def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
-    """The row, and notes on what could not be compared. Figures come only from successful runs."""
+    """The row, and notes on what could not be compared. Figures come only from runs that give some."""
     variant = evidence.variant
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
-    loaded = tuple(run for run in evidence.serving if run.status == "ok")
+    loaded = tuple(run for run in evidence.serving if run.gives_figures)
     baseline_loaded = () if evidence.is_baseline else evidence.baseline_serving
+    loads, ladders = under_load(loaded, baseline_loaded, evidence.control_serving)
     baseline_timed = () if evidence.is_baseline else evidence.baseline_performance
     timings = speeds(timed, baseline_timed, evidence.control_performance)
-    well = [run for run in evidence.all if run.status == "ok"]
+    well = evidence.with_figures
     kl, confidence = _values(quality, "kl"), _values(quality, "baseline_confidence")
     nll = _values(quality, "nll")
     stock = next((run for run in well if run.find("stored_bytes")), None)
@@ -111,8 +112,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         speeds=timings,
         bounds=bounds(timed, timings, rates(evidence.machine) if evidence.machine else None),
         energies=energies(timed),
-        served=served(loaded, baseline_loaded),
-        ladders=ladders(loaded, baseline_loaded),
+        served=loads,
+        ladders=ladders,
         quantize_s=_quantize_s([*whole, *in_parts]),
         quantize_peak_bytes=_quantize_peak(peaks) or _quantize_peak(_peaks(in_parts, "peak_memory_bytes")),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from harness.core.record import Measurement
@@ -14,9 +14,9 @@ from harness.figures.formats import NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import interval_note
 from harness.figures.statistic import PerProcess, Unanswered, silence
-from harness.figures.table import Load, Table, VariantRow
+from harness.figures.table import Ladder, Load, Served, ServedAgainst, Table, VariantRow
 from harness.stats.crossover import Crossover
-from harness.stats.estimate import quantile
+from harness.stats.estimate import Estimate, quantile
 
 GROUP = "Serving"
 HARMLESS = 0.05
@@ -292,18 +292,84 @@ CAPACITY: Figure[Load] = Figure(
 )
 
 
-def crossover_words(found: Crossover, unit: str) -> str:
+def crossover_words(found: Crossover, unit: str, other: str = "baseline") -> str:
     """``faster than the baseline up to 24 concurrent requests, slower beyond [18, 31]``."""
     first, then = ("faster", "slower") if found.slower else ("slower", "faster")
     low = "below the lowest" if found.low == 0 else significant(found.low)
     high = "above the highest" if math.isinf(found.high) else significant(found.high)
     doubt = "" if found.certain else "; it may not cross within the loads that were measured"
-    return f"{first} than the baseline up to {significant(found.level)} {unit}, {then} beyond [{low}, {high}]{doubt}"
+    return f"{first} than the {other} up to {significant(found.level)} {unit}, {then} beyond [{low}, {high}]{doubt}"
 
 
-def _crossover(row: VariantRow, load: Load) -> str | None:
-    found = row.ladder_of(load)
-    return crossover_words(found.crossover, load.unit) if found and found.crossover else None
+@dataclass(frozen=True)
+class _Rival:
+    """The server that a variant's is held against: its ``name``, and where a row has what was found."""
+
+    name: str
+    against: Callable[[Served], ServedAgainst | None]
+    crossing: Callable[[Ladder], Crossover | None]
+
+    def at(self, row: VariantRow, load: Load) -> ServedAgainst | None:
+        found = row.served_at(load)
+        return self.against(found) if found else None
+
+    def ratio(self, row: VariantRow, load: Load) -> Estimate | None:
+        found = self.at(row, load)
+        return found.ratio if found else None
+
+    def ratio_notes(self, row: VariantRow, load: Load) -> tuple[Note, ...]:
+        found = self.at(row, load)
+        if found is None:
+            return ()
+        said = (self._lost(found), self._length(found))
+        return (*interval_note(found.ratio), *(Note(each) for each in said if each))
+
+    def crossover(self, row: VariantRow, load: Load) -> str | None:
+        found = row.ladder_of(load)
+        crossing = self.crossing(found) if found else None
+        return crossover_words(crossing, load.unit, self.name) if crossing else None
+
+    def crossover_notes(self, row: VariantRow, load: Load) -> tuple[Note, ...]:
+        """What was lost or of another length at which of its levels."""
+        told: dict[str, list[str]] = {}
+        for each in row.served:
+            found = self.against(each) if replace(each.load, level=None) == load else None
+            for said in (self._lost(found), self._length(found)) if found else ():
+                told.setdefault(said, []).append(f"{each.load.level or 0:g}")
+        return tuple(Note(f"at {', '.join(levels)} {load.unit}: {said}") for said, levels in told.items() if said)
+
+    def measured(self, table: Table) -> bool:
+        return any(self.against(each) for row in table.rows for each in row.served)
+
+    def _lost(self, found: ServedAgainst) -> str:
+        """The shares that were answered, unless all were."""
+        if found.answered == found.others_answered == 1:
+            return ""
+        ours, theirs = _share(found.answered), _share(found.others_answered)
+        return f"{ours} of its requests were answered, and {theirs} of the {self.name}'s"
+
+    def _length(self, found: ServedAgainst) -> str:
+        """How long the answers are, if that alone can make them faster or slower."""
+        if found.length is None or abs(found.length - 1) <= HARMLESS:
+            return ""
+        return f"its answers are {significant(found.length)} times as long as the {self.name}'s"
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.3g}%"
+
+
+BASELINE = _Rival("baseline", lambda found: found.against_baseline, lambda ladder: ladder.crossover)
+CONTROL = _Rival("control", lambda found: found.against_control, lambda ladder: ladder.crossover_over_control)
+OF_CONTROL = "the unquantized model on the same engine"
+
+
+def _loads_with_control(table: Table) -> tuple[Load, ...]:
+    return table.loads if CONTROL.measured(table) else ()
+
+
+def _ladders_with_control(table: Table) -> tuple[Load, ...]:
+    return ladders(table) if CONTROL.measured(table) else ()
 
 
 FIGURES: tuple[Figure[Load], ...] = (
@@ -314,10 +380,21 @@ FIGURES: tuple[Figure[Load], ...] = (
         "Crossover",
         "Where the variant's requests cease to be answered faster, or slower, than the baseline's as the load grows: "
         "{place}. Of the times to the last token, paired by request and process, with the loads at which the interval "
-        "of 'vs baseline' holds 1.",
-        _crossover,
+        "of 'vs baseline' holds 1. At a load where one of them lost many requests, it is the slower one.",
+        BASELINE.crossover,
         places=ladders,
-        shown=lambda table, load: any(_crossover(row, load) for row in table.rows),
+        shown=lambda table, load: any(BASELINE.crossover(row, load) for row in table.rows),
+        notes=BASELINE.crossover_notes,
+    ),
+    Figure(
+        "crossover_over_control",
+        GROUP,
+        "Crossover with control",
+        f"As 'Crossover', with the control's server, {OF_CONTROL}, instead of the baseline's: {{place}}.",
+        CONTROL.crossover,
+        places=_ladders_with_control,
+        shown=lambda table, load: any(CONTROL.crossover(row, load) for row in table.rows),
+        notes=CONTROL.crossover_notes,
     ),
     *TTFT,
     *TPOT,
@@ -328,15 +405,29 @@ FIGURES: tuple[Figure[Load], ...] = (
         GROUP,
         "vs baseline",
         "How many times as fast requests were answered as by the baseline's server, at {place}: of the times to the "
-        "last token, paired by request and process, with the 95% interval over processes (of one, its requests').",
-        lambda row, load: found.ratio if (found := row.served_at(load)) else None,
+        "last token, paired by request and process, with the 95% interval over processes (of one, its requests'). None "
+        "where either left more than 5% of the requests without an answer.",
+        BASELINE.ratio,
         "higher",
         TIMES,
         loads,
         shown=at_highest_load,
         interval=True,
-        notes=lambda row, load: interval_note(found.ratio) if (found := row.served_at(load)) else (),
+        notes=BASELINE.ratio_notes,
         key=True,
+    ),
+    Figure(
+        "served_over_control",
+        GROUP,
+        "vs control",
+        f"As 'vs baseline', against the control's server, {OF_CONTROL}, at {{place}}.",
+        CONTROL.ratio,
+        "higher",
+        TIMES,
+        _loads_with_control,
+        shown=at_highest_load,
+        interval=True,
+        notes=CONTROL.ratio_notes,
     ),
     THROUGHPUT,
     _rate(

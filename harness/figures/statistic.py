@@ -146,7 +146,7 @@ class PerProcess:
 
     def by_process(self, row: VariantRow, point: GridPoint | Load | None = None) -> list[Measurement]:
         """The measurement of each process of a row from which the figure at a place is taken."""
-        processes = [self.measured(run) for run in row.runs_that_ended_well if run.spec.job.repeated]
+        processes = [self.measured(run) for run in row.runs_with_figures if run.spec.job.repeated]
         at_point = [[m for m in own if self.pooled or place_of(m) == point] for own in processes]
         sources = [str(m.protocol.get("source")) for own in at_point for m in own]
         source = source_that_says_most(sources) if self.pooled else next(iter(sources), None)
@@ -190,7 +190,7 @@ class Count:
 
     def value(self, row: VariantRow, point: GridPoint | Load | None = None) -> float | None:
         """From the first run that counted it."""
-        for run in row.runs_that_ended_well:
+        for run in row.runs_with_figures:
             measured = {name: _measured(run, name) for name in self.metrics}
             if measured[self.metric]:
                 return self.count(measured)

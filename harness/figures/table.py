@@ -82,27 +82,44 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Served:
-    """What a server did at one level of load, against the baseline's in the same session.
+class ServedAgainst:
+    """A server against another one at one level of load, in the same session.
 
-    ``ratio`` is how many times as fast requests were answered: of the times to the last token, request by request.
+    ``ratio`` is how many times as fast requests were answered: of the times to the last token, request by request. None
+    where either left so many without an answer that the times of the others do not say which is faster. ``answered``
+    and ``others_answered`` are the shares of the requests that each answered. ``length``: how many times as many tokens
+    the answers have as the other's; None if it is not known.
     """
 
-    load: Load
     ratio: Estimate | None
+    answered: float
+    others_answered: float
+    length: float | None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server did at one level of load, against the baseline's, and for variants on another engine than that
+    also against the control's; None where they were not measured."""
+
+    load: Load
+    against_baseline: ServedAgainst | None
+    against_control: ServedAgainst | None
 
 
 @dataclass(frozen=True)
 class Ladder:
     """All levels of one load. ``capacity`` is the largest that holds the ``slo``; None without one.
 
-    ``crossover`` is where the variant ceases to be faster, or slower, than the baseline; None if it does nowhere.
+    ``crossover`` is where the variant ceases to be faster, or slower, than the baseline, and ``crossover_over_control``
+    than the control; None if it does nowhere.
     """
 
     load: Load
     slo: Slo | None = None
     capacity: Estimate | None = None
     crossover: Crossover | None = None
+    crossover_over_control: Crossover | None = None
 
 
 @dataclass(frozen=True)
@@ -396,15 +413,13 @@ class VariantRow:
         return made
 
     @property
-    def runs_that_ended_well(self) -> tuple[RunRecord, ...]:
-        """The successful runs of its evidence, in the order quantize, quality, tasks, performance."""
-        return self.evidence.well if self.evidence else ()
+    def runs_with_figures(self) -> tuple[RunRecord, ...]:
+        """The runs of its evidence that give figures, in the order quantize, quality, tasks, performance, serving."""
+        return self.evidence.with_figures if self.evidence else ()
 
     def measurements(self, metric: str) -> tuple[Measurement, ...]:
         """All that its runs measured of a metric, without measurements that have no values."""
-        return tuple(
-            found for run in self.runs_that_ended_well for found in run.outcome.measured(metric) if found.values
-        )
+        return tuple(found for run in self.runs_with_figures for found in run.outcome.measured(metric) if found.values)
 
     @property
     def is_control(self) -> bool:

@@ -15,7 +15,7 @@ from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo
-from harness.stats.serving import Answered, answered, in_bursts, misses, window_s
+from harness.stats.serving import Answered, answered, in_bursts, meets, window_s
 
 VERSION = 1
 GAPS, EVENT_GAPS = "serving_gap_s", "serving_event_gap_s"
@@ -35,7 +35,7 @@ def measure(requests: Sequence[Answered], slo: Slo | None, protocol: Protocol) -
     yield _rate("serving_requests_per_s", "requests/s", len(well) / seconds, protocol)
     yield _rate("serving_output_tok_per_s", "tok/s", sum(each.output_tokens for each in well) / seconds, protocol)
     if slo is not None:
-        met = {each.name: float(not misses(each, slo, bursts)) for each in requests}
+        met = dict(zip((each.name for each in requests), meets(requests, slo), strict=True))
         with_slo = {**protocol, "slo": slo.label}
         yield _items("serving_met", "", "higher", met, with_slo)
         yield _rate("serving_goodput_per_s", "requests/s", sum(met.values()) / seconds, with_slo)

@@ -87,7 +87,7 @@ def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
 
 
 def shown_columns(table: Table) -> tuple[Column, ...]:
-    """The columns for readers, without those that have no figure at all; each group stands together.
+    """The columns for readers, without those with neither a figure nor a note that says why; each group stands together.
 
     A group stands where its first figure is declared, also if others of it are declared elsewhere, such as a plugin's.
     """
@@ -95,9 +95,14 @@ def shown_columns(table: Table) -> tuple[Column, ...]:
 
 
 def _shown_columns(table: Table) -> tuple[Column, ...]:
-    found = [each for each in columns(table) if each.shown and any(value is not None for value in values(table, each))]
+    found = [each for each in columns(table) if each.shown and _says_something(table, each)]
     groups = list(dict.fromkeys(each.group for each in found))
     return tuple(sorted(found, key=lambda each: groups.index(each.group)))
+
+
+def _says_something(table: Table, column: Column) -> bool:
+    known = any(value is not None for value in values(table, column))
+    return known or any(each.notes for each in cells(table, column))
 
 
 def column(table: Table, name: str) -> Column:
@@ -125,7 +130,7 @@ def cells(table: Table, column: Column) -> tuple[Cell, ...]:
 
 
 def cell(column: Column, row: VariantRow) -> Cell:
-    """The formatted figure: ``value [low, high]``, or a dash."""
+    """The formatted figure: ``value [low, high]``, or a dash, with a note if it is known why."""
     return _cell(column, row, column.value(row))
 
 
@@ -144,9 +149,9 @@ def raw(table: Table, column: Column) -> dict[str, Sequence[float | str | None]]
 
 def _cell(column: Column, row: VariantRow, value: Value) -> Cell:
     if value is None:
-        return Cell(BLANK)
+        return Cell(BLANK, notes=column.notes(row))
     if isinstance(value, str):
-        return Cell(value)
+        return Cell(value, notes=column.notes(row))
     if not isinstance(value, Estimate):
         return Cell(column.text(value), sort=value, notes=column.notes(row))
     known = value.low is not None and value.high is not None

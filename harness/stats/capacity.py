@@ -25,10 +25,10 @@ def largest_level(levels: Sequence[float], met: Met, share: float) -> float:
     return held[-1][0] if held else 0.0
 
 
-def next_level(levels: Sequence[float], met: Met, share: float, whole: bool) -> float | None:
+def next_level(levels: Sequence[float], met: Met, share: float, whole: bool, least: float) -> float | None:
     """The level to measure next: halfway between the largest that holds and the one above it, ``whole`` or not.
 
-    None if all hold, or if no whole number lies between the two.
+    None if all hold, if no whole number lies between the two, or if it is below ``least``.
     """
     held = largest_level(levels, met, share)
     above = [level for level in levels if level > held]
@@ -36,7 +36,7 @@ def next_level(levels: Sequence[float], met: Met, share: float, whole: bool) -> 
         return None
     middle = (held + min(above)) / 2
     level = float(math.floor(middle)) if whole else middle
-    return level if held < level else None
+    return level if level > held and level >= least else None
 
 
 def capacity(levels: Sequence[float], processes: Sequence[Met], share: float) -> Estimate:

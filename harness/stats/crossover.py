@@ -28,13 +28,19 @@ class Crossover:
         return self.low > 0 and math.isfinite(self.high)
 
 
+KNOWN_SLOWER = Estimate(0.0, 0.0, math.nextafter(1.0, 0.0), 0, "it answered fewer requests")
+KNOWN_FASTER = Estimate(math.inf, math.nextafter(1.0, 2.0), math.inf, 0, "it answered more requests")
+"""Ratios of levels at which only the direction is known: anywhere below 1, or above it."""
+
+
 def crossover(levels: Sequence[float], ratios: Sequence[Estimate]) -> Crossover | None:
     """Where ``ratios``, how many times as fast the variant is at each level of load, pass 1 for the last time.
 
     Between two levels the logarithm of the ratio is taken to be linear in the logarithm of the load, and so are the
     ends of its interval: the crossover's interval holds the loads at which the ratio's holds 1, the inversion of a test
-    (Fieller, Journal of the Royal Statistical Society B 16, 1954). Its coverage: benchmarks/crossover.py. None if the
-    ratios are on one side throughout. Raises ValueError if a level is not positive.
+    (Fieller, Journal of the Royal Statistical Society B 16, 1954). Its coverage: benchmarks/crossover.py. Beside a
+    level of which only the direction is known, it crosses at the other one, and the interval holds all between them.
+    None if the ratios are on one side throughout. Raises ValueError if a level is not positive.
     """
     if not levels or not all(level > 0 for level in levels):
         raise ValueError("a crossover needs levels above zero")
@@ -51,13 +57,21 @@ def crossover(levels: Sequence[float], ratios: Sequence[Estimate]) -> Crossover 
 
 def _crossing(levels: Sequence[float], ratios: Sequence[float], slower: bool) -> float:
     """From where on the ratios are below 1 if ``slower``, or else above; 0 if everywhere, infinity if nowhere."""
-    beyond = [-math.log(each) if slower else math.log(each) for each in ratios]
+    beyond = [-_log(each) if slower else _log(each) for each in ratios]
     if beyond[-1] <= 0:
         return math.inf
     before = [place for place, each in enumerate(beyond) if each <= 0]
     if not before:
         return 0.0
     place = before[-1]
+    if math.isinf(beyond[place + 1]):
+        return levels[place]
+    if math.isinf(beyond[place]):
+        return levels[place + 1]
     part = beyond[place] / (beyond[place] - beyond[place + 1])
     low, high = math.log(levels[place]), math.log(levels[place + 1])
     return math.exp(low + part * (high - low))
+
+
+def _log(ratio: float) -> float:
+    return math.log(ratio) if ratio else -math.inf

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from harness.core.workload import Slo
 from harness.stats.estimate import quantile
@@ -23,6 +24,10 @@ LAG_S, LAG_SHARE = 0.1, 0.05
 """The largest lag of a client that drives a schedule, in seconds and as a share of the schedule's length."""
 LAGGING = 0.95
 """The share of requests whose lag must be within it."""
+SLOT_S = 0.05
+"""How long a client that keeps a number of requests open may always take from the end of one to the next; where answers
+take long it may take LAG_SHARE of that, and at most LAG_S. A client that has more to read than it can has everything
+wait for one round of it, which is about as long as an answer."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,12 @@ def misses(request: Answered, slo: Slo, bursts: bool) -> tuple[str, ...]:
     )
 
 
+def meets(requests: Sequence[Answered], slo: Slo) -> list[float]:
+    """Whether each request of one level of load meets the SLO: 1 or 0."""
+    bursts = in_bursts(requests)
+    return [float(not misses(each, slo, bursts)) for each in requests]
+
+
 def lags_s(requests: Sequence[Answered]) -> list[float]:
     """How late the client sent each request of a schedule, against the one that it sent earliest; empty without one."""
     late = [each.sent_s - each.planned_s for each in requests if each.planned_s is not None]
@@ -111,3 +122,33 @@ def undriven(requests: Sequence[Answered]) -> str | None:
     if late <= most:
         return None
     return f"the client itself sent requests {late:.3g} s late, and at most {most:.3g} s may be: it cannot drive them"
+
+
+def waits_s(requests: Sequence[Answered], concurrent: int) -> list[float]:
+    """How long the client took, each time that an answer of ``concurrent`` at a time had ended, to send the next one.
+
+    Empty if a request has no answer: when that ended is not known.
+    """
+    if any(each.error for each in requests):
+        return []
+    sent = sorted(each.sent_s for each in requests)[concurrent:]
+    ended = sorted(each.sent_s + each.e2e_s for each in requests)
+    return [max(begin - end, 0.0) for begin, end in zip(sent, ended, strict=False)]  # after the last ones comes none
+
+
+def unfilled(requests: Sequence[Answered], concurrent: int) -> str | None:
+    """Why the client did not keep as many requests open as it should, so that the times are its own; None if it did.
+
+    ``requests`` are all that it sent, those that warm up included.
+    """
+    waits = waits_s(requests, concurrent)
+    if not waits:
+        return None
+    wait, answer = median(waits), median(each.e2e_s for each in requests)
+    most = min(max(LAG_SHARE * answer, SLOT_S), LAG_S)
+    if wait <= most:
+        return None
+    return (
+        f"the client itself took {wait:.3g} s (median) from an answer's end to the next request, and at most "
+        f"{most:.3g} s may pass: it cannot keep {concurrent} open"
+    )

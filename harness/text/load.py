@@ -54,6 +54,10 @@ class Prompts:
             return self._rows[place]
         return str(self._tokenizer.decode(self._ids[place : place + self._length]))
 
+    def tokens(self, prompt: str) -> int:
+        """How many tokens a prompt has."""
+        return len(self._tokenizer.encode(prompt))
+
 
 def requests(workload: ServingWorkload, level: float, seed: int, prompts: Prompts) -> tuple[PlannedRequest, ...]:
     """The requests of one level, those to warm up with first. No two levels share their prompts, but by chance."""

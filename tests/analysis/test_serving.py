@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 from run_specs import NONE
-from served_records import RTN, WORKLOAD, Times, answers, baseline, failed, measurements, served_record
+from served_records import RTN, WORKLOAD, Times, answers, baseline, ended_above, failed, measurements, served_record
 
 import harness
 from harness.analysis.history.trace import trace
@@ -19,13 +19,13 @@ from harness.analysis.regression.baseline import by
 from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
-from harness.core.record import Outcome, RunRecord
+from harness.core.record import Outcome, RunRecord, Status
 from harness.core.workload import Slo
 from harness.errors import UsageError
 from harness.figures.figure import Note
 from harness.figures.serving import CAPACITY, E2E, FIGURES, GOODPUT, ITL, THROUGHPUT, TPOT, TTFT
 from harness.figures.table import Load, Table, VariantRow
-from harness.report.column import columns
+from harness.report.column import Cell, cell, columns, shown_columns
 from harness.report.comparison import words
 from harness.report.comparison.json_text import json_text
 from harness.report.history import words as history_words
@@ -61,6 +61,12 @@ def value(found: object) -> float:
     return found.value
 
 
+def ratios(row: VariantRow) -> list[float | None]:
+    """How many times as fast as the baseline, level by level."""
+    found = [each.against_baseline for each in row.served]
+    return [each.ratio.value if each and each.ratio else None for each in found]
+
+
 def test_percentiles_throughput_and_goodput_are_those_planted() -> None:
     table, base, _ = only(slower_beyond(24.0))
     assert [load.level for load in table.loads] == [8.0, 16.0, 32.0]
@@ -83,9 +89,7 @@ def test_the_crossover_is_recovered_exactly() -> None:
     assert (ladder.crossover.level, ladder.crossover.low, ladder.crossover.high) == pytest.approx((24, 24, 24))
     words = BY_NAME["crossover"].of(variant, ladder.load)
     assert words == "faster than the baseline up to 24.0 concurrent requests, slower beyond [24.0, 24.0]"
-    assert [served.ratio and served.ratio.value for served in variant.served] == pytest.approx(
-        [(24 / level) ** 0.1 for level in (8, 16, 32)]
-    )
+    assert ratios(variant) == pytest.approx([(24 / level) ** 0.1 for level in (8, 16, 32)])
     assert base.ladders[0].crossover is None
     assert any(column.name.startswith("crossover") and column.shown for column in columns(table))
 
@@ -232,6 +236,150 @@ def test_a_server_that_fails_is_a_row() -> None:
     assert (variant.status, variant.served, len(table.rows)) == ("failed", (), 2)
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "shown"),
+    [
+        ("failed", "RunError", True),  # its server ended
+        ("out_of_memory", "MemoryError", True),
+        ("invalid", "UndrivenError", True),  # the client could not send so many
+        ("invalid", "InvalidRunError", False),  # such as a file that changed meanwhile: it was another model
+        ("unsupported", "UnsupportedError", False),
+    ],
+)
+def test_levels_below_one_that_was_too_much_are_shown_beside_the_failure(
+    status: Status, error: str, shown: bool
+) -> None:
+    """It held 8 and 16 requests at the same time."""
+    records = slower_beyond(24.0)
+    records = [ended_above(each, 16.0, status, error) if each.spec.method == RTN else each for each in records]
+    table, _, variant = only(records)
+    assert (variant.status, variant.reason) == (status, "serve: too much for it")
+    assert [load.level for load in table.loads] == [8.0, 16.0, 32.0]
+    if not shown:
+        assert variant.served == variant.ladders == ()
+        return
+    assert ratios(variant) == pytest.approx([(24 / level) ** 0.1 for level in (8, 16)])
+    assert value(TTFT[1].of(variant, table.loads[1])) > 0
+    assert TTFT[1].of(variant, table.loads[2]) is None
+    held = CAPACITY.of(variant, variant.ladders[0].load)
+    assert isinstance(held, Estimate)
+    assert (held.value, held.low, held.high) == (16.0, 16.0, math.inf)
+
+
+def test_a_variant_is_held_against_a_baseline_whose_server_ended_at_a_higher_load() -> None:
+    records = [ended_above(each, 16.0) if each.spec.is_baseline else each for each in slower_beyond(24.0)]
+    _, base, variant = only(records)
+    assert base.status == "failed"
+    assert ratios(variant)[:2] == pytest.approx([(24 / level) ** 0.1 for level in (8, 16)])
+    assert ratios(variant)[2:] == [None]
+
+
+def quickly(level: float, number: int, repetition: int) -> tuple[float, float]:
+    """A fifth of the time that ``steadily`` takes."""
+    return 0.06, 0.004
+
+
+def shown(table: Table, row: VariantRow, figure: str) -> Cell:
+    """The last of the figure's cells that readers see."""
+    return cell([each for each in shown_columns(table) if each.figure.name == figure][-1], row)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_a_server_that_refuses_requests_is_not_the_faster_one_for_it(share: float) -> None:
+    """The requests that it does answer at the highest load take a fifth of the time."""
+    table, _, variant = only([*answering(1.0, 3), *answering(share, 3, method=RTN, times=quickly)])
+    assert ratios(variant) == [pytest.approx(5), pytest.approx(5), None]
+    (ladder,) = variant.ladders
+    words = BY_NAME["crossover"].of(variant, ladder.load)
+    assert words == "faster than the baseline up to 16.0 concurrent requests, slower beyond [16.0, 32.0]"
+    lost = f"{100 * share:.3g}% of its requests were answered, and 100% of the baseline's"
+    assert shown(table, variant, "served_ratio") == Cell("—", notes=(Note(lost),))
+    assert shown(table, variant, "crossover") == Cell(words, notes=(Note(f"at 32 concurrent requests: {lost}"),))
+
+
+def test_where_the_baseline_refuses_requests_a_slower_variant_is_ahead() -> None:
+    table, _, variant = only([*answering(0.25, 3, times=quickly), *answering(1.0, 3, method=RTN)])
+    assert shown(table, variant, "crossover").text == (
+        "slower than the baseline up to 16.0 concurrent requests, faster beyond [16.0, 32.0]"
+    )
+
+
+def test_which_of_two_servers_is_faster_is_not_known_where_both_lose_as_many() -> None:
+    table, _, variant = only([*answering(0.5, 3), *answering(0.5, 3, method=RTN, times=quickly)])
+    assert ratios(variant) == [pytest.approx(5), pytest.approx(5), None]
+    assert variant.ladders[0].crossover is None
+    assert shown(table, variant, "served_ratio").notes == (
+        Note("50% of its requests were answered, and 50% of the baseline's"),
+    )
+
+
+def test_few_lost_requests_take_infinitely_long_and_are_told() -> None:
+    """One of 40 is lost on one side: the median is that of the others, and the note says so."""
+    table, _, variant = only([*answering(1.0, 3), *answering(0.975, 3, method=RTN, times=quickly)])
+    assert ratios(variant) == pytest.approx([5, 5, 5])
+    assert shown(table, variant, "served_ratio").notes == (
+        Note("97.5% of its requests were answered, and 100% of the baseline's"),
+    )
+
+
+def test_answers_that_are_shorter_are_told_beside_the_ratio() -> None:
+    """They end by themselves, the variant's after three of five tokens: it is faster by that alone."""
+    natural = replace(WORKLOAD, natural=True, slo=None)
+    records = []
+    for method, repetition in product((NONE, RTN), range(3)):
+        made = served_record(method, repetition, steadily, natural)
+        levels = {level: answers(level, repetition, steadily, natural) for level in natural.levels}
+        if method == RTN:
+            levels = {
+                level: [replace(each, output_tokens=3, gaps_s=(0.02,) * 2, e2e_s=0.34) for each in own]
+                for level, own in levels.items()
+            }
+        records.append(replace(made, outcome=Outcome("ok", measurements=tuple(measurements(levels, natural)))))
+    table, _, variant = only(records)
+    assert ratios(variant) == pytest.approx([0.38 / 0.34] * 3)
+    assert shown(table, variant, "served_ratio").notes == (
+        Note("its answers are 0.600 times as long as the baseline's"),
+    )
+
+
+def test_what_the_engine_changes_and_what_the_quantization_changes_are_two_figures() -> None:
+    """On the other engine everything takes twice as long; there the variant is faster up to 12 requests at a time."""
+
+    def taking(factor: float, cross: float = math.inf) -> Times:
+        def times(level: float, number: int, repetition: int) -> tuple[float, float]:
+            longer = factor * (level / cross) ** 0.1 if cross < math.inf else factor
+            return longer * 0.01 * level * (1 + number / 100), longer * 0.002 * level
+
+        return times
+
+    records = [
+        made
+        for repetition in range(3)
+        for made in (
+            baseline(repetition, taking(1.0)),
+            served_record(NONE, repetition, taking(2.0), engine="llamacpp"),
+            served_record(RTN, repetition, taking(2.0, 12.0), engine="llamacpp"),
+        )
+    ]
+    (table,) = tradeoff(records)
+    rows = {(row.method, row.engine): row for row in table.rows}
+    variant, control = rows["rtn", "llamacpp"], rows["none", "llamacpp"]
+    assert control.is_control
+    assert ratios(control) == pytest.approx([0.5] * 3)
+    assert ratios(variant) == pytest.approx([0.5 * (12 / level) ** 0.1 for level in (8, 16, 32)])
+    over = [value(BY_NAME["served_over_control"].of(variant, load)) for load in table.loads]
+    assert over == pytest.approx([(12 / level) ** 0.1 for level in (8, 16, 32)])
+    (ladder,) = variant.ladders
+    assert ladder.crossover is None, "it is slower than the baseline at every load"
+    assert shown(table, variant, "crossover_over_control").text == (
+        "faster than the control up to 12.0 concurrent requests, slower beyond [12.0, 12.0]"
+    )
+    for row in (control, rows["none", "transformers"]):
+        assert [each.against_control for each in row.served] == [None] * 3
+    own, _, _ = only(slower_beyond(24.0))
+    assert not any("control" in each.name for each in columns(own))
+
+
 def test_other_requests_are_never_paired() -> None:
     records = slower_beyond(24.0)
     other = replace(
@@ -245,7 +393,7 @@ def test_other_requests_are_never_paired() -> None:
         ),
     )
     _, _, variant = only([records[0], other])
-    assert [each.ratio for each in variant.served] == [None] * 3
+    assert [each.against_baseline for each in variant.served] == [None] * 3
 
 
 def test_a_slower_server_fails_the_gates() -> None:

@@ -23,7 +23,7 @@ from harness.core.model import ModelRef
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo
 from harness.engines.transformers.engine import TRANSFORMERS
-from harness.errors import InvalidRunError, RunError
+from harness.errors import InvalidRunError, RunError, UndrivenError, UnsupportedError
 from harness.execution.context import Context
 from harness.execution.counters import counting, read
 from harness.execution.jobs.serve import run
@@ -130,6 +130,20 @@ def measured(
     energy: bool = False,
     server: Callable[[Path], AbstractContextManager[Endpoint]] = planted_server,
 ) -> Context:
+    context = prepared(workload, tiny, monkeypatch, planted, server)
+    assert isinstance(context.spec.job, MeasureServing)
+    run(replace(context.spec.job, energy=energy), context, Path())
+    return context
+
+
+def prepared(
+    workload: ServingWorkload,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    planted: Planted,
+    server: Callable[[Path], AbstractContextManager[Endpoint]] = planted_server,
+) -> Context:
+    """A run that has not begun."""
     source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
     method = replace(NONE, params={"dtype": "model"})
     context = Context(
@@ -139,8 +153,6 @@ def measured(
     monkeypatch.setattr("harness.execution.context.engine", lambda name: runtime)
     monkeypatch.setattr("harness.execution.jobs.serve.load_generator_of", lambda python, endpoint: nullcontext(planted))
     monkeypatch.setenv(INTERPRETER, "python")
-    assert isinstance(context.spec.job, MeasureServing)
-    run(replace(context.spec.job, energy=energy), context, Path())
     return context
 
 
@@ -202,15 +214,109 @@ def test_an_slo_that_no_load_holds_names_the_nearest(tiny: Path, monkeypatch: py
     )
     (fact,) = (each for each in context.facts if each.code == "slo_not_held")
     assert fact.value == (
-        "no load holds ttft ≤ 0.001 s, itl ≤ 0.02 s for 90%; the nearest is 1 concurrent requests, where 0.0% of the "
-        "requests meet it, and the others mostly miss ttft"
+        "no load down to 1 concurrent requests holds ttft ≤ 0.001 s, itl ≤ 0.02 s for 90%; the nearest is 1 concurrent "
+        "requests, where 0.0% of the requests meet it, and the others mostly miss ttft"
     )
     assert found(context, "serving_largest_load").values == (0.0,)
+
+
+def test_an_slo_that_no_rate_holds_is_not_looked_for_at_rates_without_end(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten levels that may bisect two are measured: 20 requests at 1/1024 a second would take six hours."""
+    planted = Planted()
+    strict = replace(WORKLOAD, arrival="constant", levels=(1.0, 2.0), slo=Slo(ttft_s=0.001), bisect=10)
+    context = measured(strict, tiny, monkeypatch, planted)
+    spans = [max(each.at_s or 0.0 for each in requests) for requests, _ in planted.asked]
+    assert spans == pytest.approx([21 / rate for rate in (1, 2, 0.5, 0.25)])
+    (fact,) = (each for each in context.facts if each.code == "slo_not_held")
+    assert fact.value.startswith("no load down to 0.25 requests/s holds ttft ≤ 0.001 s for 90%; the nearest is ")
 
 
 def test_a_rate_beyond_the_client_makes_the_run_invalid(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRunError, match=r"1 requests/s: the client itself sent requests .* lower the rate"):
         measured(WORKLOAD, tiny, monkeypatch, Planted(lag_s=0.05))
+
+
+@dataclass
+class Lagging(Planted):
+    """It cannot send the requests of its second load when they are due."""
+
+    def drive(
+        self, endpoint: Endpoint, requests: Sequence[PlannedRequest], concurrent: int | None, natural: bool
+    ) -> list[Answered]:
+        self.lag_s = 0.05 if self.asked else 0.0
+        return super().drive(endpoint, requests, concurrent, natural)
+
+
+def test_what_the_client_drove_is_kept_with_the_largest_load_of_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = Lagging()
+    context = prepared(WORKLOAD, tiny, monkeypatch, planted)
+    assert isinstance(context.spec.job, MeasureServing)
+    with pytest.raises(UndrivenError, match=r"4 requests/s: the client itself sent requests"):
+        run(context.spec.job, context, Path())
+    assert len(planted.asked) == 2, "a higher rate is no easier"
+    assert {each.protocol.get("level") for each in context.measurements} == {1.0, None}
+    assert found(context, "serving_largest_load").values == (1.0,)
+
+
+@dataclass
+class Saturated(Planted):
+    """A client that takes so long to read what arrives that requests are sent late where several are open."""
+
+    def drive(
+        self, endpoint: Endpoint, requests: Sequence[PlannedRequest], concurrent: int | None, natural: bool
+    ) -> list[Answered]:
+        assert concurrent is not None
+        wait_s, answer_s = 0.02 * concurrent, 0.1
+        return [
+            replace(each, sent_s=number // concurrent * (answer_s + wait_s), ttft_s=0.03, e2e_s=answer_s)
+            for number, each in enumerate(super().drive(endpoint, requests, concurrent, natural))
+        ]
+
+
+def test_a_client_that_cannot_keep_so_many_requests_open_makes_the_run_invalid(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concurrent = replace(WORKLOAD, arrival="concurrent", levels=(1.0, 2.0, 8.0))
+    context = prepared(concurrent, tiny, monkeypatch, Saturated())
+    assert isinstance(context.spec.job, MeasureServing)
+    with pytest.raises(
+        UndrivenError, match=r"8 concurrent requests: the client itself took 0\.16 s .* the concurrency"
+    ):
+        run(context.spec.job, context, Path())
+    assert found(context, "serving_largest_load").values == (2.0,)
+
+
+@contextmanager
+def small_server(folder: Path) -> Iterator[Endpoint]:
+    """It computes four requests together, each of at most 64 tokens."""
+    yield Endpoint("http://127.0.0.1:1", MODEL, together=4, longest_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("levels", "labels"),
+    [
+        ((1.0, 4.0), []),
+        (
+            (4.0, 16.0),
+            ["requests wait in a queue: up to 16 are open at the same time, and the server computes 4 together"],
+        ),
+    ],
+)
+def test_requests_that_wait_in_the_servers_queue_are_labelled(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, levels: tuple[float, ...], labels: list[str]
+) -> None:
+    concurrent = replace(WORKLOAD, arrival="concurrent", levels=levels)
+    context = measured(concurrent, tiny, monkeypatch, Planted(), server=small_server)
+    assert [each.sentence for each in context.labels if each.code == "requests_queue"] == labels
+
+
+def test_rows_that_the_server_has_no_room_for_are_unsupported(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = Planted()
+    with pytest.raises(UnsupportedError, match=r"a row of demo has \d+ tokens, .* with 8 new ones exceed the 64 that"):
+        measured(replace(WORKLOAD, prompt_tokens=None), tiny, monkeypatch, planted, server=small_server)
+    assert not planted.asked
 
 
 def test_requests_without_an_answer_are_counted_with_their_reason(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +349,17 @@ def test_a_server_that_ends_under_load_fails_the_run_with_the_end_of_its_log(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     planted = Deadly()
+    context = prepared(WORKLOAD, tiny, monkeypatch, planted, child_server)
+    assert isinstance(context.spec.job, MeasureServing)
     with pytest.raises(RunError) as caught:
-        measured(WORKLOAD, tiny, monkeypatch, planted, server=child_server)
+        run(context.spec.job, context, Path())
     assert re.fullmatch(
         r"its server ended while it was measured: exit code 3: child \d+ \| told to end", str(caught.value)
     )
     assert classify(caught.value) == "failed"
     assert len(planted.asked) == 3, "a level without an answer is measured like the others"
+    assert found(context, "serving_largest_load").values == (1.0,)
+    assert found(context, "serving_e2e_s").protocol["level"] == 1.0
     assert "told to end" in capfd.readouterr().err
 
 

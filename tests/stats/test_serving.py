@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,17 @@ from harness.core.workload import Slo
 from harness.stats.capacity import capacity, largest_level, next_level
 from harness.stats.crossover import crossover
 from harness.stats.estimate import Estimate
-from harness.stats.serving import Answered, in_bursts, lags_s, misses, undriven, window_s
+from harness.stats.serving import (
+    Answered,
+    in_bursts,
+    lags_s,
+    meets,
+    misses,
+    undriven,
+    unfilled,
+    waits_s,
+    window_s,
+)
 
 SECONDS = st.floats(0.001, 10)
 
@@ -82,6 +93,43 @@ def test_a_rate_beyond_the_client_is_told() -> None:
     assert undriven([request(sent_s=place / 100 + 0.001, planned_s=place / 100) for place in range(100)]) is None
 
 
+def closed(wait_s: float, count: int = 24, concurrent: int = 4, answer_s: float = 0.2) -> list[Answered]:
+    """So many requests at a time, each sent ``wait_s`` after the one before it in its slot has ended."""
+    starts = (number % concurrent * 0.01 + number // concurrent * (answer_s + wait_s) for number in range(count))
+    return [request(f"r{number}", answer_s, (), sent_s=start) for number, start in enumerate(starts)]
+
+
+def test_a_client_that_cannot_keep_requests_open_is_told() -> None:
+    assert waits_s(closed(0.03), 4) == pytest.approx([0.03] * 20)
+    assert unfilled(closed(0.03), 4) is None
+    assert unfilled(closed(0.15), 4) == (
+        "the client itself took 0.15 s (median) from an answer's end to the next request, and at most 0.05 s may "
+        "pass: it cannot keep 4 open"
+    )
+    assert unfilled(closed(0.08, answer_s=2.0), 4) is None  # a twentieth of an answer
+    assert unfilled(closed(0.15, answer_s=60.0), 4) is not None
+
+
+def test_a_client_is_not_judged_by_some_late_requests_nor_by_those_without_an_answer() -> None:
+    found = closed(0.01)
+    late = [replace(each, sent_s=each.sent_s + 0.3) if number >= 20 else each for number, each in enumerate(found)]
+    assert unfilled(late, 4) is None
+    broken = [replace(found[0], error="timed out", e2e_s=0.0), *closed(0.3)[1:]]
+    assert waits_s(broken, 4) == []
+    assert unfilled(broken, 4) is None
+    assert unfilled(found[:3], 4) is None  # no request had to wait for another
+
+
+def test_requests_that_meet_an_slo_read_the_gaps_of_a_level_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level of 10,000 requests would read ten billion gaps if each request read those of all."""
+    read: list[int] = []
+    once = in_bursts
+    monkeypatch.setattr("harness.stats.serving.in_bursts", lambda found: read.append(len(found)) or once(found))
+    found = [request(ttft_s=0.1 * number) for number in range(20)]
+    assert meets(found, Slo(ttft_s=0.95)) == [1.0] * 10 + [0.0] * 10
+    assert read == [20]
+
+
 LEVELS = (1.0, 2.0, 4.0, 8.0)
 
 
@@ -102,15 +150,24 @@ def test_the_largest_load_is_the_last_before_one_that_fails(
     shares: tuple[float, ...], held: float, following: float | None
 ) -> None:
     assert largest_level(LEVELS, met(*shares), 0.9) == held
-    assert next_level(LEVELS, met(*shares), 0.9, whole=False) == following
-    assert next_level(LEVELS, met(1, 0.5, 1, 1), 0.9, whole=True) is None  # no number between 1 and 2
+    assert next_level(LEVELS, met(*shares), 0.9, whole=False, least=0.25) == following
+    assert next_level(LEVELS, met(1, 0.5, 1, 1), 0.9, whole=True, least=0.25) is None  # no number between 1 and 2
+
+
+def test_halving_ends_where_a_level_would_take_too_long() -> None:
+    """Nothing holds: of ten levels that may bisect, two are measured."""
+    levels: list[float] = [1.0, 2.0]
+    for _ in range(10):
+        level = next_level(levels, met(*[0] * len(levels)), 0.9, whole=False, least=0.25)
+        levels = sorted([*levels, level]) if level is not None else levels
+    assert levels == [0.25, 0.5, 1.0, 2.0]
 
 
 def test_bisecting_finds_where_a_server_ceases_to_hold() -> None:
     """It holds up to 5.3: each level in between halves what is open."""
     levels = list(LEVELS)
     for _ in range(6):
-        level = next_level(levels, met(*(each <= 5.3 for each in levels)), 0.9, whole=False)
+        level = next_level(levels, met(*(each <= 5.3 for each in levels)), 0.9, whole=False, least=0.25)
         assert level is not None
         levels = sorted([*levels, level])
     held = largest_level(levels, met(*(each <= 5.3 for each in levels)), 0.9)

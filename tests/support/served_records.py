@@ -8,11 +8,11 @@ from dataclasses import replace
 from run_specs import NONE, UNDER_LOAD, changed, run_spec
 
 from harness.core.model import MethodRef
-from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.record import Failure, Measurement, Outcome, RunRecord, Status
 from harness.core.workload import ServingWorkload
 from harness.metrics.serving import largest, measure
 from harness.stats.capacity import largest_level
-from harness.stats.serving import Answered, in_bursts, misses
+from harness.stats.serving import Answered, meets
 
 WORKLOAD = replace(UNDER_LOAD, levels=(8.0, 16.0, 32.0))
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn bits=4", "on_load")
@@ -21,10 +21,15 @@ Times = Callable[[float, int, int], tuple[float, float]]
 
 
 def served_record(
-    method: MethodRef, repetition: int, times: Times, workload: ServingWorkload = WORKLOAD, session: str = "one"
+    method: MethodRef,
+    repetition: int,
+    times: Times,
+    workload: ServingWorkload = WORKLOAD,
+    session: str = "one",
+    engine: str = "transformers",
 ) -> RunRecord:
     """One process: see ``served``."""
-    spec = changed(run_spec("serve", method=method, serving=workload), repetition=repetition, lock="")
+    spec = changed(run_spec("serve", method=method, serving=workload, engine=engine), repetition=repetition, lock="")
     return RunRecord(spec, served(repetition, times, workload), session, 1, f"2026-11-29T10:{repetition:02}:00Z", 1.0)
 
 
@@ -48,7 +53,7 @@ def measurements(levels: Mapping[float, Sequence[Answered]], workload: ServingWo
     protocol = {**workload.protocol, "client": "planted", "schedule": "0" * 12, "requests": workload.requests}
     found = [each for level, own in levels.items() for each in measure(own, workload.slo, {**protocol, "level": level})]
     if workload.slo is not None:
-        met = [[float(not misses(each, workload.slo, in_bursts(own))) for each in own] for own in levels.values()]
+        met = [meets(own, workload.slo) for own in levels.values()]
         held = largest_level(list(levels), met, workload.slo.share)
         found.append(largest(held, workload.unit, workload.slo, {**workload.protocol, "client": "planted"}))
     return found
@@ -61,3 +66,11 @@ def baseline(repetition: int, times: Times, workload: ServingWorkload = WORKLOAD
 def failed(record: RunRecord) -> RunRecord:
     """The same run, whose server ended."""
     return replace(record, outcome=Outcome("failed", None))
+
+
+def ended_above(record: RunRecord, level: float, status: Status = "failed", error: str = "RunError") -> RunRecord:
+    """The same run, which ended at the next level: what it had measured, and the largest load of that."""
+    kept = [each for each in record.outcome.measurements if float(each.protocol.get("level") or 0) <= level]
+    held = [replace(each, values=(min(each.values[0], level),)) for each in kept if "level" not in each.protocol]
+    measured = (*(each for each in kept if "level" in each.protocol), *held)
+    return replace(record, outcome=Outcome(status, Failure("serve", error, "too much for it"), measured))

@@ -18,7 +18,7 @@ from harness.core.identity import Scalar
 from harness.core.job import MeasureServing
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo, shown_level
-from harness.errors import InvalidRunError, UnsupportedError
+from harness.errors import UndrivenError, UnsupportedError
 from harness.execution.checks.drift import drift
 from harness.execution.context import Context
 from harness.execution.counters import counting
@@ -30,7 +30,7 @@ from harness.metrics.serving import counter, fitted, largest
 from harness.models.gguf.tokenizer import tokenizer_of
 from harness.plugins import metric
 from harness.stats.capacity import largest_level, next_level
-from harness.stats.serving import Answered, answered, in_bursts, misses, undriven
+from harness.stats.serving import Answered, answered, in_bursts, meets, misses, undriven, unfilled
 from harness.storage.evidence import MAX_ROWS
 from harness.text.load import Prompts, digest_of, requests
 
@@ -45,6 +45,14 @@ class _UnderLoad:
     prompts: Prompts
 
 
+@dataclass(frozen=True)
+class _Level:
+    """The requests of a level that count, and whether each met the SLO; nothing of that without an SLO."""
+
+    requests: Sequence[Answered]
+    met: Sequence[float]
+
+
 def run(job: MeasureServing, context: Context, out: Path) -> None:
     """Starts the server and measures every level of load, the lowest first; then those between that bisect."""
     tokenizer = tokenizer_of(context.source())
@@ -56,6 +64,8 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="qharness-server-")))
         running.callback(_keep_log, folder / LOG)  # when the server has ended
         endpoint = running.enter_context(context.serve(folder))
+        _refuse_long_rows(job.serving, prompts, job.variant.seed, endpoint)
+        _label_queue(context, job.serving, endpoint)
         with context.phase("start load generator"):
             generator = running.enter_context(load_generator_of(python, endpoint))
         try:
@@ -65,6 +75,26 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
     context.labels += drift(context.moments, (), warm=False)
 
 
+def _refuse_long_rows(workload: ServingWorkload, prompts: Prompts, seed: int, endpoint: Endpoint) -> None:
+    """Raises UnsupportedError if the server has no room for one of the text's rows; other lengths are known before."""
+    if workload.prompt_tokens is not None or endpoint.longest_tokens is None:
+        return
+    asked = {each.prompt for level in workload.levels for each in requests(workload, level, seed, prompts)}
+    longest = max(map(prompts.tokens, asked))
+    if longest + workload.new_tokens > endpoint.longest_tokens:
+        raise UnsupportedError(
+            f"a row of {workload.text.id} has {longest} tokens, which with {workload.new_tokens} new ones exceed the "
+            f"{endpoint.longest_tokens} that the server keeps of a text; let it keep more, name a text of shorter rows "
+            "or ask for a number of tokens"
+        )
+
+
+def _label_queue(context: Context, workload: ServingWorkload, endpoint: Endpoint) -> None:
+    highest = int(workload.levels[-1])
+    if workload.arrival == "concurrent" and endpoint.together is not None and highest > endpoint.together:
+        context.label("requests_queue", concurrent=highest, together=endpoint.together)
+
+
 def _keep_log(log: Path) -> None:
     """Prints what a server that was started here printed, so that it is part of the run's log."""
     if log.is_file():
@@ -72,21 +102,26 @@ def _keep_log(log: Path) -> None:
 
 
 def _climb(job: MeasureServing, context: Context, server: _UnderLoad) -> None:
+    """Measures all levels, or those below one that cannot be measured: what holds the SLO among them is told."""
     workload, slo = job.serving, job.serving.slo
-    measured = {level: _measure(job, context, server, level) for level in workload.levels}
-    if slo is None:
-        return
-    for _ in range(workload.bisect):
-        level = next_level(list(measured), _met(measured, slo), slo.share, workload.arrival == "concurrent")
-        if level is None or shown_level(level) in map(shown_level, measured):
-            break
-        measured[level] = _measure(job, context, server, level)
-        measured = dict(sorted(measured.items()))
-    met = _met(measured, slo)
-    held = largest_level(list(measured), met, slo.share)
-    context.add([largest(held, workload.unit, slo, {**workload.protocol, "client": server.generator.version})])
-    if not held:
-        _report_nearest(context, workload, measured, slo)
+    climbed: dict[float, _Level] = {}
+
+    def measure(level: float) -> None:
+        found = _measure(job, context, server, level)
+        climbed[level] = _Level(found, meets(found, slo) if slo else ())
+
+    try:
+        for level in workload.levels:
+            measure(level)
+        if slo is not None:
+            for _ in range(workload.bisect):
+                between = _next(workload, slo, climbed)
+                if between is None or shown_level(between) in map(shown_level, climbed):
+                    break
+                measure(between)
+    finally:
+        if slo is not None and climbed:
+            _report_largest(context, server, slo, climbed)
 
 
 def _fit(context: Context) -> None:
@@ -96,31 +131,43 @@ def _fit(context: Context) -> None:
         context.label("gaps_left_out", step=step)
 
 
-def _met(measured: Mapping[float, Sequence[Answered]], slo: Slo) -> list[list[float]]:
-    return [[float(not misses(each, slo, in_bursts(own))) for each in own] for own in measured.values()]
+def _next(workload: ServingWorkload, slo: Slo, climbed: Mapping[float, _Level]) -> float | None:
+    levels, met = _rising(climbed)
+    return next_level(levels, met, slo.share, workload.arrival == "concurrent", workload.least_level)
 
 
-def _report_nearest(
-    context: Context, workload: ServingWorkload, measured: Mapping[float, Sequence[Answered]], slo: Slo
-) -> None:
-    """Says which level came nearest to an SLO that none holds, and which limit most of its requests miss."""
-    shares = dict(zip(measured, (float(np.mean(each)) for each in _met(measured, slo)), strict=True))
-    level = max(shares, key=lambda each: shares[each])
-    own = measured[level]
-    missed = Counter(name for each in own for name in misses(each, slo, in_bursts(own)))
+def _rising(climbed: Mapping[float, _Level]) -> tuple[list[float], list[Sequence[float]]]:
+    """The levels, the lowest first, and which of their requests met the SLO."""
+    levels = sorted(climbed)
+    return levels, [climbed[level].met for level in levels]
+
+
+def _report_largest(context: Context, server: _UnderLoad, slo: Slo, climbed: Mapping[float, _Level]) -> None:
+    """The largest load that holds the SLO; of one that none holds, the level that came nearest, and what it misses."""
+    workload, (levels, met) = server.workload, _rising(climbed)
+    held = largest_level(levels, met, slo.share)
+    context.add([largest(held, workload.unit, slo, {**workload.protocol, "client": server.generator.version})])
+    if held:
+        return
+    shares = {level: float(np.mean(climbed[level].met)) for level in levels}
+    nearest = max(shares, key=lambda each: shares[each])
+    own = climbed[nearest].requests
+    bursts = in_bursts(own)
+    missed = Counter(name for each in own for name in misses(each, slo, bursts))
     context.fact(
         "slo_not_held",
         slo=slo.label,
-        level=f"{shown_level(level)} {workload.unit}",
-        share=shares[level],
+        level=f"{shown_level(nearest)} {workload.unit}",
+        share=shares[nearest],
         missed=missed.most_common(1)[0][0],
+        lowest=f"{shown_level(levels[0])} {workload.unit}",
     )
 
 
 def _measure(job: MeasureServing, context: Context, server: _UnderLoad, level: float) -> list[Answered]:
     """Measures one level of load; returns the requests that count.
 
-    Raises InvalidRunError if the client could not send them when they were due.
+    Raises UndrivenError if the client could not send them when they were due, or when there was room for them.
     """
     workload = job.serving
     planned = requests(workload, level, job.variant.seed, server.prompts)
@@ -134,9 +181,10 @@ def _measure(job: MeasureServing, context: Context, server: _UnderLoad, level: f
         every = server.generator.drive(server.endpoint, planned, concurrent, workload.natural)
     context.moment("load ends")
     found = every[workload.warmup :]
-    if (reason := undriven(found)) is not None:
-        raise InvalidRunError(
-            f"{shown_level(level)} {workload.unit}: {reason}; lower the rate, or give the client cores of its own"
+    if (reason := undriven(found) if concurrent is None else unfilled(every, concurrent)) is not None:
+        lower = "rate" if concurrent is None else "concurrency"
+        raise UndrivenError(
+            f"{shown_level(level)} {workload.unit}: {reason}; lower the {lower}, or give the client cores of its own"
         )
     protocol: dict[str, Scalar] = {
         **workload.protocol,

@@ -45,7 +45,7 @@ def prompts(row: VariantRow, key: TaskKey) -> str | None:
 
 def _measured(row: VariantRow, key: TaskKey) -> tuple[RunRecord, Measurement] | None:
     """The run that a score is from, and what it measured."""
-    for run in row.runs_that_ended_well:
+    for run in row.runs_with_figures:
         for found in run.outcome.measured("task_score"):
             if found.values and key_of(found) == key:
                 return run, found

@@ -112,7 +112,7 @@ def sweep_entry(name: str, whole: Page, keyed: Mapping[int, Sequence[KeyedFigure
 
 def _rows(table: Table, keyed: Mapping[int, Sequence[KeyedFigure]]) -> Iterator[SiteRow]:
     for row in table.rows:
-        runs = row.runs_that_ended_well
+        runs = row.runs_with_figures
         figures = tuple(_figures(table, row, keyed.get(id(row), ())))
         if runs and figures:
             yield SiteRow(
