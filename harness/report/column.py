@@ -87,7 +87,7 @@ def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
 
 
 def shown_columns(table: Table) -> tuple[Column, ...]:
-    """The columns for readers: those that have a figure, or a note that says why there is none. Each group stands together.
+    """The columns for readers: those with a figure, or with a note that says why there is none; groups stand together.
 
     A group stands where its first figure is declared, also if others of it are declared elsewhere, such as a plugin's.
     """
