@@ -173,12 +173,11 @@ def _table(
 
 def _rows(runs: _Runs, summaries: Summaries) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
-    users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants measured from it
     for run in runs.quality + runs.task + runs.performance + runs.serving:
-        key = run.spec.variant.key
-        if key not in variants:
-            users.setdefault(run.spec.variant.artifact_key, []).append(variants.setdefault(key, []))
-        variants[key].append(run)
+        variants.setdefault(run.spec.variant.key, []).append(run)
+    users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants measured from it
+    for members in variants.values() if runs.quantize else ():
+        users.setdefault(members[0].spec.variant.artifact_key, []).append(members)
     for run in runs.quantize:
         of_artifact = users.get(run.spec.variant.artifact_key)
         for members in of_artifact or [variants.setdefault(run.spec.variant.key, [])]:

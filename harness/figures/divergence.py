@@ -262,8 +262,9 @@ def _breakdown(by: str, factor: int, bins: Bins) -> Figure[Edges]:
     """One column per group that any variant has; the baseline does not diverge from itself."""
 
     def places(table: Table) -> tuple[Edges, ...]:
-        found = (Edges(each.low, each.high, factor) for row in table.rows if not row.is_baseline for each in bins(row))
-        return tuple(dict.fromkeys(found))
+        diverging = (row for row in table.rows if not row.is_baseline)
+        found = dict.fromkeys((each.low, each.high) for row in diverging for each in bins(row))
+        return tuple(Edges(low, high, factor) for low, high in found)
 
     def value(row: VariantRow, place: Edges) -> Estimate | None:
         return next((each.mean for each in bins(row) if each.low == place.low), None)
