@@ -32,7 +32,7 @@ from harness.storage.anonymizer import Anonymizer
 from harness.storage.bundle import RESULTS, open_bundle
 from harness.storage.checksums import file_sha256
 from harness.storage.reading import all_records, read_results
-from harness.tasks.trust import definition
+from harness.tasks.trust import definition, package
 from harness.text.sources import DATA
 
 
@@ -124,10 +124,21 @@ class _Here:
         for text in spec.job.texts:
             if text.hub is None and self.place(text) is None:
                 return f"the text {text.id} ({(text.sha256 or '')[:12]}) is not here; name its file: --from PATH"
+        if spec.job.tasks and (why := _without_lm_eval()) is not None:
+            return why
         for task in spec.job.tasks:
             if task.own is not None and self.place(task) is None:
                 return f"the task {task.name} ({task.own[:12]}) is not here; name its file: --from PATH"
         return None
+
+
+def _without_lm_eval() -> str | None:
+    """Why no task can be asked here, and no definition read; None if lm-eval is installed."""
+    try:
+        package()
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _content(located: Located) -> str:

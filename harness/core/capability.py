@@ -393,24 +393,32 @@ class ShowsRouters(LoadedModel, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens to continue. Texts that are drawn with one seed have different numbers."""
+
+    tokens: Sequence[int]
+    number: int
+
+
+def numbered(texts: Iterable[Sequence[int]]) -> list[Prompt]:
+    """Prompts that are numbered in their order."""
+    return [Prompt(tokens, number) for number, tokens in enumerate(texts)]
+
+
 @runtime_checkable
 class Completes(LoadedModel, Protocol):
     """Writes text after many prompts by continuous batching: a text that ends makes room for the next one."""
 
     def complete(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        stops: Sequence[str],
-        seeds: Sequence[int],
-        **settings: Any,
+        self, prompts: Sequence[Prompt], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
     ) -> list[list[int]]:
         """The new tokens after each prompt, at most ``new_tokens``, in order; the model schedules the prompts itself.
 
         A text ends with the model's own end token, or with the token that completes one of the strings ``stops`` in its
         decoded tokens, special ones included. ``settings`` are those of transformers' ``generate``, with the defaults
-        of the checkpoint's generation config; the text after each prompt is sampled with its own of ``seeds``. Raises
-        UnsupportedError for settings that the model cannot follow.
+        of the checkpoint's generation config. If texts are sampled, the randomness of each belongs to ``seed`` and its
+        prompt's number, and to nothing else. Raises UnsupportedError for settings that the model cannot follow.
         """
         ...
 

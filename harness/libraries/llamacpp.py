@@ -33,6 +33,8 @@ WORST_LINES = 3
 CACHES: Mapping[KvCache, str] = {"model": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 """llama.cpp's types of keys and values, by the recipe's names."""
 _ERROR, _CONTINUED = 4, 5
+_START, _END = -1, -1
+"""Positions that llama.cpp takes for the first and for beyond the last."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ class Runtime:
         self.log = tuple(text.strip() for _, text in lines()[since:])
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocabulary))
-        self.eos = int(llama_cpp.llama_vocab_eos(self._vocabulary))
         self.most_rows = int(llama_cpp.llama_max_parallel_sequences())
 
     def close(self) -> None:
@@ -178,7 +179,24 @@ class Runtime:
 
     def empty(self) -> None:
         """Removes all tokens from the cache; its size stays."""
-        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+        self._api.llama_memory_clear(self._memory, False)
+
+    def forget(self, sequence: int) -> None:
+        """Removes all tokens of a sequence from the cache."""
+        self._api.llama_memory_seq_rm(self._memory, sequence, _START, _END)
+
+    def move(self, sequence: int, to: int) -> None:
+        """Gives the tokens of a sequence to another one, which has none."""
+        self._api.llama_memory_seq_cp(self._memory, sequence, to, _START, _END)
+        self.forget(sequence)
+
+    @property
+    def _memory(self) -> Any:
+        return self._api.llama_get_memory(self._context)
+
+    def ends(self, token: int) -> bool:
+        """Whether a text ends with this token, as in llama.cpp's own programs: end of text, of a turn, and the like."""
+        return bool(self._api.llama_vocab_is_eog(self._vocabulary, token))
 
     def feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Appends tokens to their sequences; returns the requested logits, (n, vocabulary) float32, in order."""

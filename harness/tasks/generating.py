@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from harness.core.capability import Branching, Completes, Generates, as_branching
+from harness.core.capability import Branching, Completes, Generates, Prompt, as_branching
 from harness.errors import UnsupportedError
 from harness.tasks.answers import Completion
 from harness.tasks.prefix_tree import common
-from harness.tasks.sampling import OWN_SETTINGS, Sampling, request_seed
+from harness.tasks.sampling import OWN_SETTINGS, Sampling
 from harness.tasks.scoring import Effort
+from harness.tasks.stops import StopStrings
 from harness.tasks.thinking import marks_of, thinking, tokens_of
 
 if TYPE_CHECKING:
     import torch
 
-Prompt = tuple[tuple[int, ...], Mapping[str, Any]]
+TaskPrompt = tuple[tuple[int, ...], Mapping[str, Any]]
 """Tokens, and lm-eval's generation settings."""
 DEFAULT_NEW_TOKENS = 256
 """HFLM's limit for tasks that set none."""
@@ -66,7 +67,7 @@ AS_THE_TASK_SAYS = WritingRules()
 def generate(
     model: Generates | Completes,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TaskPrompt],
     max_length: int,
     rows: int,
     effort: Effort,
@@ -198,10 +199,9 @@ def _complete(
 
     for low in range(0, len(texts), together):
         part = texts[low : low + together]
-        prompts = [text.prompt for text in part]
+        prompts = [Prompt(text.prompt, text.number) for text in part]
         began = time.perf_counter()
-        seeds = [request_seed(seed, text.number) for text in part]
-        found = model.complete(prompts, new, stops, seeds, **settings)
+        found = model.complete(prompts, new, stops, seed, **settings)
         took_per_token = (time.perf_counter() - began) / max(1, sum(map(len, found)))
         for text, written in zip(part, found, strict=True):
             text.written, text.seconds = written, took_per_token * len(written)
@@ -217,9 +217,7 @@ class _Writer:
         self._model = model
         self._rules = rules
         self._effort = effort
-        encode = rules.tokenizer.encode
-        lengths = [len(encode(stop, add_special_tokens=False)) for stop in rules.stops]
-        self._look_back = max(lengths, default=0) + 2  # the model may write a stop sequence with other tokens
+        self._stops = StopStrings(rules.tokenizer, rules.stops)
 
     def write(self, texts: Sequence[_Text], rows: int) -> None:
         """Generates all texts. Long prompts go first, so that running out of memory shows early."""
@@ -273,7 +271,7 @@ class _Writer:
     def _continue(self, texts: Sequence[_Text], prefix: Any | None, steps: int) -> Any:
         """Generates up to ``steps`` tokens after each text; ``prefix`` caches all tokens but the last, or None."""
         tokens, mask = self._padded(texts)
-        stop = _Stop(self._rules.tokenizer, self._rules.stops, self._look_back, texts)
+        stop = _Stop(self._stops, texts)
         settings = {**self._rules.settings, "max_new_tokens": steps, "pad_token_id": self._rules.tokenizer.pad_token_id}
         read = tokens.numel() if prefix is None else len(texts)
         if (sampling := self._rules.sampling) is not None:
@@ -309,20 +307,18 @@ class _Writer:
 class _Stop:
     """Detects stop sequences; ``ends`` is the number of tokens that each text needed to reach one, else None."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], look_back: int, texts: Sequence[_Text]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, stops: StopStrings, texts: Sequence[_Text]) -> None:
         self._stops = stops
-        self._look_back = look_back
-        self._before = [text.written[-look_back:] for text in texts]
+        self._before = [text.written[-stops.look_back :] for text in texts]
         self.ends: list[int | None] = [None] * len(texts)
 
     def __call__(self, written: torch.Tensor) -> torch.Tensor:
         import torch
 
-        last = written[:, -self._look_back :].tolist()
+        last = written[:, -self._stops.look_back :].tolist()
         going = [row for row, end in enumerate(self.ends) if end is None]
-        tails = self._tokenizer.batch_decode([(self._before[row] + last[row])[-self._look_back :] for row in going])
-        for row, tail in zip(going, tails, strict=True):
-            if any(stop in tail for stop in self._stops):
+        ended = self._stops.end([self._before[row] + last[row] for row in going])
+        for row, end in zip(going, ended, strict=True):
+            if end:
                 self.ends[row] = written.shape[1]
         return torch.tensor([end is not None for end in self.ends], device=written.device)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from run_specs import run_spec
+from run_specs import SCORED, run_spec
 
 from harness.analysis.regression.track import track
 from harness.api.bundle import bundle
 from harness.api.replay import Replay, replay
 from harness.cli.render.replay import show
+from harness.core.model import ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import ExitCode, UsageError
+from harness.recipe import Recipe
+from harness.storage.checksums import file_sha256
 from harness.storage.store import Store
+from harness.tasks.trust import package
 
 ITEMS = tuple(f"{number:02}" for number in range(40))
 SCORES = tuple(3 + number % 7 / 10 for number in range(40))
@@ -69,3 +76,35 @@ def test_the_runs_of_the_bundle_itself_are_no_replay(tmp_path: Path, monkeypatch
         replay(path, tmp_path / "results")
     Store(tmp_path / "others").save(replace(record("theirs"), started_at="2026-01-02T00:00:00+00:00"))
     assert replay(path, tmp_path / "others").regression is None, "the model is not here"
+
+
+@pytest.fixture
+def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("harness.tasks.trust.find_spec", lambda name: None)
+    package.cache_clear()
+    yield
+    package.cache_clear()
+
+
+@pytest.mark.usefixtures("without_lm_eval")
+def test_tasks_are_left_out_where_lm_eval_is_not_installed_and_the_rest_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The definition of one of them is here: that it cannot be read is no reason to name it."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("task: mine\n")
+    drawn: dict[str, Any] = {"samples": 2, "temperature": 0.6}
+    tasks = [TaskWorkload("mine", str(own), own=file_sha256(own), **drawn), TaskWorkload("gsm8k", "/theirs", **drawn)]
+    model = ModelRef("org/model", "model", "org/model@main", "hub", "org/model")
+    hub = replace(SCORED, text=TextRef("org/text", hub="org/text", split="test", revision="0" * 40))
+    answered = [run_spec("task", model=model, task=each) for each in tasks]
+    for spec in (run_spec("quality", model=model, perplexity=hub), *answered):
+        Store(tmp_path / "results").save(replace(record("mine"), spec=spec))
+    asked: list[Recipe] = []
+    monkeypatch.setattr("harness.api.replay.run_part", lambda recipe, *rest: asked.append(recipe) or [])
+    found = replay(bundle(tmp_path / "results", tmp_path / "mine.qh.zip").path, tmp_path / "replays", [own])
+    assert {name for name in ("mine", "gsm8k") for title in found.left_out if name in title} == {"mine", "gsm8k"}
+    assert set(found.left_out.values()) == {"lm-eval is not installed; pip install 'qharness[eval]'"}
+    (recipe,) = asked
+    assert not recipe.measure.tasks
+    assert recipe.measure.perplexity[0].text.hub == "org/text"

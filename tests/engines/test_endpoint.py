@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from fake_openai import KEY, Answer, FakeOpenAI, json_answer
 
-from harness.core.capability import PROTOCOLS, Completes, Endpoint, Scores
+from harness.core.capability import PROTOCOLS, Completes, Endpoint, Scores, numbered
 from harness.core.engine import LoadRequest
 from harness.engines.endpoint.engine import ENDPOINT, EndpointModel, EndpointParams, ServedAnswer
 from harness.errors import HarnessError, InvalidRunError, RunError, UnsupportedError
 from harness.libraries import openai_api
 from harness.libraries.openai_api import OpenAIClient
+from harness.tasks.sampling import request_seed
 from harness.tasks.scoring import Request, score
 
 pytestmark = pytest.mark.heavy
@@ -88,12 +89,11 @@ def test_answers_are_the_servers_whatever_form_of_prompt_it_takes(
     fake = FakeOpenAI(tokenizer, gives=frozenset({gives}))
     prompts = [tokenizer.encode(text) for text in ("Once upon a time", "The cat")]
     with loaded(tiny, fake, concurrency=1) as model:
-        written = model.complete(prompts, 4, ["\n"], [11, 12], do_sample=False)
+        written = model.complete(numbered(prompts), 4, ["\n"], 11, do_sample=False)
     asked = [(where, body) for where, body in fake.asked if body.get("max_tokens") == 4]
     assert {where for where, _ in asked} == {path}
     assert [(body["seed"], body["temperature"], body["stop"]) for _, body in asked] == [
-        (11, 0, ["\n"]),
-        (12, 0, ["\n"]),
+        (request_seed(11, number), 0, ["\n"]) for number in range(2)
     ]
     for prompt, tokens in zip(prompts, written, strict=True):
         whole = fake.written(prompt, {"max_tokens": 4, "stop": ["\n"]})
@@ -110,7 +110,7 @@ def test_a_prompt_in_a_chat_template_reaches_a_server_of_text_with_its_special_t
     end, chat = tokenizer.eos_token_id, [*tokenizer.encode("Once"), tokenizer.eos_token_id, 5]
     fake = FakeOpenAI(tokenizer, gives=frozenset({"text"}))
     with loaded(tiny, fake) as model:
-        model.complete([chat], 4, [], [0])
+        model.complete(numbered([chat]), 4, [], 0)
     (sent,) = [body["prompt"] for _, body in fake.asked if body.get("max_tokens") == 4]
     assert tokenizer.convert_ids_to_tokens(end) in sent
     assert tokenizer.encode(sent) == chat, "the server's tokenizer makes the same tokens of it, one BOS at most"
@@ -118,7 +118,7 @@ def test_a_prompt_in_a_chat_template_reaches_a_server_of_text_with_its_special_t
         loaded(tiny, FakeOpenAI(tokenizer, gives=frozenset({"chat"}))) as model,
         pytest.raises(UnsupportedError, match="puts each into its chat template, and this prompt is in one already"),
     ):
-        model.complete([chat], 4, [], [0])
+        model.complete(numbered([chat]), 4, [], 0)
 
 
 def test_an_answer_that_the_limit_ended_is_as_long_as_the_limit(tiny: Path, tokenizer: Any) -> None:
@@ -143,7 +143,7 @@ def test_an_answer_that_the_limit_ended_is_as_long_as_the_limit(tiny: Path, toke
 def test_tokens_that_the_server_returns_are_taken_as_they_are(tiny: Path, tokenizer: Any) -> None:
     fake = FakeOpenAI(tokenizer, gives=frozenset({"tokens", "token_ids"}))
     with loaded(tiny, fake) as model:
-        (written,) = model.complete([[5, 8]], 3, [], [0])
+        (written,) = model.complete(numbered([[5, 8]]), 3, [], 0)
     first = fake.successor(8)
     assert written == [first, fake.successor(first), fake.successor(fake.successor(first))]
 
@@ -151,10 +151,10 @@ def test_tokens_that_the_server_returns_are_taken_as_they_are(tiny: Path, tokeni
 def test_sampling_reaches_the_server_and_what_it_does_not_know_is_unsupported(tiny: Path, tokenizer: Any) -> None:
     fake = FakeOpenAI(tokenizer)
     with loaded(tiny, fake) as model:
-        model.complete([[5]], 1, [], [0], do_sample=True, temperature=0.6, top_p=0.9)
+        model.complete(numbered([[5]]), 1, [], 0, do_sample=True, temperature=0.6, top_p=0.9)
         assert (fake.asked[-1][1]["temperature"], fake.asked[-1][1]["top_p"]) == (0.6, 0.9)
         with pytest.raises(UnsupportedError, match="a server is not asked for num_beams"):
-            model.complete([[5]], 1, [], [0], num_beams=2)
+            model.complete(numbered([[5]]), 1, [], 0, num_beams=2)
 
 
 def test_a_server_without_log_likelihoods_or_without_prompts_is_unsupported(tiny: Path, tokenizer: Any) -> None:
@@ -167,7 +167,7 @@ def test_a_server_without_log_likelihoods_or_without_prompts_is_unsupported(tiny
         loaded(tiny, FakeOpenAI(tokenizer, gives=frozenset())) as model,
         pytest.raises(UnsupportedError, match="takes no prompt, be it tokens, text or a message"),
     ):
-        model.complete([[5]], 1, [], [0])
+        model.complete(numbered([[5]]), 1, [], 0)
 
 
 def test_it_has_what_it_declares_and_room_for_the_servers_own_token(tiny: Path, tokenizer: Any) -> None:
@@ -209,7 +209,7 @@ def test_what_may_pass_is_asked_again(tiny: Path, tokenizer: Any, status: int) -
         loaded(tiny, fake, retries=1) as model,
         pytest.raises(RunError, match=rf"/v1/completions fails \(HTTP {status}, 2 times\): .*later"),
     ):
-        model.complete([[5]], 1, [], [0])
+        model.complete(numbered([[5]]), 1, [], 0)
 
 
 def test_nonsense_and_unlike_lengths_are_named(tiny: Path, tokenizer: Any) -> None:
@@ -220,13 +220,13 @@ def test_nonsense_and_unlike_lengths_are_named(tiny: Path, tokenizer: Any) -> No
         loaded(tiny, FakeOpenAI(tokenizer, fault=nonsense)) as model,
         pytest.raises(RunError, match=r"answers with something that is not OpenAI's API: '<html>hello</html>'"),
     ):
-        model.complete([[5]], 1, [], [0])
+        model.complete(numbered([[5]]), 1, [], 0)
     for wrong in ({"choices": []}, {"choices": "no"}, {}):
         with (
             loaded(tiny, FakeOpenAI(tokenizer, fault=failing(200, wrong))) as model,
             pytest.raises(RunError, match="answers without choices"),
         ):
-            model.complete([[5]], 1, [], [0])
+            model.complete(numbered([[5]]), 1, [], 0)
     fake = FakeOpenAI(tokenizer)
     with loaded(tiny, fake) as model:
         assert model.scored_by == "prompt_logprobs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +15,15 @@ from kernel_families import families
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
+from harness.core.capability import Prompt, numbered
 from harness.core.engine import LoadRequest
 from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppModel, LlamaCppParams
+from harness.engines.transformers.engine import TransformersModel
 from harness.errors import UnsupportedError
+from harness.libraries.llamacpp import Piece
 from harness.models.headers import GGUF_FILE
 from harness.numerics.kv_cache import bytes_per_token, element_bytes, stored_bytes
+from harness.tasks.sampling import Sampling
 from harness.tasks.scoring import Request, score
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("llama_cpp")]
@@ -86,31 +91,81 @@ def test_the_cache_is_a_key_and_a_value_of_every_token_in_float16(model: LlamaCp
     assert stored_bytes(cache) == 10 * bytes_per_token(layers=4, kv_heads=2, head_dim=16, element_bytes=2)
 
 
-def test_greedy_text_is_that_of_transformers(model: LlamaCppModel, plain, ids: torch.Tensor) -> None:
-    prompts = torch.stack([ids[0, :20], torch.cat([torch.zeros(5, dtype=torch.int64), ids[0, 40:55]])])
-    mask = torch.ones_like(prompts)
-    mask[1, :5] = 0
-    settings = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
-    expected = plain.generate(input_ids=prompts, attention_mask=mask, **settings)[:, 20:]
-    found, ended, prefix = model.generate(prompts, mask, None, lambda written: torch.zeros(2).bool(), **settings)
-    assert torch.equal(found, expected)
-    assert prefix is None
-    assert not bool(ended.any())
-    least = [lambda tokens, scores: -scores]
-    expected = plain.generate(input_ids=prompts, attention_mask=mask, logits_processor=least, **settings)[:, 20:]
-    steps: list[int] = []
-    found, _, _ = model.generate(
-        prompts,
-        mask,
-        None,
-        lambda written: torch.zeros(2).bool(),
-        choose=lambda step, logits: steps.append(step) or -logits,
-        **settings,
+LENGTHS = (20, 3, 11, 1, 7, 20, 2, 13, 5, 9)
+
+
+@pytest.fixture(scope="module")
+def prompts(ids: torch.Tensor) -> list[Prompt]:
+    starts = [ids[0, 17 * number :].tolist() for number in range(len(LENGTHS))]
+    return numbered(start[:length] for start, length in zip(starts, LENGTHS, strict=True))
+
+
+def held(model: LlamaCppModel) -> list[int]:
+    """The tokens of each sequence in the cache."""
+    api, memory = model._runtime._api, model._runtime._memory
+    return [api.llama_memory_seq_pos_max(memory, sequence) + 1 for sequence in range(model._runtime._rows)]
+
+
+def test_greedy_text_is_that_of_transformers(model: LlamaCppModel, plain: Any, prompts: list[Prompt]) -> None:
+    found = model.complete(prompts, 12, [], 0, do_sample=False)
+    for prompt, written in zip(prompts, found, strict=True):
+        asked = torch.tensor([prompt.tokens])
+        whole = plain.generate(asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=12)
+        assert written == whole[0, len(prompt.tokens) :].tolist()
+    assert set(held(model)) == {0}
+
+
+DRAWN = Sampling(1, 0.8, 0.95, 5)
+
+
+@pytest.mark.parametrize("settings", [{"do_sample": False}, DRAWN.settings], ids=["likeliest", "drawn"])
+def test_an_answer_is_the_same_alone_and_where_others_come_and_go(
+    folder: Path, prompts: list[Prompt], settings: dict[str, Any]
+) -> None:
+    """Three slots for ten texts, which end at different times: new prompts share steps with running texts."""
+    model = load(folder, slots=3)
+    steps: list[list[int]] = []
+    feed = model._runtime.feed
+
+    def counted(pieces: Sequence[Piece]) -> torch.Tensor:
+        steps.append([len(piece.tokens) for piece in pieces])
+        return feed(pieces)
+
+    model._runtime.feed = counted  # type: ignore[method-assign]
+    stops = [".", " the", ","]
+    together = model.complete(prompts, 24, stops, 5, **settings)
+    lengths = [len(text) for text in together]
+    assert len(set(lengths)) > 3
+    assert sum(map(len, steps)) == sum(lengths)
+    assert sum(map(sum, steps)) == sum(LENGTHS) + sum(lengths) - len(LENGTHS)
+    assert any(1 in step and max(step) > 1 for step in steps[1:]), "a prompt was read beside running texts"
+    assert {len(step) for step in steps} == {1, 2, 3}
+    assert held(model) == [0, 0, 0]
+    alone = [model.complete([prompt], 24, stops, 5, **settings)[0] for prompt in prompts]
+    assert together == alone
+    assert model.complete(prompts[::-1], 24, stops, 5, **settings) == alone[::-1]
+    model.close()
+
+
+def test_samples_are_drawn_by_the_noise_of_transformers(
+    model: LlamaCppModel, plain: Any, tiny: Path, prompts: list[Prompt]
+) -> None:
+    """They part where the engines round a logit otherwise, which is rare."""
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
+    from harness.tasks.generating import WritingRules, generate
+    from harness.tasks.scoring import Effort
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.pad_token_id = tokenizer.eos_token_id
+    other = TransformersModel(plain, tokenizer)
+    other.probe_head()
+    asked = [(tuple(each.tokens), {"until": ["."], "max_gen_toks": 16}) for each in prompts if len(each.tokens) > 2]
+    ours, theirs = (
+        [answer.tokens for answer in generate(writer, tokenizer, asked, 512, 16, Effort(), WritingRules(5, DRAWN))]
+        for writer in (model, other)
     )
-    assert torch.equal(found, expected)
-    assert steps == list(range(12))
-    with pytest.raises(UnsupportedError, match="temperature"):
-        model.generate(prompts, mask, None, lambda written: torch.zeros(2).bool(), **settings, temperature=0.7)
+    assert len(set(ours)) == len(asked)
+    assert sum(own == their for own, their in zip(ours, theirs, strict=True)) >= len(asked) - 1
 
 
 def test_choices_are_scored_as_their_tokens_logits_say(model: LlamaCppModel, ids: torch.Tensor) -> None:

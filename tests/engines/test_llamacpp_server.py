@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,12 @@ from typing import Any
 import pytest
 from serve_until import served
 
-from harness.core.capability import Generates
+from harness.core.capability import numbered
 from harness.core.engine import LoadRequest, PlannedLoad
 from harness.core.site import Machine
 from harness.engines.endpoint.engine import ENDPOINT, EndpointModel, EndpointParams
 from harness.engines.llamacpp import server
-from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppParams
+from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppModel, LlamaCppParams
 from harness.errors import UnsupportedError
 from harness.stacks import Stacks
 from harness.stacks.build import environment
@@ -124,29 +125,18 @@ def test_what_the_server_refuses_is_unsupported_with_the_end_of_its_log(gguf: Pa
 def test_as_an_endpoint_it_answers_as_the_library_does_and_gives_no_log_likelihoods(
     gguf: Path, tiny: Path, llamacpp_stacks: Stacks, tmp_path: Path
 ) -> None:
-    import torch
-
-    prompts = [[1, 5, 38, 9], [1, 66, 465]]
+    prompts = numbered([[1, 5, 38, 9], [1, 66, 465]])
     library = LLAMACPP.load(LoadRequest(gguf, "float16", "cpu"), LlamaCppParams(threads=1))
-    assert isinstance(library, Generates)
+    assert isinstance(library, LlamaCppModel)
     python = llamacpp_stacks.find("llamacpp").python
     params = {"threads": 1, "slots": 2, "slot_tokens": 256}
     with served(python, environment(tmp_path), "llamacpp", gguf, "float16", tmp_path, **params) as server:
         model = ENDPOINT.load(LoadRequest(tiny, "float32", "cpu", served=server), EndpointParams(retries=0))
         assert isinstance(model, EndpointModel)
-        answers = model.complete(prompts, 6, [], [0] * len(prompts))
+        answers = model.complete(prompts, 6, [], 0)
         with pytest.raises(UnsupportedError, match="gives no log-likelihoods of a prompt"):
-            model.score(prompts, 1)
-    for prompt, written in zip(prompts, answers, strict=True):
-        tokens = torch.tensor([prompt])
-        own, _, _ = library.generate(
-            tokens,
-            torch.ones_like(tokens),
-            None,
-            lambda found: torch.zeros(1, dtype=torch.bool),
-            max_new_tokens=6,
-            pad_token_id=0,
-        )
-        decode = model.tokenizer.decode
-        assert decode(written, skip_special_tokens=True) == decode(own[0].tolist(), skip_special_tokens=True)
+            model.score([prompt.tokens for prompt in prompts], 1)
+    library.tokenizer = model.tokenizer
+    decode = partial(model.tokenizer.decode, skip_special_tokens=True)
+    assert list(map(decode, answers)) == list(map(decode, library.complete(prompts, 6, [], 0)))
     library.close()

@@ -20,7 +20,7 @@ from harness.core.engine import LoadRequest
 from harness.core.identity import DecodeMode, KvCache
 from harness.core.model import ModelRef
 from harness.core.workload import ThroughputWorkload
-from harness.engines.llamacpp.engine import LlamaCppModel
+from harness.engines.llamacpp.engine import LlamaCppModel, LlamaCppParams
 from harness.engines.transformers.engine import TransformersModel
 from harness.execution.context import Context
 from harness.execution.footprint import footprint
@@ -178,7 +178,7 @@ def test_llama_cpps_cache_is_all_that_its_context_has_room_for(
     embedding = GgufTensor("token_embd.weight", "F32", (8, 64), 8 * 64 * 4, begin=0)
     runtime: Any = SimpleNamespace(vocabulary=8, threads=1, cells=96)
     request = LoadRequest(tmp_path, "float16", "cuda", kv_cache=kv_cache)
-    model = LlamaCppModel(runtime, GgufFile("llama", 1, 4096, 8, 24, (embedding,)), None, request, "its own")
+    model = LlamaCppModel(runtime, GgufFile("llama", 1, 4096, 8, 24, (embedding,)), None, request, LlamaCppParams())
     assert model.allocated_cache_bytes() == expected
 
 

@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from harness.core.capability import numbered
 from harness.core.engine import LoadRequest
 from harness.engines.vllm.engine import VllmParams, load
 from harness.engines.vllm.model import VllmModel
@@ -116,11 +117,11 @@ def continued(model: VllmModel) -> list[list[int]]:
     tokenizer = model.tokenizer
     for prompt in texts(200, 20):
         tokens = tokenizer.encode(prompt)
-        (plain,) = model.complete([tokens], 20, [], [0], do_sample=False)
+        (plain,) = model.complete(numbered([tokens]), 20, [], 0, do_sample=False)
         stop = tokenizer.decode(plain[:1])
         if stop.startswith(" ") and len(stop) < 4:
             model.tokenizer = _Stripping(tokenizer)
-            (found,) = model.complete([tokens], 20, [stop], [0], do_sample=False)
+            (found,) = model.complete(numbered([tokens]), 20, [stop], 0, do_sample=False)
             model.tokenizer = tokenizer
             ends = (end for end in range(1, 21) if stop in tokenizer.decode(plain[:end]).lstrip())
             return [plain, plain[: next(ends, 20)], found]

@@ -10,7 +10,7 @@ import torch
 from serve_until import served
 
 from harness.api.plan import plan
-from harness.core.capability import Endpoint
+from harness.core.capability import Endpoint, numbered
 from harness.core.engine import LoadRequest
 from harness.engines.endpoint.engine import ENDPOINT, EndpointModel, EndpointParams
 from harness.recipe import load_recipe
@@ -58,7 +58,7 @@ def test_log_likelihoods_are_those_of_transformers(model: EndpointModel, here: t
 
 def test_answers_are_those_of_transformers_token_by_token(model: EndpointModel, here: torch.nn.Module) -> None:
     assert model.way == "tokens"
-    for tokens, written in zip(TEXTS, model.complete(TEXTS, NEW, [], [0] * len(TEXTS)), strict=True):
+    for tokens, written in zip(TEXTS, model.complete(numbered(TEXTS), NEW, [], 0), strict=True):
         with torch.inference_mode():
             whole = here.generate(torch.tensor([tokens]), max_new_tokens=NEW, do_sample=False)  # type: ignore[operator]
         assert written == whole[0, len(tokens) :].tolist()

@@ -156,6 +156,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 import torch
+from harness.core.capability import numbered
 from harness.core.engine import LoadRequest
 from harness.engines.transformers.engine import load
 from harness.engines.vllm.engine import VllmParams, imports
@@ -178,7 +179,7 @@ with torch.inference_mode():
     refused = []
     for ask in (
         lambda: model.hidden_of([rows[0], [2] * 100]),
-        lambda: model.complete([rows[0], [2] * 100], 5, [], [0, 1]),
+        lambda: model.complete(numbered([rows[0], [2] * 100]), 5, [], 0),
     ):
         try:
             ask()
@@ -186,7 +187,7 @@ with torch.inference_mode():
             refused.append(str(error))
     left = model.runtime.engine.get_num_unfinished_requests()
     after = model.hidden_of(rows)
-    written = model.complete(rows, 5, [], [0] * len(rows), do_sample=False)
+    written = model.complete(numbered(rows), 5, [], 0, do_sample=False)
     print(json.dumps({"refused": refused, "left": left, "written": written, "expected": expected,
                       "same": all(bool((a == b).all()) for a, b in zip(before, after))}))
     model.close()

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from harness.core.capability import Completes, Ragged
+from harness.core.capability import Completes, Prompt, Ragged
 from harness.engines.transformers.engine import TransformersModel
+from harness.tasks.sampling import request_seed
 
 SHARED = [
     *("tokenizer", "vocabulary", "device", "attention", "threads", "cache_description", "context_length", "factored"),
@@ -34,26 +35,22 @@ class SchedulingModel:
         return [self._raw.get_decoder()(torch.tensor([list(text)])).last_hidden_state[0] for text in texts]
 
     def complete(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        stops: Sequence[str],
-        seeds: Sequence[int],
-        **settings: Any,
+        self, prompts: Sequence[Prompt], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
     ) -> list[list[int]]:
-        self.written.append(([list(prompt) for prompt in prompts], new_tokens, list(stops), list(seeds), settings))
+        seeds = [request_seed(seed, prompt.number) for prompt in prompts]
+        self.written.append(([list(prompt.tokens) for prompt in prompts], new_tokens, list(stops), seeds, settings))
         found = []
-        for seed, prompt in zip(seeds, prompts, strict=True):
-            torch.manual_seed(seed)
+        for own, prompt in zip(seeds, prompts, strict=True):
+            torch.manual_seed(own)
             text = self._raw.generate(
-                torch.tensor([list(prompt)]),
+                torch.tensor([list(prompt.tokens)]),
                 max_new_tokens=new_tokens,
                 stop_strings=list(stops),  # transformers' own search, which works on the vocabulary
                 tokenizer=self.tokenizer,
                 pad_token_id=0,
                 **settings,
             )
-            found.append(text[0, len(prompt) :].tolist())
+            found.append(text[0, len(prompt.tokens) :].tolist())
         return found
 
 

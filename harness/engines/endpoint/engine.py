@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.capability import Endpoint, Product, StoredTensor, TokenScores
+from harness.core.capability import Endpoint, Product, Prompt, StoredTensor, TokenScores
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import SERVED_FORMAT
 from harness.core.identity import DecodeMode
@@ -25,6 +25,7 @@ from harness.libraries.openai_api import OpenAIClient, RefusedRequestError, numb
 from harness.models.headers import read_directory
 from harness.models.loading import load_tokenizer
 from harness.recipe.fields import Seconds
+from harness.tasks.sampling import request_seed
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 Way = Literal["tokens", "text", "chat"]
@@ -95,12 +96,7 @@ class EndpointModel:
         self._client.close()
 
     def complete(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        stops: Sequence[str],
-        seeds: Sequence[int],
-        **settings: Any,
+        self, prompts: Sequence[Prompt], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
     ) -> list[list[int]]:
         """Where the server returns no token ids, they are those of its text: a text that ended by itself also gets the
         end token, and one that the limit ended is filled up, so that it is as long as the limit."""
@@ -108,7 +104,8 @@ class EndpointModel:
         way = self.way  # asked once, before the threads
 
         def ask(index: int) -> list[int]:
-            return self._tokens(self._written(way, prompts[index], {**body, "seed": seeds[index]}), new_tokens)
+            own = {**body, "seed": request_seed(seed, prompts[index].number)}
+            return self._tokens(self._written(way, prompts[index].tokens, own), new_tokens)
 
         return self._each(ask, len(prompts), self._at_once)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Choose, Decoder, Product, Stop, StoredTensor
+from harness.core.capability import Decoder, Product, Prompt, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
+from harness.engines.llamacpp.batching import write
 from harness.engines.llamacpp.server import refuses, serve
 from harness.errors import InvalidRunError, SourceError, UnsupportedError
 from harness.libraries.llamacpp import BATCH_TOKENS, CACHES, CELLS, PACKAGE, Piece, Runtime
@@ -23,12 +24,17 @@ from harness.models.gguf.tokenizer import tokenizer_of
 from harness.models.headers import GGUF_FILE, weight_files
 from harness.models.scope import in_decoder
 from harness.recipe.fields import BatchSize, Threads, Tokens
+from harness.tasks.sampling import Sampling
+from harness.tasks.stops import StopStrings
 
 if TYPE_CHECKING:
     import torch
 
-PLAIN = frozenset({"do_sample", "max_new_tokens", "pad_token_id"})
-"""Generation settings that greedy decoding supports."""
+NEUTRAL: Mapping[str, float] = {"top_k": 0, "min_p": 0.0}
+"""Settings of sampling that llama.cpp's texts are not drawn by, with the values at which they do nothing."""
+SAMPLING = frozenset({"do_sample", "temperature", "top_p", *NEUTRAL})
+USUAL_TOP_K = 50
+"""Of transformers, for a task that samples and does not say."""
 _ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\S+?),")
 _BUFFER = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
 
@@ -41,11 +47,26 @@ class Written:
     states: torch.Tensor
 
 
+class LlamaCppParams(EngineParams):
+    """CPU ``threads`` (null is the recipe's), ``ubatch`` tokens computed together, and when to use ``flash_attention``.
+
+    llama.cpp needs flash attention for a key-value cache in fewer bits. Answers of tasks, and requests of its server,
+    are written ``slots`` at a time. A slot of the server has at most ``slot_tokens`` tokens, new ones included (null:
+    the model's context, but at most 4096).
+    """
+
+    threads: Threads | None = None
+    ubatch: BatchSize = BATCH_TOKENS
+    flash_attention: Literal["auto", "enabled", "disabled"] = "auto"
+    slots: BatchSize = 16
+    slot_tokens: Tokens | None = None
+
+
 class LlamaCppModel:
     """A GGUF model. It is not factored: llama.cpp returns logits but neither hidden states nor its head."""
 
     def __init__(
-        self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest, attention: str
+        self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest, params: LlamaCppParams
     ) -> None:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -58,7 +79,10 @@ class LlamaCppModel:
         self.tokenizer = tokenizer
         self.vocabulary = runtime.vocabulary
         self.device = request.device
-        self.attention = attention
+        self.attention = "llama.cpp's own"
+        if params.flash_attention != "auto":
+            self.attention = f"{self.attention}, flash attention {params.flash_attention}"
+        self._slots = params.slots
         self.threads = runtime.threads
         kept = CACHES[request.kv_cache]
         self.cache_description: str | None = (
@@ -75,39 +99,27 @@ class LlamaCppModel:
         with self._runtime.own_cache():
             return self.logits(tokens)
 
-    def generate(
-        self,
-        tokens: torch.Tensor,
-        mask: torch.Tensor,
-        prefix: Any | None,
-        stop: Stop,
-        choose: Choose | None = None,
-        **settings: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Decodes greedily, or as ``choose`` says. Rows that wrote the model's end token are padded."""
-        import torch
+    def complete(
+        self, prompts: Sequence[Prompt], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
+    ) -> list[list[int]]:
+        """Writes as many texts together as there are slots. They end as in llama.cpp's programs, also with a turn."""
+        if self.tokenizer is None:
+            raise UnsupportedError("a text is searched for its stops, and the model has no tokenizer")
+        drawn, strings = sampling(settings, seed), StopStrings(self.tokenizer, stops)
 
-        other = sorted(settings.keys() - PLAIN)
-        if settings.get("do_sample") or other or prefix is not None:
-            raise UnsupportedError(f"llama.cpp writes greedily here; {', '.join(other) or 'sampling'} is not supported")
-        prompts = [row[seen.bool()].tolist() for row, seen in zip(tokens, mask, strict=True)]
-        steps, padding = settings["max_new_tokens"], settings["pad_token_id"]
-        self._runtime.room(len(prompts), max(map(len, prompts)) + steps)
-        lengths = [len(prompt) for prompt in prompts]
-        logits = self._runtime.feed([Piece(row, 0, prompt) for row, prompt in enumerate(prompts)])
-        written = torch.empty(len(prompts), 0, dtype=torch.int64)
-        ended = torch.zeros(len(prompts), dtype=torch.bool)
-        for _ in range(steps):
-            scores = logits if choose is None else choose(written.shape[1], logits)
-            chosen = scores.argmax(dim=-1).masked_fill(ended, padding)
-            written = torch.cat([written, chosen[:, None]], dim=1)
-            ended = ended | (chosen == self._runtime.eos)
-            done = ended | stop(written)
-            if bool(done.all()) or written.shape[1] == steps:
-                break
-            logits = self._runtime.feed([Piece(row, lengths[row], [int(chosen[row])]) for row in range(len(prompts))])
-            lengths = [length + 1 for length in lengths]
-        return written, ended, None
+        def choose(logits: torch.Tensor, places: Sequence[tuple[int, int]]) -> list[int]:
+            scores = logits if drawn is None else drawn.scores(logits, places)
+            return list(scores.argmax(dim=-1).tolist())
+
+        def ended(texts: Sequence[Sequence[int]]) -> list[bool]:
+            return [
+                stopped or len(text) >= new_tokens or self._runtime.ends(text[-1])
+                for text, stopped in zip(texts, strings.end(texts), strict=True)
+            ]
+
+        at_once = min(self._slots, self._runtime.most_rows, len(prompts))
+        self._runtime.room(at_once, max(len(prompt.tokens) for prompt in prompts) + new_tokens)
+        return write(self._runtime, prompts, at_once, choose, ended)
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
         rows, length = tokens.shape
@@ -188,23 +200,28 @@ class LlamaCppModel:
         return [entry for entry in self._stored if entry.role == "linear" and in_decoder(entry.name, 2)]
 
 
+def sampling(settings: Mapping[str, Any], seed: int) -> Sampling | None:
+    """How texts are drawn by settings of transformers' ``generate``; None takes the likeliest token.
+
+    Raises UnsupportedError for settings that change a text otherwise.
+    """
+    unmet = sorted(settings.keys() - SAMPLING)
+    if settings.get("do_sample"):
+        chosen = {"top_k": USUAL_TOP_K, **{name: value for name, value in settings.items() if value is not None}}
+        unmet += [name for name, neutral in NEUTRAL.items() if chosen.get(name, neutral) != neutral]
+        if not unmet:
+            return Sampling(1, chosen.get("temperature", 1.0), chosen.get("top_p", 1.0), seed)
+    if unmet:
+        raise UnsupportedError(
+            f"the engine llamacpp does not write by {', '.join(unmet)}; it takes the likeliest token, or draws by "
+            "temperature and top_p alone, as for a task with a 'temperature' in the recipe"
+        )
+    return None
+
+
 def imports() -> None:
     import llama_cpp  # type: ignore[import-not-found]  # noqa: F401
     from transformers import AutoTokenizer  # noqa: F401
-
-
-class LlamaCppParams(EngineParams):
-    """CPU ``threads`` (null is the recipe's), ``ubatch`` tokens computed together, and when to use ``flash_attention``.
-
-    llama.cpp needs flash attention for a key-value cache in fewer bits. Its server computes ``slots`` requests
-    together, each of at most ``slot_tokens`` tokens, new ones included (null: the model's context, but at most 4096).
-    """
-
-    threads: Threads | None = None
-    ubatch: BatchSize = BATCH_TOKENS
-    flash_attention: Literal["auto", "enabled", "disabled"] = "auto"
-    slots: BatchSize = 16
-    slot_tokens: Tokens | None = None
 
 
 DEFAULTS = LlamaCppParams()
@@ -221,10 +238,7 @@ def load(request: LoadRequest, params: LlamaCppParams = DEFAULTS) -> LlamaCppMod
         raise UnsupportedError(str(error)) from None
     threads = params.threads or torch.get_num_threads()
     runtime = Runtime(file, request.device, threads, request.kv_cache, params.ubatch, params.flash_attention)
-    attention = "llama.cpp's own"
-    if params.flash_attention != "auto":
-        attention = f"{attention}, flash attention {params.flash_attention}"
-    return LlamaCppModel(runtime, header, tokenizer_of(request.path), request, attention)
+    return LlamaCppModel(runtime, header, tokenizer_of(request.path), request, params)
 
 
 def written(source: Path, out: Path, dtype: str) -> str | None:
@@ -236,7 +250,7 @@ LLAMACPP = Engine(
     name="llamacpp",
     version=1,
     summary="GGUF files through llama.cpp, in a stack of its own; logits, tasks, prefill and decoding, and its server",
-    capabilities=frozenset({"logits", "decodes", "generates"}),
+    capabilities=frozenset({"logits", "decodes", "completes"}),
     reads=(GGUF_FORMAT,),
     imports=imports,
     load=load,

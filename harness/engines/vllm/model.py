@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Arithmetic, CachePool, Decoder, HeadWeights, Product, StoredTensor
+from harness.core.capability import Arithmetic, CachePool, Decoder, HeadWeights, Product, Prompt, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.core.identity import DecodeMode
 from harness.engines.vllm.kernels import CheckpointWeights, Description
 from harness.engines.vllm.runtime import Batch, VllmRuntime
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
+from harness.tasks.sampling import request_seed
 
 if TYPE_CHECKING:
     import torch
@@ -133,12 +134,7 @@ class VllmModel:
         return [states.to(self.device) for states in self.runtime.states(texts)]
 
     def complete(
-        self,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        stops: Sequence[str],
-        seeds: Sequence[int],
-        **settings: Any,
+        self, prompts: Sequence[Prompt], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
     ) -> list[list[int]]:
         """vLLM searches for ``stops`` in the text that continues the prompt. Some tokenizers drop the first space when
         they decode the new tokens alone; if that leaves no stop in the text, it is continued."""
@@ -155,7 +151,7 @@ class VllmModel:
             try:
                 params = SamplingParams(
                     **sampling(own, settings),
-                    seed=seeds[index],
+                    seed=request_seed(seed, prompts[index].number),
                     stop=list(stops),
                     stop_token_ids=ends(own),
                     max_tokens=new_tokens - len(written[index]),
@@ -163,7 +159,7 @@ class VllmModel:
                 )
             except VLLMValidationError as error:
                 raise UnsupportedError(f"vLLM refuses these generation settings: {error}") from error
-            waiting[self.runtime.submit([*prompts[index], *written[index]], params).partition("-")[0]] = index
+            waiting[self.runtime.submit([*prompts[index].tokens, *written[index]], params).partition("-")[0]] = index
 
         with self.runtime.nothing_left():
             for index in range(len(prompts)):
