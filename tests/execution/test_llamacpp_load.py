@@ -76,6 +76,11 @@ def table(results: Path) -> Table:
     return found
 
 
+@pytest.fixture(scope="module")
+def page(results: Path) -> str:
+    return (results.parents[1] / "report" / results.name / "report.html").read_text(encoding="utf-8")
+
+
 def test_both_servers_answer_the_same_requests_whole(records: dict[str, RunRecord]) -> None:
     assert records.keys() == {"none", "gguf"}
     both = [records[name].outcome for name in ("none", "gguf")]
@@ -109,8 +114,7 @@ def test_the_variant_is_paired_with_the_baseline_at_each_level(table: Table) -> 
         assert largest.value == LEVELS[-1], "ten minutes are enough for every answer"
 
 
-def test_a_crossover_is_told_where_the_curves_cross_and_doubted_where_they_may_not(table: Table, results: Path) -> None:
-    page = (results.parents[1] / "report" / "report.html").read_text(encoding="utf-8")
+def test_a_crossover_is_told_where_the_curves_cross_and_doubted_where_they_may_not(table: Table, page: str) -> None:
     (variant,) = (row for row in table.rows if not row.is_baseline)
     (ladder,) = variant.ladders
     first, last = (served.ratio for served in variant.served)
@@ -126,8 +130,7 @@ def test_a_crossover_is_told_where_the_curves_cross_and_doubted_where_they_may_n
     assert ("it may not cross" in words) == undecided
 
 
-def test_the_page_has_both_plots_with_a_line_for_each_server(table: Table, results: Path) -> None:
-    page = (results.parents[1] / "report" / "report.html").read_text(encoding="utf-8")
+def test_the_page_has_both_plots_with_a_line_for_each_server(table: Table, page: str) -> None:
     for title in ("Latency against throughput", "Goodput by load"):
         assert re.search(rf"<h\d[^>]*>{title}", page), title
     assert re.search(r"SLO: e2e (≤|\\u2264) 600 s", page)
