@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from served_records import RTN, WORKLOAD, baseline, served_record
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
+from harness.figures.serving import crossover_words
 from harness.report.asked import asked
 from harness.report.plots.load import loads_of
+from harness.report.write import write_report
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +54,21 @@ def test_a_report_says_what_was_asked(records: list[RunRecord]) -> None:
         "8 and 16 and 32 concurrent requests; 40 requests each, 0 to warm up; prompts of 32 tokens of demo, "
         "answers of 5 tokens; SLO: ttft ≤ 0.5 s for 90%"
     )
+
+
+def test_the_page_says_where_the_variant_ceases_to_be_faster(tmp_path: Path) -> None:
+    crossing = [
+        record
+        for repetition in range(3)
+        for record in (
+            baseline(repetition, lambda level, number, repetition: (0.1, 0.02)),
+            served_record(RTN, repetition, lambda level, number, repetition: (0.1 * level / 20, 0.02 * level / 20)),
+        )
+    ]
+    (table,) = tradeoff(crossing)
+    (ladder,) = next(row for row in table.rows if not row.is_baseline).ladders
+    assert ladder.crossover is not None
+    assert ladder.crossover.level == pytest.approx(20)
+    write_report(crossing, tmp_path, ("html",))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert crossover_words(ladder.crossover, ladder.load.unit) in page
