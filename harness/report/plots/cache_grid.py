@@ -27,7 +27,7 @@ SHOWN: tuple[tuple[Figure[Whole], str], ...] = (
 )
 """The figures that are drawn, each in a map of its own, with its title."""
 CLOSE_TO_FAR = ((0, "#F7F7F7"), (1, VERMILION))
-NAMES = {"model": "the model's own"}
+NAMES = {"model": "own"}
 """Of key-value caches, where the recipe's word says too little."""
 LEAST = 1e-4
 """Smaller values, in nat or as a fraction, have the lightest colour: it is that of a logarithm."""
@@ -53,7 +53,15 @@ def _lines(table: Table) -> list[Line]:
 
 
 def _bits(line: Line) -> float:
-    return max((row.bits_per_weight or 0.0 for row in line.values()), default=0.0)
+    """Bits per weight; where no sizes were measured, those that the method was asked for."""
+    counted = max((row.bits_per_weight or 0.0 for row in line.values()), default=0.0)
+    if counted:
+        return counted
+    row = next(iter(line.values()))
+    assert row.evidence is not None
+    method = row.evidence.variant.method
+    bits = method.params.get("bits")
+    return math.inf if method.name == "none" else float(bits) if isinstance(bits, int) else 0.0
 
 
 def _map(table: Table, lines: Sequence[Line], figure: Figure[Whole], title: str) -> Plot | None:

@@ -100,7 +100,7 @@ class PageTable:
         )
 
     def label_numbers(self, row: VariantRow) -> str:
-        return " ".join(str(self.footnotes.number(label.sentence)) for label in row.labels)
+        return " ".join(map(str, sorted(self.footnotes.number(label.sentence) for label in row.labels)))
 
     def data(self, places: Sequence[int]) -> str:
         """JSON of these rows, column by column: far smaller than the elements of a table.

@@ -48,5 +48,5 @@
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   addEventListener("beforeprint", () => { paper = true; plots.forEach(draw); paint(); });
-  addEventListener("afterprint", () => { paper = false; paint(); });
+  addEventListener("afterprint", () => { paper = false; paint(); drawn.forEach(plot => Plotly.Plots.resize(plot)); });
 }
