@@ -99,7 +99,7 @@ def test_awq(make) -> None:
 
 @pytest.mark.parametrize(("device", "backend"), [("cuda", "AUTO"), ("cpu", "AWQ_TORCH")])
 def test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, backend: str
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, device: str, backend: str
 ) -> None:
     from gptqmodel import BACKEND
 
@@ -112,7 +112,9 @@ def test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu(
     for name in ("calibration", "dynamic", "amend_config", "as_loaded"):
         monkeypatch.setattr(driver, name, lambda *_, **__: None)
     job: Any = SimpleNamespace(
-        params=awq.AwqParams(), dtype="float16", device=device, untouched=(), out=tmp_path, note=lambda *_: None
+        **{"params": awq.AwqParams(), "source": tiny, "out": tmp_path, "dtype": "float16", "device": device},
+        untouched=(),
+        note=lambda *_: None,
     )
     awq.quantize(job)
     assert backends == [BACKEND[backend]]
