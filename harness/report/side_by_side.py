@@ -21,14 +21,20 @@ def side_by_side(here: Callable[[], T], there: Callable[[], U]) -> tuple[T, U]:
     """What both return. ``there`` changes nothing in this process, and what it returns is pickled.
 
     A fork that ends without an answer costs time only: ``there`` is then called here, where its error is raised. So it
-    is with one core, on systems other than Linux, and beside other threads, whose locks would stay locked in a fork.
+    is with one core, on systems other than Linux, where no process may be added, and beside other threads, whose locks
+    would stay locked in a fork.
     """
     if sys.platform != "linux" or cores() < 2 or threading.active_count() > 1:
         return here(), there()
     reader, writer = os.pipe()
-    with warnings.catch_warnings():  # Python 3.12 counts the threads of numpy's library too, which provides for forks
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = os.fork()
+    try:
+        with warnings.catch_warnings():  # Python 3.12 counts numpy's own threads too, which are prepared for forks
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+    except OSError:  # a limit of processes or memory
+        os.close(reader)
+        os.close(writer)
+        return here(), there()
     if process == 0:
         os.close(reader)
         _answer(there, writer)

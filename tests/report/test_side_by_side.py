@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,14 @@ from harness.report.side_by_side import side_by_side
 def _alone_on_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.report.side_by_side.cores", lambda: 2)
     monkeypatch.setattr(threading, "active_count", lambda: 1)  # tests that run beside others have a thread of pytest's
+
+
+def test_without_a_further_process_both_are_called_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert side_by_side(os.getpid, os.getpid) == (os.getpid(), os.getpid())
 
 
 def in_fork(do: Callable[[], object]) -> Callable[[], str]:
