@@ -99,10 +99,14 @@ def test_the_variant_is_paired_with_the_baseline_at_each_level(table: Table) -> 
     assert (base.is_baseline, variant.method) == (True, "gguf")
     assert [served.load.level for served in variant.served] == list(LEVELS)
     for served in variant.served:
-        assert served.ratio is not None, "how many times as fast"
-        assert served.ratio.low is not None
-        assert served.ratio.high is not None
-        assert 0 < served.ratio.low <= served.ratio.value <= served.ratio.high
+        against = served.against_baseline
+        assert against is not None
+        assert (against.answered, against.others_answered, against.length) == (1, 1, 1)
+        ratio = against.ratio
+        assert ratio is not None, "how many times as fast"
+        assert ratio.low is not None
+        assert ratio.high is not None
+        assert 0 < ratio.low <= ratio.value <= ratio.high
         for figure in (*E2E, GOODPUT):
             found = figure.of(variant, served.load)
             assert isinstance(found, Estimate)
@@ -117,7 +121,7 @@ def test_the_variant_is_paired_with_the_baseline_at_each_level(table: Table) -> 
 def test_a_crossover_is_told_where_the_curves_cross_and_doubted_where_they_may_not(table: Table, page: str) -> None:
     (variant,) = (row for row in table.rows if not row.is_baseline)
     (ladder,) = variant.ladders
-    first, last = (served.ratio for served in variant.served)
+    first, last = (served.against_baseline.ratio for served in variant.served if served.against_baseline)
     assert first is not None
     assert last is not None
     assert (ladder.crossover is not None) == ((first.value > 1) != (last.value > 1))
