@@ -30,7 +30,7 @@ def trace(plot: Plot) -> dict[str, Any]:
 def test_the_map_has_a_row_for_each_quantization_and_a_column_for_each_cache(bench: Any, none: MethodRef) -> None:
     kl, perplexity = cache_grids(table(bench, none))
     assert (kl.name, perplexity.name) == ("cache-grid-kl", "cache-grid-perplexity-change")
-    assert kl.head == ("Weights", "the model's own cache, nat", "int8 cache, nat", "int4 cache, nat")
+    assert kl.head == ("Weights", "own cache, nat", "int8 cache, nat", "int4 cache, nat")
     assert [row[0] for row in kl.rows] == [
         "unquantized (32.0 bits)",
         "rtn bits=8 (8.50 bits)",
