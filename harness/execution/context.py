@@ -23,7 +23,8 @@ from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
 from harness.core.site import KERNEL_PACKAGES, MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
-from harness.host.machine import state, unreported_state, usable_memory_bytes
+from harness.execution.room import free_bytes
+from harness.host.machine import state, unreported_state
 from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
 from harness.models import published
 from harness.models.headers import read_directory
@@ -264,7 +265,12 @@ class Context:
         spec = self.spec
         if spec.job.conditions.residency == "resident":
             return None
-        return Streaming(int(STATES_SHARE * _memory_bytes(spec)), spec.limits.time_s)
+        return Streaming(int(STATES_SHARE * (self.free_bytes() or 0)), spec.limits.time_s)
+
+    def free_bytes(self) -> int | None:
+        """The memory of its devices that the run may still take; None if it is not known."""
+        spec = self.spec
+        return free_bytes(spec.device, spec.job.conditions.gpus, spec.limits.memory_bytes)
 
     def method(self) -> Method[Any]:
         """The spec's method, with its library enabled, unless another library's engine reads the result."""
@@ -283,16 +289,6 @@ class Context:
         """The engine's own parameters as its own type."""
         own: EngineParams = engine(self.spec.engine).params.model_validate(dict(self.spec.variant.engine_params))
         return own
-
-
-def _memory_bytes(spec: RunSpec) -> int:
-    """The memory of the run's device that it may use now, as far as it is known."""
-    if spec.device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    usable = usable_memory_bytes()
-    return min(usable, spec.limits.memory_bytes or usable)
 
 
 def source(spec: RunSpec, cache: Cache) -> Path:

@@ -6,7 +6,7 @@ A limit of a group holds for all groups below it. What cannot be read counts as 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,26 @@ def memory_limits() -> Iterator[int]:
         for name in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):  # a v2 group without a limit has "max"
                 yield int((folder / name).read_text())
+
+
+def memory_left() -> Iterator[int]:
+    """What each limit leaves, in bytes. Cached files count as free: the system drops them for anything else."""
+    for folder in _folders("memory"):
+        for limit, used, cached in (
+            ("memory.max", "memory.current", ("inactive_file", "active_file")),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+        ):
+            with suppress(OSError, ValueError):  # a v2 group without a limit has "max"
+                size = int((folder / limit).read_text())
+                yield max(size - _held_bytes(folder, used, cached), 0)
+
+
+def _held_bytes(folder: Path, used: str, cached: Collection[str]) -> int:
+    """What a group's processes hold besides cached files; 0 if it is not known."""
+    with suppress(OSError, ValueError):
+        counted = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(int((folder / used).read_text()) - sum(int(counted.get(name, 0)) for name in cached), 0)
+    return 0
 
 
 def core_limit() -> float:

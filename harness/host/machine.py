@@ -19,7 +19,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.compilers import absent_compilers
-from harness.host.control_group import memory_limits
+from harness.host.control_group import memory_left, memory_limits
 from harness.host.gpu import GpuIdentity, absence, gpu, gpu_value, gpus, mistaken_absence
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
@@ -168,8 +168,8 @@ def available_memory_bytes() -> int:
 
 
 def usable_memory_bytes() -> int:
-    """Memory that is available and that the control groups of this process allow; 0 if unknown."""
-    return min([available_memory_bytes(), *memory_limits()])
+    """Memory that is available and that the control groups of this process leave; 0 if unknown."""
+    return min([available_memory_bytes(), *memory_left()])
 
 
 def cache_folder() -> Path:

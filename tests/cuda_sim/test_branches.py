@@ -23,7 +23,7 @@ from harness.core.site import Machine
 from harness.core.workload import ThroughputWorkload
 from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError
-from harness.execution.checks.noise import free_bytes
+from harness.execution.room import free_bytes
 from harness.host import cuda_probe
 from harness.host.gpu import gpu
 from harness.host.preflight import Preflight, TorchAnswer, TriedProduct

@@ -124,8 +124,7 @@ def test_a_model_that_does_not_fit_is_counted_in_parts(
 ) -> None:
     whole = context(tmp_path / "whole", mixture)
     audit_experts(whole, mixture, calibration())
-    for loader in ("load_source", "free_bytes"):
-        monkeypatch.setattr(f"harness.execution.checks.experts.{loader}", lambda *given: pytest.fail("loads it whole"))
+    monkeypatch.setattr("harness.execution.checks.experts.load_source", lambda *given: pytest.fail("loads it whole"))
     closed = []
     close = Parts.close
     monkeypatch.setattr(Parts, "close", lambda self: (close(self), closed.append(self)))
@@ -142,7 +141,7 @@ def test_what_cannot_be_counted_is_a_fact_and_a_dense_model_leaves_nothing(
     dense = context(tmp_path, tiny)
     audit_experts(dense, tiny, calibration())
     assert (dense.measurements, dense.labels, dense.facts) == ([], [], [])
-    monkeypatch.setattr("harness.execution.checks.experts.free_bytes", lambda device, gpus: 10)
+    monkeypatch.setattr("harness.execution.context.free_bytes", lambda *given: 10)
     found = context(tmp_path, mixture)
     audit_experts(found, mixture, calibration())
     (fact,) = found.facts

@@ -18,6 +18,8 @@ from harness.core.workload import PerplexityWorkload
 from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.context import Context
+from harness.execution.forward import LOGITS_BYTES
+from harness.execution.room import free_bytes
 from harness.recipe import Text
 from harness.storage.cache import Cache
 from harness.text.sources import resolve
@@ -121,10 +123,20 @@ def test_where_the_baseline_has_but_one_dtype_a_fact_says_so(context: Context, w
 
 
 def test_where_it_would_not_fit_a_fact_says_so(context: Context, model, windows, kept, monkeypatch) -> None:
-    monkeypatch.setattr(noise, "available_memory_bytes", lambda: 300_000)
-    noise.other_dtype(context, model.weight_ledger(), windows, kept)
-    assert "0.0 GB are free" in why(context)
+    """As in a container whose host has more; a kernel that ends the run would take the reference with it."""
+    ledger = model.weight_ledger()
+    copy = 2 * sum(entry.parameters for entry in ledger if not entry.tied)
+    monkeypatch.setattr("harness.host.machine.memory_left", lambda: [copy + 2 * LOGITS_BYTES - 1])
+    noise.other_dtype(context, ledger, windows, kept)
+    assert "it takes 0.3 GB, and 0.3 GB are free" in why(context)
     assert not context.measurements
+
+
+def test_a_run_has_what_is_left_of_the_machine_its_container_and_its_limit(monkeypatch) -> None:
+    whole = free_bytes("cpu")
+    assert free_bytes("cpu", limit_bytes=500) == 500
+    monkeypatch.setattr("harness.host.machine.memory_left", lambda: [1000])
+    assert free_bytes("cpu") == free_bytes("cpu", limit_bytes=2000) == 1000 < whole
 
 
 def test_what_a_library_raises_costs_the_floor_alone(context: Context, model, windows, kept, monkeypatch) -> None:

@@ -34,6 +34,29 @@ def test_the_lowest_limit_on_the_way_up_holds(groups) -> None:
     assert control_group.core_limit() == 1.5
 
 
+def test_what_processes_hold_is_not_left_and_cached_files_are(groups) -> None:
+    groups(
+        "0::/pod/box\n",
+        **{
+            "pod/box/memory.max": "1000\n",
+            "pod/box/memory.current": "700\n",
+            "pod/box/memory.stat": "anon 400\ninactive_file 200\nactive_file 50\n",
+            "pod/memory.max": "5000\n",
+        },
+    )
+    assert list(control_group.memory_left()) == [550, 5000]
+    assert machine.usable_memory_bytes() == 550
+    groups(
+        V1,
+        **{
+            "memory/docker/memory.limit_in_bytes": "100\n",
+            "memory/docker/memory.usage_in_bytes": "90\n",
+            "memory/docker/memory.stat": "inactive_file 5\ntotal_inactive_file 20\ntotal_active_file 10\n",
+        },
+    )
+    assert list(control_group.memory_left()) == [40]
+
+
 def test_no_limit_is_no_limit(groups) -> None:
     groups("0::/box\n", **{"box/cpu.max": "max 100000\n", "box/memory.max": "max\n"})
     assert control_group.core_limit() == float("inf")

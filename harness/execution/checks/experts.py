@@ -28,7 +28,6 @@ from harness.core.record import Measurement
 from harness.core.site import EXPERT_TOKENS, MAX_SEALED_BYTES
 from harness.errors import ResultsError, UnsupportedError, first_line_of
 from harness.execution.checkpoints import load_source
-from harness.execution.checks.noise import free_bytes
 from harness.execution.context import Context
 from harness.host.machine import installed_version
 from harness.models.headers import read_directory
@@ -197,7 +196,7 @@ def _check_memory(context: Context, source: Path) -> None:
     wanted = context.spec.model.dtype
     dtype = read_directory(source).dtype if wanted == "auto" else wanted
     needed = getattr(torch, str(dtype)).itemsize * sum(map(math.prod, context.shapes.values()))
-    free = free_bytes(context.spec.device, context.spec.job.conditions.gpus)
+    free = context.free_bytes()
     if free is not None and needed > free:
         raise UnsupportedError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 

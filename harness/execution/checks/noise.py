@@ -10,9 +10,8 @@ from harness.core.identity import Scalar
 from harness.core.metric import Observer, Windows
 from harness.errors import UnsupportedError, first_line_of
 from harness.execution.context import Context
-from harness.execution.forward import observe
+from harness.execution.forward import LOGITS_BYTES, observe
 from harness.execution.reference import Itself, Reference
-from harness.host.machine import available_memory_bytes
 from harness.plugins import metric
 
 BATCH = 2
@@ -125,16 +124,7 @@ def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: st
     if context.spec.job.conditions.residency == "streamed":
         return
     needed = sum(entry.parameters for entry in ledger if not entry.tied) * (4 if dtype == "float32" else 2)
-    free = free_bytes(context.spec.device, context.spec.job.conditions.gpus)
+    needed += 2 * LOGITS_BYTES  # the reference's and its own: a run that the system ends would lose the reference
+    free = context.free_bytes()
     if free is not None and needed > free:
         raise UnsupportedError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-
-
-def free_bytes(device: str, gpus: int) -> int | None:
-    """Memory available to load the model, over all of its GPUs; None if unknown."""
-    if not device.startswith("cuda"):
-        return available_memory_bytes() or None
-    import torch
-
-    torch.cuda.empty_cache()
-    return sum(int(torch.cuda.mem_get_info(index)[0]) for index in range(gpus))
