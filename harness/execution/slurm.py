@@ -211,7 +211,7 @@ class SlurmExecutor:
         return self.site.nodes()
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
-        """Nodes are asked for nothing but their report: a run that does not find a file fails."""
+        """Refuses nothing: nodes are asked for nothing but their report. A run that does not find a file fails."""
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs, self.site)
