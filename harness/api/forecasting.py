@@ -35,8 +35,9 @@ class ForecastBasis:
         price: HourlyPrice | None = None,
     ) -> SweepForecast:
         """Of the runs that are ``left`` of a plan, as if all nodes were as fast as this machine."""
-        lanes = width([run.spec for run in planned], nodes)
-        return forecast(left, planned, self.speeds, self.known, len(nodes), lanes, price, spawned=not forks())
+        specs = [run.spec for run in planned]
+        lanes = tuple(width(specs, [node]) for node in nodes)
+        return forecast(left, planned, self.speeds, self.known, lanes, price, spawned=not forks())
 
 
 def forecast_basis(

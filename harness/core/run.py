@@ -22,7 +22,7 @@ from harness.core.job import (
     VariantJob,
     WriteText,
 )
-from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef
+from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.variant import Variant
 from harness.core.workload import PerplexityWorkload, ServingWorkload, TaskWorkload, ThroughputWorkload
 
@@ -240,6 +240,16 @@ class RunSpec:
             "kv_cache": self.kv_cache,
             "repetition": self.repetition,
         }
+
+
+def compared_within(spec: RunSpec) -> str:
+    """Equal for runs of one kind and of variants of one model, whose speeds are compared."""
+    return digest([spec.kind, [model_identity(model) for model in spec.job.models[:1]]])
+
+
+def turn_of(spec: RunSpec) -> int:
+    """Where runs execute side by side, those of a lower turn go first."""
+    return spec.job.turn + spec.repetition
 
 
 def titles_among(specs: Iterable[RunSpec]) -> Callable[[RunSpec], str]:

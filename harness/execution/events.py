@@ -137,15 +137,17 @@ class Remaining:
 
 @dataclass(frozen=True)
 class Forecasted:
-    """The sweep is through: how long it was expected to take, how long it took, and of how many runs that was known.
+    """The sweep is through: how long the runs that succeeded were expected to take, and took, one after the other.
 
-    ``within`` counts the runs that took as long as their range says.
+    ``within`` counts those that took as long as their range says, ``others`` the forecast runs that failed or were not
+    made.
     """
 
     expected_s: Span
     took_s: float
     runs: int
     within: int
+    others: int
 
 
 Event = (

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.record import Damaged, Outcome, RunRecord
-from harness.core.run import RunSpec
+from harness.core.run import RunSpec, compared_within
 from harness.core.site import Artifacts
-from harness.execution.schedule import compared_within
 from harness.planning.plan import PlannedRun
 from harness.storage.spill import Saver
 from harness.storage.store import Store

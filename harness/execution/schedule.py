@@ -13,9 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.core.identity import digest
-from harness.core.model import model_identity
-from harness.core.run import RunSpec
+from harness.core.run import RunSpec, compared_within, turn_of
 from harness.core.site import MAIN, Node
 from harness.errors import UsageError
 from harness.planning.plan import PlannedRun
@@ -124,7 +122,7 @@ class Schedule:
 
     def _sort(self) -> None:
         if self._parallel:
-            self._waiting.sort(key=lambda index: (_turn(self._specs[index]), not self._specs[index].job.alone, index))
+            self._waiting.sort(key=lambda index: (turn_of(self._specs[index]), not self._specs[index].job.alone, index))
         else:
             self._waiting.sort()
 
@@ -233,12 +231,3 @@ def memory_needed(run: PlannedRun) -> int:
 def stacks_needed(run: PlannedRun) -> frozenset[str]:
     """The stacks that a node must have to execute a run; none if it will not execute."""
     return frozenset() if run.unsupported else frozenset((run.spec.stack, *run.spec.job.stacks))
-
-
-def compared_within(spec: RunSpec) -> str:
-    """Equal for runs of one kind and of variants of one model, whose speeds are compared."""
-    return digest([spec.kind, [model_identity(model) for model in spec.job.models[:1]]])
-
-
-def _turn(spec: RunSpec) -> int:
-    return spec.job.turn + spec.repetition

@@ -25,7 +25,7 @@ from types import TracebackType
 from harness.core.inputs import Input
 from harness.core.label import Fact
 from harness.core.record import Failure, Outcome, RunRecord
-from harness.core.run import RunSpec
+from harness.core.run import RunSpec, compared_within
 from harness.core.site import HERE, Artifacts, Node
 from harness.errors import ResultsError, reason_of
 from harness.execution.events import (
@@ -47,7 +47,7 @@ from harness.execution.events import (
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
 from harness.execution.resume import done, left
-from harness.execution.schedule import Schedule, compared_within
+from harness.execution.schedule import Schedule
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
@@ -233,7 +233,6 @@ class _Progress:
         self._losses: dict[int, _Loss] = {}
         todo = left(planned, self._finished, sweep.artifacts.outcome) if expect else ()
         self._forecast = expect(todo, earlier) if expect and todo else NOTHING
-        self._began_s = time.perf_counter()
         self._running: dict[str, float] = {}  # when each that executes began
         if self._forecast.runs:
             sweep.on_event(Expected(self._forecast))
@@ -354,14 +353,15 @@ class _Progress:
         return {record.spec.run_id: record.wall_s for record in made if record.status == "ok"}
 
     def compare_with_forecast(self) -> None:
-        """Says how good the forecast was, if there was one."""
-        took = [
-            (run.time, self._taken_s[run_id]) for run_id, run in self._forecast.runs.items() if run_id in self._taken_s
-        ]
-        if took:
-            within = sum(expected.low_s <= seconds <= expected.high_s for expected, seconds in took)
-            took_s = time.perf_counter() - self._began_s
-            self._sweep.on_event(Forecasted(self._forecast.total_s, took_s, len(took), within))
+        """Says how good the forecast of the runs that succeeded was, if there was one."""
+        taken_s = self._taken_s
+        made = {run_id: run for run_id, run in self._forecast.runs.items() if run_id in taken_s}
+        if made:
+            expected_s = replace(self._forecast, runs=made, lanes=(1,)).total_s
+            took_s = sum(taken_s[run_id] for run_id in made)
+            within = sum(run.time.low_s <= taken_s[run_id] <= run.time.high_s for run_id, run in made.items())
+            others = len(self._forecast.runs) - len(made)
+            self._sweep.on_event(Forecasted(expected_s, took_s, len(made), within, others))
 
     def _show(self, index: int, reused: bool) -> None:
         record = self.records[self._planned[index].spec.run_id]

@@ -137,7 +137,7 @@ def test_its_runs_and_its_forecast_are_those_of_the_sweep(
     monkeypatch.setattr(api_run, "sweep", sweep)
     run_part(load_recipe(path), RunSettings(place, executor=ELSEWHERE))
     assert begun == [state.planned, state.forecast]
-    assert state.forecast.lanes == 2
+    assert state.forecast.lanes == (1, 1)
 
 
 def unlike(opened: Elsewhere) -> None:

@@ -16,12 +16,12 @@ from run_specs import changed, run_spec
 from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome
-from harness.core.run import RunLimits, RunSpec
+from harness.core.run import RunLimits, RunSpec, compared_within
 from harness.core.site import MAIN, Machine, Node
 from harness.errors import UsageError
 from harness.execution.events import Ended, Event, PhaseBegan, Started
 from harness.execution.local import LocalExecutor, LocalSite, local_site
-from harness.execution.schedule import Schedule, compared_within, memory_needed, stacks_needed
+from harness.execution.schedule import Schedule, memory_needed, stacks_needed
 from harness.execution.sweep import sweep
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from run_specs import run_spec
 
 from harness.cli.render import sweep as render
-from harness.cli.render.forecast import about_s
+from harness.cli.render.forecast import about_s, forecast_and_fact
 from harness.cli.render.sweep import display
 from harness.core.inputs import Input
 from harness.core.model import MethodRef
@@ -99,9 +99,9 @@ def test_it_says_what_is_left_after_each_run_and_how_good_the_forecast_was(swept
     assert len(left) == 1 + len(RUNS)
     assert left[-1].expected == 0
     (fact,) = of(Forecasted, events)
-    assert (fact.expected_s, fact.runs) == (expected.forecast.total_s, 3)
+    assert (fact.expected_s, fact.runs, fact.others) == (expected.forecast.total_s, 3, 0)
     assert fact.within == sum(r.forecast.low_s <= r.wall_s <= r.forecast.high_s for r in records)
-    assert fact.took_s >= sum(record.wall_s for record in records)
+    assert fact.took_s == pytest.approx(sum(record.wall_s for record in records))
 
 
 def test_a_record_keeps_what_was_expected_of_it(swept, tmp_path: Path) -> None:
@@ -127,7 +127,11 @@ def test_earlier_runs_are_learned_from_and_a_finished_sweep_forecasts_nothing(sw
     _, first = swept(fails=lambda spec: spec == RUNS[-1].spec)
     assert of(Expected, first)[0].forecast.bases == {"arithmetic": 3}
     (fact,) = of(Forecasted, first)
-    assert fact.runs == 2, "a failure's time says nothing"
+    assert (fact.runs, fact.others) == (2, 1), "a failure's time says nothing"
+    expected = of(Expected, first)[0].forecast
+    made = {run.spec.run_id: expected.runs[run.spec.run_id] for run in RUNS[:-1]}
+    assert fact.expected_s == replace(expected, runs=made).total_s, "compared with that of the runs that succeeded"
+    assert forecast_and_fact(fact).endswith("; not counted: 1 that failed or were not made")
     records, second = swept()
     (expected,) = of(Expected, second)
     assert expected.forecast.bases == {"alike": 1}

@@ -9,8 +9,6 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import bytes_words
@@ -18,7 +16,7 @@ from harness.cli.render.plan import show_plan
 from harness.core.engine import STREAMED_PASSES
 from harness.core.job import MeasureQuality
 from harness.core.model import ModelRef
-from harness.core.record import Outcome, Phase, RunRecord
+from harness.core.record import Forecast, Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import Machine, Speeds
 from harness.execution.resume import left
@@ -30,6 +28,7 @@ from harness.models.sources import SourceModel
 from harness.planning.forecast.forecast import RunForecast, SweepForecast, forecast
 from harness.planning.forecast.learned import Component
 from harness.planning.forecast.pace import remaining
+from harness.planning.forecast.side_by_side import Constraints
 from harness.planning.forecast.work import Start, Starts, Work, work
 from harness.planning.plan import PlannedRun
 from harness.plugins import method
@@ -119,6 +118,39 @@ def test_a_streamed_run_reads_its_weights_for_every_pass(make: Make) -> None:
         size = replace(whole.size, parameters=10**12)  # so large that only reading counts
         less, more = (each.computing_s for each in arithmetic([replace(run, size=size) for run in (whole, cut)]))
         assert more == pytest.approx(times * less, rel=0.01)
+
+
+def quality(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    return [run for run in runs if run.spec.kind == "quality"]
+
+
+def test_a_streamed_run_reads_no_faster_than_the_disk(make: Make) -> None:
+    whole, cut = (quality(make(residency=residency))[0] for residency in ("resident", "streamed"))
+    assert whole.size is not None
+    size = replace(whole.size, parameters=10**12)
+    slow = replace(SPEEDS, disk_byte_per_s=100e6)
+    passes_s = STREAMED_PASSES * 4 * 10**12 / 100e6
+    (streamed,) = arithmetic([replace(cut, size=size)], slow)
+    assert streamed.computing_s == pytest.approx(passes_s, rel=0.01)
+    resident = [arithmetic([replace(whole, size=size)], speeds)[0] for speeds in (SPEEDS, slow)]
+    assert resident[0] == resident[1]
+
+
+@pytest.mark.parametrize("residency", ["resident", "streamed"])
+def test_a_run_of_the_other_residency_teaches_no_more_than_how_fast_the_machine_is(make: Make, residency: str) -> None:
+    """Its model is read in every pass, or once: the same run and case, and another time."""
+    other = {"resident": "streamed", "streamed": "resident"}[residency]
+    runs, others = (quality(make(residency=each)) for each in (residency, other))
+    assert [run.spec.run_id for run in runs] == [run.spec.run_id for run in others]
+    cold, exact, slow = (
+        forecast(runs, runs, SPEEDS, known) for known in ([], measured(others, 1.0), measured(others, 20.0))
+    )
+    assert exact.bases == {"arithmetic": len(runs)}
+    for run_id, run in exact.runs.items():
+        assert run.components[1].mean_s == pytest.approx(cold.runs[run_id].components[1].mean_s, rel=0.3)
+    own = forecast(runs, runs, SPEEDS, measured(runs, 20.0))
+    assert own.bases == {"same": len(runs)}
+    assert slow.total_s.expected < 0.5 * own.total_s.expected
 
 
 def test_the_reference_of_a_mixture_keeps_its_routers_scores(make: Make) -> None:
@@ -243,22 +275,42 @@ def test_a_method_that_is_not_installed_any_more_is_passed_over(make: Make) -> N
         assert forecast(runs, runs, SPEEDS, [old]) == forecast(runs, runs, SPEEDS, [])
 
 
-def of(seconds: float, alone: bool, own: float = 0.0, group: float = 0.0, shared: float = 0.0) -> RunForecast:
-    runs = (Component(seconds, shared, group, own),)
-    return RunForecast(time=None, components=runs, group=("quality", ""), alone=alone, disk_bytes=7)  # type: ignore[arg-type]
+ALONE = Constraints(alone=True)
 
 
-@given(st.lists(st.tuples(st.floats(1, 100), st.booleans()), min_size=1), st.integers(1, 4), st.integers(1, 4))
-def test_runs_that_are_alone_share_no_node(runs: list[tuple[float, bool]], nodes: int, each: int) -> None:
-    made = SweepForecast({str(n): of(*run) for n, run in enumerate(runs)}, nodes, nodes * each)
-    expected = sum(seconds / (nodes if alone else nodes * each) for seconds, alone in runs)
-    assert made.total_s.expected == pytest.approx(expected)
-    assert made.disk_bytes == 7 * len(runs)
+def of(
+    seconds: float,
+    constraints: Constraints = ALONE,
+    own: float = 0.0,
+    group: float = 0.0,
+    shared: float = 0.0,
+) -> RunForecast:
+    time = Forecast(seconds, seconds, seconds, "same")
+    return RunForecast(time, (Component(seconds, shared, group, own),), ("quality", ""), constraints, disk_bytes=7)
+
+
+def test_a_sweep_takes_as_long_as_its_runs_side_by_side() -> None:
+    """Two machines with four GPUs: a run of 10 s for each GPU, then one that has its machine for itself."""
+    quality = {f"quality {number}": of(10.0, Constraints()) for number in range(8)}
+    made = SweepForecast({**quality, "speed": of(30.0, Constraints(alone=True, turn=1))}, (4, 4))
+    assert made.total_s.expected == pytest.approx(40)
+    assert made.disk_bytes == 7 * 9
+
+
+def test_a_single_run_is_not_divided_and_its_range_is_its_own() -> None:
+    run = {"a": of(400.0, Constraints(), own=50.0)}
+    assert astuple(SweepForecast(run, (8,)).total_s) == pytest.approx(astuple(SweepForecast(run).total_s))
+
+
+def test_the_last_run_that_executes_takes_what_is_left_of_it_on_however_many_gpus() -> None:
+    made = SweepForecast({str(number): of(800.0, Constraints()) for number in range(8)}, (8,))
+    left_s = remaining(made, {str(number): 800.0 for number in range(7)}, {"7": 400.0}).expected
+    assert left_s == pytest.approx(400, rel=0.01)
 
 
 def test_own_uncertainty_averages_out_and_shared_does_not() -> None:
     def width(**spread: float) -> float:
-        total = SweepForecast({str(n): of(10.0, True, **spread) for n in range(100)}).total_s
+        total = SweepForecast({str(n): of(10.0, **spread) for n in range(100)}).total_s
         return math.log(total.high / total.low)
 
     assert width(own=5.0) == pytest.approx(width(shared=5.0) / 10, rel=0.1)
@@ -266,11 +318,35 @@ def test_own_uncertainty_averages_out_and_shared_does_not() -> None:
 
 
 def test_the_price_of_the_machine() -> None:
-    made = SweepForecast({"a": of(7200.0, True, own=600.0)}, price=HourlyPrice(2.5, "USD"))
+    made = SweepForecast({"a": of(7200.0, own=600.0)}, price=HourlyPrice(2.5, "USD"))
     time, cost = made.total_s, made.cost
     assert cost is not None
     assert (cost.expected, cost.low, cost.high) == pytest.approx([2.5 / 3600 * each for each in astuple(time)])
     assert replace(made, price=None).cost is None
+
+
+def test_all_machines_are_paid_until_the_last_run_ends(make: Make) -> None:
+    """Four machines for two hours, whether runs have them for themselves or not."""
+    runs = {str(number): of(3600.0, Constraints()) for number in range(8)}
+    made = SweepForecast(runs, (1, 1, 1, 1), HourlyPrice(10.0, "USD"))
+    assert made.cost is not None
+    assert (made.total_s.expected, made.cost.expected) == pytest.approx((7200, 80))
+    planned = make()
+    quality = [run for run in planned if run.spec.kind == "quality"]
+    several = forecast(quality, planned, SPEEDS, [], (1, 1, 1, 1), HourlyPrice(10.0, "USD"))
+    assert several.cost is not None
+    assert several.cost.expected == pytest.approx(4 * 10 * several.total_s.expected / 3600)
+
+
+def test_runs_are_laid_out_by_what_they_need_and_what_they_are_compared_with(make: Make) -> None:
+    planned = make()
+    found = forecast(planned, planned, SPEEDS, []).runs
+    for run in planned:
+        constraints, job = found[run.spec.run_id].constraints, run.spec.job
+        assert constraints.needs >= set(run.spec.needs.values())
+        assert constraints.alone == job.alone
+        assert (constraints.together is not None) == job.repeated
+    assert len({each.constraints.together for each in found.values()}) == 2, "one model's speeds, and no speeds"
 
 
 def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_speeds_is(make: Make) -> None:

@@ -137,7 +137,7 @@ def _(event: Remaining) -> Rendered:
 
 @rendered.register
 def _(event: Forecasted) -> Rendered:
-    counts = {"runs": event.runs, "within": event.within}
+    counts = {"runs": event.runs, "within": event.within, "others": event.others}
     entry = {"event": "forecast_and_fact", **span_entry(event.expected_s), "took_s": event.took_s, **counts}
     return Rendered(entry, [forecast_and_fact(event)])
 

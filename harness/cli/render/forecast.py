@@ -71,9 +71,10 @@ def cost_of(time: Forecast, price: HourlyPrice) -> float:
 
 
 def forecast_and_fact(ended: Forecasted) -> str:
-    """``took 13 min, expected 14 min (10–20); 36 of 42 runs were within their ranges``."""
+    """``the runs took 13 min, expected 14 min (10–20); 36 of 42 runs were within their ranges``."""
     within = f"{ended.within} of {ended.runs} runs were within their ranges"
-    return f"took {duration(ended.took_s)}, expected {about_s(ended.expected_s)}; {within}"
+    others = f"; not counted: {ended.others} that failed or were not made" if ended.others else ""
+    return f"the runs took {duration(ended.took_s)}, expected {about_s(ended.expected_s)}; {within}{others}"
 
 
 def span_entry(seconds: Span) -> dict[str, float]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
 from harness.core.job import VariantJob
 from harness.core.record import Forecast, RunRecord
-from harness.core.run import HourlyPrice
+from harness.core.run import HourlyPrice, RunSpec, compared_within, turn_of
 from harness.core.site import Speeds
 from harness.planning.forecast.learned import Component, Learned
+from harness.planning.forecast.side_by_side import Constraints, TimedRun, makespan_s
 from harness.planning.forecast.work import Start, Starts, work
 from harness.planning.plan import PlannedRun
 
@@ -33,40 +34,60 @@ class Span:
 class RunForecast:
     """Of one run. ``components`` are parts of its time; ``disk_bytes`` is what it leaves in the cache and the results.
 
-    ``group`` is shared by runs whose times are uncertain for the same reasons; ``alone`` runs share no machine.
+    ``group`` is shared by runs whose times are uncertain for the same reasons.
     """
 
     time: Forecast
     components: tuple[Component, ...]
     group: tuple[str, str]
-    alone: bool
+    constraints: Constraints
     disk_bytes: int
+
+    @property
+    def mean_s(self) -> float:
+        return sum(part.mean_s for part in self.components)
 
 
 @dataclass(frozen=True)
 class SweepForecast:
     """Of the runs of a plan that are left, by run id, in the plan's order.
 
-    ``nodes`` machines make those that are alone side by side, ``lanes`` devices in all of them the others. One model's
-    speeds are measured on one machine. ``price`` is that of a machine's hour.
+    ``lanes`` says of each machine how many runs it executes at once. ``price`` is that of a machine's hour.
     """
 
     runs: Mapping[str, RunForecast]
-    nodes: int = 1
-    lanes: int = 1
+    lanes: tuple[int, ...] = (1,)
     price: HourlyPrice | None = None
 
     @property
     def total_s(self) -> Span:
-        """All runs together."""
-        return self._sum(self.runs.values())
+        """The time until the last run ends.
+
+        Its relative spread is that of the runs' sum: uncertainty that they share adds up, and what is a run's own
+        averages out.
+        """
+        mean_s = shared_s = own = 0.0
+        groups: dict[tuple[str, str], float] = defaultdict(float)
+        for run in self.runs.values():
+            share = 1 / len(self.lanes) if run.constraints.alone else run.constraints.devices / sum(self.lanes)
+            for part in run.components:
+                mean_s += share * part.mean_s
+                shared_s += share * part.shared_s
+                groups[run.group] += share * part.group_s
+                own += (share * part.own_s) ** 2
+        if mean_s <= 0:
+            return _span(0.0, 0.0)
+        variance = shared_s**2 + sum(each**2 for each in groups.values()) + own
+        timed = {run_id: TimedRun(run.mean_s, run.constraints) for run_id, run in self.runs.items()}
+        last_s = makespan_s(timed, self.lanes)
+        return _span(last_s, variance * (last_s / mean_s) ** 2)
 
     @property
     def cost(self) -> Span | None:
-        """The price of the machines for as long, in its currency; None without a price."""
+        """The price of all machines until the last run ends, in its currency; None without a price."""
         if self.price is None:
             return None
-        per_s, time = self.nodes * self.price.per_hour / 3600, self.total_s
+        per_s, time = len(self.lanes) * self.price.per_hour / 3600, self.total_s
         return Span(per_s * time.expected, per_s * time.low, per_s * time.high)
 
     @property
@@ -81,19 +102,6 @@ class SweepForecast:
             found[run.time.basis] += 1
         return found
 
-    def _sum(self, runs: Iterable[RunForecast]) -> Span:
-        """Uncertainty that runs share adds up, and what is a run's own averages out."""
-        mean_s = shared_s = own = 0.0
-        groups: dict[tuple[str, str], float] = defaultdict(float)
-        for run in runs:
-            share = 1 / (self.nodes if run.alone else self.lanes)
-            for part in run.components:
-                mean_s += share * part.mean_s
-                shared_s += share * part.shared_s
-                groups[run.group] += share * part.group_s
-                own += (share * part.own_s) ** 2
-        return _span(mean_s, shared_s**2 + sum(each**2 for each in groups.values()) + own)
-
 
 NOTHING = SweepForecast({})
 """Of a plan of which nothing is left."""
@@ -104,8 +112,7 @@ def forecast(
     planned: Sequence[PlannedRun],
     speeds: Speeds,
     records: Iterable[RunRecord],
-    nodes: int = 1,
-    lanes: int = 1,
+    lanes: tuple[int, ...] = (1,),
     price: HourlyPrice | None = None,
     spawned: bool = False,
 ) -> SweepForecast:
@@ -120,12 +127,19 @@ def forecast(
     for run in left:
         earlier = before.get(run.spec.run_id)
         shares = earlier is not None and earlier.run_id in made and run.spec.may_share_process(earlier)
-        made[run.spec.run_id] = _of_run(run, learned, speeds, starts.add(run.spec, shares))
-    models = {model.content for run in left if run.spec.job.alone for model in run.spec.job.models[:1]}
-    return SweepForecast(made, max(min(nodes, len(models)), 1), lanes, price)
+        constraints = _constraints(run.spec, {earlier.run_id} if shares and earlier is not None else set())
+        made[run.spec.run_id] = _of_run(run, learned, speeds, starts.add(run.spec, shares), constraints)
+    return SweepForecast(made, lanes, price)
 
 
-def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start) -> RunForecast:
+def _constraints(spec: RunSpec, before: Set[str]) -> Constraints:
+    """``before`` is the run in whose process it goes on, if it does."""
+    together = compared_within(spec) if spec.job.repeated else None
+    needs = frozenset(before | set(spec.needs.values()))
+    return Constraints(spec.job.alone, spec.job.conditions.gpus, turn_of(spec), needs, together)
+
+
+def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start, constraints: Constraints) -> RunForecast:
     spec, by_arithmetic = run.spec, work(run, speeds, start)
     components = learned.components(run, by_arithmetic)
     variance = sum(part.shared_s**2 + part.group_s**2 + part.own_s**2 for part in components)
@@ -134,7 +148,7 @@ def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start) -> 
     basis = "same" if of_case else "alike" if of_kind else "arithmetic"
     method = spec.method.name if isinstance(spec.job, VariantJob) else ""
     time = Forecast(span.expected, span.low, span.high, basis)  # type: ignore[arg-type]  # one of three
-    return RunForecast(time, components, (spec.kind, method), spec.job.alone, by_arithmetic.disk_bytes)
+    return RunForecast(time, components, (spec.kind, method), constraints, by_arithmetic.disk_bytes)
 
 
 def _span(mean_s: float, variance: float) -> Span:

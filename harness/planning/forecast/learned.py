@@ -1,7 +1,8 @@
 """What runs that were measured say about those that were not: their times compared with the arithmetic's.
 
 The ratio of a measured time to the arithmetic's differs by kind of run, method, model and case. Runs of a case count
-most for it, then those of its method, then of its kind (``harness.stats.nested``).
+most for it, then those of its method, then of its kind (``harness.stats.nested``). Runs of a model that was read layer
+by layer are a kind of their own: no id tells them from those of a model that was loaded whole.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
 
@@ -111,7 +112,7 @@ class _Known:
             return None
         same = self._by_run.get(spec.run_id) or self._by_case.get(spec.case_id)
         if same is not None:
-            return same
+            return replace(same, spec=spec)  # as it was made: whole, or layer by layer
         if not spec.job.models:
             return PlannedRun(spec)
         like = self._sizes.get(spec.job.models[0].content)
@@ -121,7 +122,7 @@ class _Known:
 def _path(spec: RunSpec) -> Path:
     method = spec.method.name if isinstance(spec.job, VariantJob) else ""
     model = spec.job.models[0].content if spec.job.models else ""
-    return spec.stack, spec.kind, method, model, spec.case_id
+    return spec.stack, f"{spec.kind} {spec.job.conditions.residency}", method, model, spec.case_id
 
 
 def _are_spawned(session: Sequence[RunRecord], speeds: Speeds) -> bool:

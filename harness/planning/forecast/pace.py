@@ -16,6 +16,8 @@ NOISE = 0.2
 """The same between runs of one kind and method."""
 LEAST_LEFT = 0.1
 """The part of its time that a run is taken to need still if it has taken as long as was expected."""
+FIRST_TURN = -1
+"""Of runs that execute already: they begin before all others."""
 
 
 def remaining(forecast: SweepForecast, taken_s: Mapping[str, float], running_s: Mapping[str, float]) -> Span:
@@ -31,11 +33,15 @@ def remaining(forecast: SweepForecast, taken_s: Mapping[str, float], running_s: 
     ]
     means = NestedMeans(ratios, SPREADS, NOISE)
     rest = {
-        run_id: _adjusted(run, means, running_s.get(run_id, 0.0))
+        run_id: _adjusted(_begun(run) if run_id in running_s else run, means, running_s.get(run_id, 0.0))
         for run_id, run in forecast.runs.items()
         if run_id not in taken_s
     }
     return replace(forecast, runs=rest).total_s
+
+
+def _begun(run: RunForecast) -> RunForecast:
+    return replace(run, constraints=replace(run.constraints, turn=FIRST_TURN))
 
 
 def _adjusted(run: RunForecast, means: NestedMeans, elapsed_s: float) -> RunForecast:
@@ -47,7 +53,7 @@ def _adjusted(run: RunForecast, means: NestedMeans, elapsed_s: float) -> RunFore
     parts = [
         Component(part.mean_s, shared * part.shared_s, group * part.group_s, part.own_s) for part in run.components
     ]
-    mean_s = sum(part.mean_s for part in parts)
+    mean_s = run.mean_s
     if mean_s <= 0:
         return replace(run, components=())
     variance = sum(part.shared_s**2 + part.group_s**2 + part.own_s**2 for part in parts)

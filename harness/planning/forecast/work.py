@@ -207,6 +207,13 @@ class _Model:
         return self.run.weight_bytes or self.size.parameters * self.element_bytes
 
     @property
+    def _checkpoint_bytes(self) -> int:
+        """Of the checkpoint that it loads."""
+        job = self.run.spec.job
+        quantized = isinstance(job, VariantJob) and not job.quantizes and job.variant.method.stage == "offline"
+        return self._weight_bytes if quantized else self.size.parameters * self.element_bytes
+
+    @property
     def _unpacking_s(self) -> float:
         """Of one pass through codes that are unpacked."""
         method = self._method
@@ -216,9 +223,15 @@ class _Model:
 
     @property
     def loading_s(self) -> float:
-        """Reads the source's weights, and quantizes them if the method does that while loading."""
+        """Reads the source's weights, and quantizes them if the method does that while loading.
+
+        A model that does not fit in memory comes from the disk in each pass: no faster than that is. Its timed speed is
+        that of writing; where reading is faster, records of streamed runs correct it.
+        """
         read_s = self.size.parameters * self.element_bytes * READ_TIMES / self.speeds.bandwidth_byte_per_s
         job = self.run.spec.job
+        if job.conditions.residency == "streamed":
+            read_s = max(read_s, self._checkpoint_bytes / self.speeds.disk_byte_per_s)
         if isinstance(job, PrepareModel) and job.model.degrid is not None:
             read_s += self.size.parameters * DEGRIDDED_BYTES / self.speeds.bandwidth_byte_per_s
         on_load = self._method is not None and self._method.stage == "on_load"
