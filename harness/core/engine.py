@@ -27,6 +27,8 @@ MemoryCounter = Literal["torch", "driver"]
 
 STREAMED_PASSES = 5
 """About how many passes over its weights a run makes that reads them for each: the probe, the text, noise floors."""
+STATES_SHARE = 0.2
+"""The share of its memory in which a streamed run keeps the states of suspended windows; the others wait on disk."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from harness.core.strict import Strict
 if TYPE_CHECKING:
     import torch
 
+LOGITS_BYTES = 2**27
+"""Maximum size of a stretch's float32 logits: large, because multiplying the head by few rows is slow."""
+
 
 @dataclass(frozen=True)
 class Windows:

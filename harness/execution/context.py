@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.capability import Endpoint, Factored, LoadedModel, Pooled, Streamed
-from harness.core.engine import Engine, EngineParams, LoadRequest, Streaming
+from harness.core.engine import STATES_SHARE, Engine, EngineParams, LoadRequest, Streaming
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.job import VariantJob
@@ -33,8 +33,6 @@ from harness.plugins import engine, method, metric, readers
 from harness.storage.cache import Cache
 
 M = TypeVar("M", bound=LoadedModel)
-STATES_SHARE = 0.2
-"""The share of its memory in which a streamed run keeps the states of suspended windows; the others wait on disk."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from harness.core.capability import Logits, states_and_head, states_each
-from harness.core.metric import Chunk, Observer, Windows
+from harness.core.metric import LOGITS_BYTES, Chunk, Observer, Windows
 from harness.execution.reference import Kept
 from harness.numerics.prediction import predict
 
 if TYPE_CHECKING:
     import torch
 
-LOGITS_BYTES = 2**27
-"""Maximum size of a stretch's float32 logits: large, because multiplying the head by few rows is slow."""
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}
 """Size of the blocks that statistics are computed on: on a CPU, arrays that fit its cache."""
 

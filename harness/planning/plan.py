@@ -52,7 +52,8 @@ from harness.planning import workloads
 from harness.planning.evidence import validate_evidence
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.residency import ModelLoad, Residence, peak_bytes, place, quantizing_peak_bytes, room
+from harness.planning.peaks import ModelLoad, peak_bytes, quantizing_peak_bytes
+from harness.planning.residency import Residence, place, room
 from harness.planning.support import (
     Combination,
     Reason,
@@ -148,6 +149,10 @@ class _Resolved:
         """Whether a run has its model in memory as a whole."""
         return place(self.recipe.residency, load, room(self.machine, load.job.conditions, self._memory_limit))
 
+    def memory_bytes(self, job: Job) -> int:
+        """What a run has in all; 0 if it is not known."""
+        return room(self.machine, job.conditions, self._memory_limit).all_bytes
+
     def skip(self, method: MethodChoice) -> tuple[str, ...]:
         """What the recipe has a method leave unquantized."""
         return self.recipe.scope.skip if method.ref.stage in ("on_load", "offline") else ()
@@ -171,8 +176,7 @@ class _Resolved:
             limits=RunLimits(recipe.limits.time, self._memory_limit),
             readers=_reader_settings(recipe, job),
         )
-        memory_bytes = room(self.machine, job.conditions, self._memory_limit).all_bytes
-        return PlannedRun(spec, inputs=self.inputs.of(job), memory_bytes=memory_bytes)
+        return PlannedRun(spec, inputs=self.inputs.of(job), memory_bytes=self.memory_bytes(job))
 
 
 def plan(
@@ -391,23 +395,24 @@ class _OfModel:
         reason = unwritten or self.source.degrid_obstacle or _too_long(self.source, job)
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
         main, note = registry.engine(MAIN_ENGINE), None
+        load = ModelLoad(job, self.source, self.sweep.base, main, weight_bytes)
         if isinstance(job, WriteText | MakeReference):
-            placed = self.sweep.place(ModelLoad(job, self.source, self.sweep.base, main, weight_bytes))
+            placed = self.sweep.place(load)
             job, note = _placed(job, placed), placed.note
             reason = reason or placed.unsupported
         if isinstance(job, KeepProbe | WriteText | MakeReference) and job.conditions.residency == "resident":
             reason = reason or too_large(weight_bytes, job.conditions, main, machine)
         written = weight_bytes or 0 if job.effort.writes_model else 0
         residency: Residency = "streamed" if isinstance(job, PrepareModel) else job.conditions.residency
-        peak = peak_bytes(self.source, weight_bytes, residency) if job.effort.loads else None
-        return replace(
+        peak = peak_bytes(load, residency, self.sweep.memory_bytes(job)) if job.effort.loads else None
+        return _with_peak(
             self.sweep.run(job, self.sweep.base, made),
+            peak,
             reason=reason,
             note=note,
             size=size_of(self.source),
             weight_bytes=weight_bytes,
             checkpoint_bytes=written,
-            peak_bytes=peak,
         )
 
 
@@ -535,17 +540,18 @@ class _OfMethod:
         job = QuantizeModel(sweep.conditions, self._variant("model", self._artifacts_engine), sweep.base.ref)
         source_bytes = _weight_bytes(self.source, sweep.base, device)
         written = _checkpoint_bytes(self.source, choice, device, sweep.skip(choice))
-        placed = sweep.place(ModelLoad(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written))
+        load = ModelLoad(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written)
+        placed, memory_bytes = sweep.place(load), sweep.memory_bytes(job)
         if placed.residency == "streamed":
-            peak = quantizing_peak_bytes(self.source, choice, source_bytes, written, sweep.calibration)
+            peak = quantizing_peak_bytes(load, sweep.calibration, memory_bytes)
         else:
-            peak = peak_bytes(self.source, source_bytes, placed.residency)
-        return replace(
+            peak = peak_bytes(load, placed.residency, memory_bytes)
+        return _with_peak(
             self._run(_placed(job, placed), made, choice.method.stack),
+            peak,
             reason=unsupported or placed.unsupported,
             note=placed.note,
             checkpoint_bytes=written,
-            peak_bytes=peak,
         )
 
     def _convert(self, made: Mapping[str, str], unsupported: Reason | None) -> PlannedRun:
@@ -561,7 +567,8 @@ class _OfMethod:
         self, job: Measuring, repetition: int, made: Mapping[str, str], unsupported: Reason | None
     ) -> PlannedRun:
         sweep, weight_bytes = self.sweep, self._weight_bytes
-        placed = sweep.place(ModelLoad(job, self.source, self.choice, self.engine, weight_bytes))
+        load = ModelLoad(job, self.source, self.choice, self.engine, weight_bytes)
+        placed = sweep.place(load)
         job = _placed(job, placed)
         streamed = placed.residency == "streamed"
         reason = (
@@ -572,11 +579,11 @@ class _OfMethod:
             or _too_long(self.source, job)
             or refusal(self._combination, self.on.attention, job)
         )
-        return replace(
+        return _with_peak(
             self._run(job, made, self.engine.stack, repetition),
+            peak_bytes(load, placed.residency, sweep.memory_bytes(job)),
             reason=reason,
             note="; ".join(filter(None, (self._note, placed.note))) or None,
-            peak_bytes=peak_bytes(self.source, weight_bytes, placed.residency),
         )
 
     def _run(self, job: Job, made: Mapping[str, str], stack: str, repetition: int = 0) -> PlannedRun:
@@ -644,6 +651,15 @@ class _OfMethod:
             seed=recipe.seed,
             engine_params=engine_params or {},
         )
+
+
+def _with_peak(run: PlannedRun, peak: int | None, note: str | None, **changes: Any) -> PlannedRun:
+    """The run with its peak, and with a note if that is more than the memory there is; the peak is only estimated."""
+    have = run.memory_bytes
+    if peak is not None and have and peak > have:
+        tight = f"it may run out of memory: about {peak / 2**30:.1f} GiB of {have / 2**30:.1f} GiB"
+        note = "; ".join(filter(None, (note, tight)))
+    return replace(run, peak_bytes=peak, note=note, **changes)
 
 
 def _placed(job: LoadingJob, residence: Residence) -> LoadingJob:

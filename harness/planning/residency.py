@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from harness.core.engine import Engine
 from harness.core.identity import Residency
-from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob, WriteText
-from harness.core.layers import layer_of
-from harness.core.method import PartsWork
+from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, WriteText
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import Machine
-from harness.core.workload import CalibrationRef
 from harness.models import published
-from harness.models.scope import shape_of
-from harness.models.shapes import size_of
-from harness.models.sources import SourceModel
-from harness.planning.expand import MethodChoice
+from harness.planning.peaks import ModelLoad, beside_bytes, least_bytes
 
 Wanted = Literal["auto", "resident", "streamed"]
 WEIGHTS_SHARE = 0.75
 """Of main memory, for weights that are loaded whole: libraries, activations and logits need the rest."""
-
-
-LIBRARIES_BYTES = 2**29
-"""About what a process holds besides weights: Python, torch, a CUDA context, activations of a few windows."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +27,6 @@ class Residence:
 
 
 @dataclass(frozen=True)
-class ModelLoad:
-    """What a job loads: a source, by a method, on an engine (``runtime``).
-
-    ``weight_bytes`` is the size of its weights, None if it is not known, and ``written_bytes`` that of the checkpoint
-    that it writes.
-    """
-
-    job: VariantJob
-    source: SourceModel
-    method: MethodChoice
-    runtime: Engine[Any]
-    weight_bytes: int | None
-    written_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Room:
     """The memory that a run's weights may take of all that there is, and what limits it; 0 if it is not known."""
 
@@ -64,11 +34,12 @@ class Room:
     all_bytes: int
     of: str
 
-    def excess(self, weight_bytes: int | None) -> str | None:
-        """Why weights do not fit; None if they do, or their size is not known."""
-        if weight_bytes is None or not self.bytes or weight_bytes <= self.bytes:
+    def excess(self, weight_bytes: int | None, beside_bytes: int = 0) -> str | None:
+        """Why weights do not fit ``beside`` what else the run needs; None if they do, or their size is not known."""
+        room_bytes = max(self.bytes - beside_bytes, 0)
+        if weight_bytes is None or not self.all_bytes or weight_bytes <= room_bytes:
             return None
-        needed, have = weight_bytes / 2**30, self.bytes / 2**30
+        needed, have = weight_bytes / 2**30, room_bytes / 2**30
         return f"its weights take {needed:.1f} GiB, of {have:.1f} GiB that {self.of} leaves them"
 
     def holds(self, weight_bytes: int | None) -> bool:
@@ -77,78 +48,24 @@ class Room:
 
 
 def room(machine: Machine, conditions: Conditions, limit_bytes: int | None) -> Room:
-    """What a run has for its weights: of the GPUs' memory all, of main memory, or its limit, three quarters."""
+    """What a run has for its weights: the GPUs' memory, or three quarters of main memory or of its limit."""
     if machine.device == "cuda":
         size = machine.memory_bytes * conditions.gpus
-        return Room(size, size, "the GPU")
+        return Room(size, size, "the GPU's memory")
     known = [(limit_bytes, "limits.memory"), (machine.memory_bytes, "this machine's memory")]
     least, of = min(((size, name) for size, name in known if size), default=(0, ""))
     return Room(int(WEIGHTS_SHARE * least), least, of)
 
 
-def peak_bytes(
-    source: SourceModel, weight_bytes: int | None, residency: Residency, gathered_bytes: int = 0
-) -> int | None:
-    """About the most memory that a run needs: all weights, or two layers of them, or what is larger of other parts.
-
-    Those are embedding and head, and what a streamed run gathers until its end.
-    """
-    if weight_bytes is None or residency == "resident":
-        return None if weight_bytes is None else LIBRARIES_BYTES + weight_bytes
-    layers: Counter[str] = Counter()
-    for name, shape in source.matrices.items():
-        layers[layer_of(name) or name] += math.prod(shape)
-    per_parameter = weight_bytes / (source.decoder_parameters + source.other_parameters)
-    at_once = max(2 * max(layers.values()), source.other_parameters)
-    return LIBRARIES_BYTES + max(math.ceil(at_once * per_parameter), gathered_bytes)
-
-
-def quantizing_peak_bytes(
-    source: SourceModel,
-    method: MethodChoice,
-    weight_bytes: int | None,
-    written_bytes: int,
-    calibration: CalibrationRef | None,
-) -> int | None:
-    """About the most memory that quantizing the source from disk to disk takes, by the method's own account if it has
-    one; None if the source's shapes are not known yet.
-    """
-    size = size_of(source)
-    if weight_bytes is None or size is None or method.method.parts_peak is None:
-        gathered = written_bytes if method.method.gathers_parts else 0
-        return peak_bytes(source, weight_bytes, "streamed", gathered)
-    plain_bytes = weight_bytes / size.parameters
-    calibrated = calibration if method.calibrated else None
-    work = PartsWork(
-        layer=_largest_layer(source),
-        plain_bytes=plain_bytes,
-        others_bytes=math.ceil(plain_bytes * source.other_parameters),
-        written_bytes=written_bytes,
-        hidden=size.hidden,
-        vocabulary=size.vocabulary,
-        heads=size.heads,
-        rows=calibrated.samples if calibrated else 0,
-        length=calibrated.length if calibrated else 0,
-    )
-    return math.ceil(method.method.parts_peak(method.params, work))
-
-
-def _largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
-    """The shapes (outputs, inputs) of the matrices of the layer that has most parameters, one for each expert."""
-    layers: dict[str, list[tuple[int, int]]] = {}
-    for name, shape in source.matrices.items():
-        *stacked, outputs, inputs = shape_of(name, shape, source.model_type)
-        layers.setdefault(layer_of(name) or name, []).extend([(outputs, inputs)] * math.prod(stacked))
-    return max(layers.values(), key=lambda layer: sum(map(math.prod, layer)))
-
-
 def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     """``auto`` streams what does not fit, or loads it whole if it cannot be streamed and its weights alone would fit.
 
-    What can be neither loaded nor streamed is unsupported, with both reasons.
+    On a GPU it leaves room for the head of the reference, logits and activations, in main memory for other processes
+    too. What can be neither loaded nor streamed is unsupported, with both reasons.
     """
     job, method, weight_bytes, written_bytes = load.job, load.method, load.weight_bytes, load.written_bytes
-    excess = available.excess(weight_bytes) if load.runtime.name == MAIN_ENGINE else None
+    beside = beside_bytes(load) if load.on_gpu else 0
+    excess = available.excess(weight_bytes, beside) if load.runtime.name == MAIN_ENGINE else None
     if wanted == "auto" and excess is None:
         return Residence()
     obstacle, on_cpu = _obstacle(load), job.conditions.device == "cpu"
@@ -162,6 +79,8 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
             f"{method.ref.name} has the quantized model in memory as a whole at its end, which takes {needed:.1f} GiB "
             f"of {have:.1f} GiB; use fewer bits, or a method that leaves its layers on disk"
         )
+    if obstacle is None and (shortage := _shortage(load, available)):
+        return Residence(unsupported=shortage)
     if obstacle is None:
         return Residence("streamed", note=f"streamed from disk: {excess}" if excess else "streamed from disk")
     if wanted == "auto" and available.holds(weight_bytes):
@@ -171,6 +90,18 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     if wanted == "streamed":
         return Residence(unsupported=obstacle)
     return Residence(unsupported=f"{excess}, and {obstacle}")
+
+
+def _shortage(load: ModelLoad, available: Room) -> str | None:
+    """Why there is certainly too little memory for a streamed run; None if it may do."""
+    least = least_bytes(load)
+    if available.holds(least):
+        return None
+    parts = "a layer" if load.on_gpu else "Python, and a layer with the next one"
+    return (
+        f"streamed from disk it needs at least {least / 2**30:.2f} GiB ({parts}, or the head), and {available.of} is "
+        f"{available.all_bytes / 2**30:.2f} GiB; raise limits.memory, or use a machine with more memory"
+    )
 
 
 def _obstacle(load: ModelLoad) -> str | None:

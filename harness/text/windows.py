@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from harness.core.metric import Windows
@@ -16,6 +17,17 @@ from harness.text.protocols.preset import Cut
 
 VERSION = 1
 """Increased whenever the way a text becomes windows changes."""
+CHARACTERS_PER_TOKEN, UNKNOWN_TOKENS = 4.0, 300_000
+"""Of a whole text, if the recipe limits no windows; and the tokens of one that is not here yet."""
+
+
+def expected_tokens(workload: PerplexityWorkload) -> int:
+    """About how many tokens a text will have, before there is a tokenizer."""
+    if workload.windows is not None:
+        return workload.windows * workload.context
+    file = Path(workload.text.path) if workload.text.path else None
+    known = file is not None and file.is_file()
+    return int(file.stat().st_size / CHARACTERS_PER_TOKEN) if file and known else UNKNOWN_TOKENS
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Windows:

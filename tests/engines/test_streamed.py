@@ -339,6 +339,39 @@ def test_a_disk_too_slow_for_the_time_limit_is_told_with_the_estimate(tmp_path: 
         model.probe_head()
 
 
+def test_a_disk_that_gets_slow_after_the_first_pass_is_told_too(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()), time_s=60)
+    model.load_each()
+    assert model.streaming_cost().bytes_read >= model.streaming_cost().checkpoint_bytes
+    model._parts.reader.read_s += 20  # as if the latest layer had taken so long
+    with pytest.raises(UnsupportedError, match="too slow for the time limit: reading took 20 s so far"):
+        model.load_each()
+
+
+def test_a_disk_is_judged_by_one_pass_while_memory_can_hold_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that takes half the limit: five would take too long, but later ones are read from memory."""
+    memory_bytes, path = [10**12], saved(tmp_path, CONFIGS["llama"]())
+    monkeypatch.setattr("harness.engines.transformers.streamed.usable_memory_bytes", lambda: memory_bytes[0])
+
+    def slow(model: StreamedModel) -> StreamedModel:
+        reader, fill = model._parts.reader, model._parts.reader._fill
+
+        def read(buffer: memoryview, name: str) -> None:
+            if reader.bytes_read < model._parts.checkpoint_bytes:
+                reader.read_s += 30 * len(buffer) / model._parts.checkpoint_bytes
+            fill(buffer, name)
+
+        reader._fill = read
+        return model
+
+    slow(streamed(path, time_s=60)).load_each()
+    memory_bytes[0] = 1
+    with pytest.raises(UnsupportedError, match="too slow"):
+        slow(streamed(path, time_s=60)).load_each()
+
+
 def test_an_architecture_whose_layers_have_no_known_names_is_refused(tmp_path: Path) -> None:
     encoder = transformers.BertConfig(**WIDE, is_decoder=True)  # its layers are ``encoder.layer.0``
     with pytest.raises(UnsupportedError, match="no decoder layers were recognized"):

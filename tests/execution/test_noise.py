@@ -11,14 +11,13 @@ from run_specs import run_spec
 from transformers import AutoModelForCausalLM
 
 from harness.core.capability import Logits, StoredTensor
-from harness.core.metric import Windows
+from harness.core.metric import LOGITS_BYTES, Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement
 from harness.core.workload import PerplexityWorkload
 from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.context import Context
-from harness.execution.forward import LOGITS_BYTES
 from harness.execution.room import free_bytes
 from harness.recipe import Text
 from harness.storage.cache import Cache

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.core.capability import Factored, Logits
 from harness.core.column import ArrayColumn
 from harness.core.engine import LoadRequest
-from harness.core.metric import Chunk, Windows
+from harness.core.metric import LOGITS_BYTES, Chunk, Windows
 from harness.core.record import Measurement
 from harness.core.workload import PerplexityWorkload
 from harness.engines.transformers.engine import load
 from harness.errors import InvalidRunError
 from harness.execution import forward
 from harness.execution import reference as references
-from harness.execution.forward import BLOCK_BYTES, LOGITS_BYTES, observe
+from harness.execution.forward import BLOCK_BYTES, observe
 from harness.metrics.divergence import DivergenceObserver
 from harness.metrics.perplexity import Likelihood
 from harness.numerics.prediction import predict

@@ -17,6 +17,7 @@ from harness.core.run import RunSpec
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.models.loading import device_map, refuse_offloaded
+from harness.planning.peaks import LIBRARIES_BYTES
 from harness.planning.plan import PlannedRun
 from harness.planning.support import too_large
 from harness.plugins import engine
@@ -118,6 +119,23 @@ def test_a_baseline_whose_weights_fit_no_gpu_is_streamed(sweeps, tiny: Path) -> 
         if run.spec.kind == "reference" or (run.spec.kind == "performance" and run.spec.method.name == "none")
     }
     assert kinds == {"reference": ("streamed", True), "performance": ("resident", False)}
+
+
+def test_weights_that_nearly_fill_a_gpu_are_streamed_and_timed_with_a_note(sweeps, tiny: Path) -> None:
+    """Libraries, logits and the reference's head need the rest; without divergence there is no such head."""
+    whole = next(run for run in planned(sweeps, tiny) if run.spec.kind == "reference")
+    beside = LIBRARIES_BYTES + 4 * 512 * 64
+    nearly, enough = (replace(TWO, memory_bytes=whole.weight_bytes + each) for each in (beside, 2 * beside))
+    found = {
+        run.spec.kind: (run.spec.job.conditions.residency, run.unsupported, run.note)
+        for run in planned(sweeps, tiny, nearly)
+        if run.spec.kind == "reference" or (run.spec.kind == "performance" and run.spec.method.name == "none")
+    }
+    assert found["reference"][:2] == ("streamed", None)
+    assert found["performance"][:2] == ("resident", None)
+    assert "the GPU's memory leaves them" in str(found["reference"][2])
+    kinds = {run.spec.job.conditions.residency for run in planned(sweeps, tiny, enough)}
+    assert kinds == {"resident"}
 
 
 def test_what_may_fit_is_left_to_the_run() -> None:

@@ -17,8 +17,8 @@ from harness.cli.render.plan import show_plan
 from harness.core.method import PartsWork
 from harness.methods.gptqmodel.driver import ENDS
 from harness.models.published import READERS, STREAMED, unstreamed_on
+from harness.planning.peaks import ACTIVATIONS, COPIES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
 from harness.planning.plan import PlannedRun
-from harness.planning.residency import LIBRARIES_BYTES
 from harness.plugins import method, method_names
 
 Make = Callable[..., tuple[PlannedRun, ...]]
@@ -26,6 +26,13 @@ QUALITY = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "diverge
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "streaming.md"
 TOO_SMALL = {"memory": "1MB"}
 """The weights of the tiny model take 0.9 MB."""
+
+
+@pytest.fixture(autouse=True)
+def _no_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Python took nothing, so that limits as small as the tiny model are not refused."""
+    if "of_python" not in request.node.name:
+        monkeypatch.setattr("harness.planning.peaks.LEAST_BYTES", 0)
 
 
 def residencies(runs: tuple[PlannedRun, ...]) -> Mapping[str, str]:
@@ -82,10 +89,76 @@ def test_what_cannot_be_loaded_is_refused_and_streaming_is_offered(make: Make) -
 
 
 def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) -> None:
-    whole, cut = (make(measure=QUALITY, methods=["none"], residency=each)[-1] for each in ("resident", "streamed"))
+    content = {"measure": {"perplexity": QUALITY["perplexity"]}, "methods": ["none"]}
+    whole, cut = (make(**content, residency=each)[-1] for each in ("resident", "streamed"))
     layer = (64 * 64 * 2 + 32 * 64 * 2 + 3 * 192 * 64) * 4  # query and output, key and value, feed-forward
-    assert whole.peak_bytes == LIBRARIES_BYTES + 919_808
-    assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer, rel=1e-6)
+    matrix, activations, logits = 4 * 192 * 64, 4 * 64 * 192, 4 * 64 * 512
+    beside = COPIES * matrix + ACTIVATIONS * activations
+    assert whole.peak_bytes == LIBRARIES_BYTES + 919_808 + beside + LOGITS * logits
+    assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer + beside + MASKS * 2 * 64 * 64 * 4, rel=1e-6)
+
+
+BENCHMARK = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    **{"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "vocab_size": 16384},
+    **{"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096},
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
+"""The model of docs/measurements/streaming.md."""
+MEASURED = {
+    ("streamed", "prepare"): 0.95,
+    ("streamed", "reference none"): 1.26,
+    ("streamed", "quality none"): 1.40,
+    ("streamed", "quantize rtn"): 1.02,
+    ("streamed", "quality rtn"): 1.09,
+    ("resident", "reference none"): 8.43,
+    ("resident", "quantize rtn"): 7.23,
+    ("resident", "quality rtn"): 1.83,
+}
+"""The peaks of its runs there, in GB."""
+SIZED = ("reference", "quantize", "quality")
+
+
+@pytest.fixture
+def billion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """A recipe's entry for that model without its 5 GB of weights, as if random ones had a quality."""
+    monkeypatch.setattr("harness.planning.plan._has_quality", lambda source: True)
+    (tmp_path / "config.json").write_text(json.dumps(BENCHMARK))
+    return {"id": f"synthetic:{tmp_path / 'config.json'}", "label": "random", "dtype": "float32"}
+
+
+def test_planned_peaks_are_upper_bounds_of_those_that_were_measured(make: Make, billion: Mapping[str, str]) -> None:
+    text = {"text": "demo", "context": 512, "windows": 32}
+    for residency, limits in (("streamed", {"memory": "1.5GiB"}), ("resident", {})):
+        runs = make(
+            **{"models": [billion], "methods": ["none", {"rtn": {"bits": 4}}], "limits": limits},
+            **{"measure": {"perplexity": text, "divergence": {}}, "residency": residency},
+        )
+        planned = {run.spec.kind: run.peak_bytes for run in runs if run.spec.kind == "prepare"}
+        planned |= {f"{run.spec.kind} {run.spec.method.name}": run.peak_bytes for run in runs if run.spec.kind in SIZED}
+        for (way, name), measured in MEASURED.items():
+            if way == residency:
+                assert measured <= planned[name] / 1e9 <= 1.25 * measured, (way, name)
+
+
+def test_what_even_a_streamed_run_cannot_do_without_is_refused_with_that_of_python(make: Make) -> None:
+    """Two layers of 205 MB, or what Python takes, in less."""
+    for limit, expected in ((LEAST_BYTES, True), (LEAST_BYTES + 2**20, False)):
+        runs = make(limits={"memory": limit}, measure=QUALITY, methods=["none"], residency="streamed")
+        assert [bool(run.unsupported) for run in runs] == [expected] * len(runs)
+    assert "of this machine" not in str(runs[0].note)
+    assert "it may run out of memory: about 0.6 GiB of 0.1 GiB" in str(runs[0].note)
+
+
+def test_layers_that_memory_cannot_hold_are_refused_with_their_size(make: Make, billion: Mapping[str, str]) -> None:
+    content = {"models": [billion], "methods": ["none"], "measure": QUALITY}
+    for residency in ("auto", "streamed"):
+        runs = make(**content, limits={"memory": "200MB"}, residency=residency)
+        refused = [str(run.unsupported) for run in runs if run.spec.kind in ("reference", "quality")]
+        assert len(refused) == 2
+        assert all("it needs at least 0.26 GiB" in each and "limits.memory is 0.19 GiB" in each for each in refused)
 
 
 CALIBRATED = {"methods": [{"gptq": {"bits": 8, "group_size": 32}}, {"llmc-gptq": {"bits": 8, "group_size": 32}}]}
@@ -136,6 +209,11 @@ def test_a_quantized_model_that_memory_cannot_hold_is_refused_where_its_library_
     assert llmc is None
 
 
+def test_nothing_is_quantized_in_less_than_that_of_python(make: Make) -> None:
+    runs = quantizing(make(limits={"memory": "300KB"}, measure=QUALITY, calibration={"samples": 4}, **CALIBRATED))
+    assert all("streamed from disk it needs at least" in str(run.unsupported) for run in runs[1:])
+
+
 def test_what_a_recipe_skips_is_in_the_size_of_a_checkpoint(make: Make) -> None:
     rtn = {"methods": [{"rtn": {"bits": 4, "group_size": 32}}]}
     (whole,), (part,), (none,) = (
@@ -150,11 +228,12 @@ def test_a_printed_plan_has_each_peak_beside_the_memory_that_there_is(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     runs = make(limits={"memory": "3GiB"}, measure=QUALITY, methods=["none"])
+    assert all(run.peak_bytes > LIBRARIES_BYTES for run in runs)
     show_plan(PlanState(runs), as_json=False)
     header, *lines = capsys.readouterr().out.splitlines()
     end = header.index("peak ≈") + len("peak ≈")
-    peak = str(round((LIBRARIES_BYTES + 919_808) / 1000))
-    assert [line[:end].split()[-2:] for line in lines[: len(runs)]] == [[peak, "kB"]] * len(runs)
+    peaks = [[str(round(run.peak_bytes / 1000)), "kB"] for run in runs]
+    assert [line[:end].split()[-2:] for line in lines[: len(runs)]] == peaks
     assert "memory of a run: 3.0 GiB" in lines
 
 
@@ -162,7 +241,8 @@ def test_preparing_needs_two_layers_whatever_the_residency(make: Make, tiny: Pat
     degridded = [{"id": str(tiny), "label": "tiny", "degrid": 0}]
     runs = make(measure=QUALITY, methods=["none"], models=degridded, residency="resident")
     peaks = {run.spec.kind: run.peak_bytes for run in runs}
-    assert peaks["prepare"] == make(measure=QUALITY, methods=["none"], residency="streamed")[-1].peak_bytes
+    streamed = make(measure=QUALITY, methods=["none"], models=degridded, residency="streamed")
+    assert peaks["prepare"] == next(run.peak_bytes for run in streamed if run.spec.kind == "prepare")
     assert peaks["prepare"] < peaks["reference"]
 
 

@@ -13,6 +13,7 @@ from harness.core.engine import STREAMED_PASSES, LoadRequest, Streaming
 from harness.core.identity import DecodeMode
 from harness.engines.transformers import engine
 from harness.errors import UnsupportedError
+from harness.host.machine import usable_memory_bytes
 from harness.models.kernels import products
 from harness.models.loading import device_map, load_tokenizer
 from harness.models.streaming.forwards import Forwards
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 PICTURED_ROWS = (1, 1 << 14)
 """The numbers of rows whose kernels are looked up in each layer: the fewest and the most."""
+
+
+JUDGED_SHARE = 0.05
+"""Of the time limit, for which a disk must have been read before it is judged again: one slow read is no slow disk."""
 
 
 class StreamedModel:
@@ -40,6 +45,7 @@ class StreamedModel:
         self._model = model = self._parts.model
         self._head = model.get_output_embeddings()
         self._limit_s = streaming.time_s
+        self._judged = (0, 0.0)
         config = model.config.get_text_config()
         self._scale, self._softcap = engine.logit_scale(config), getattr(config, "final_logit_softcapping", None)
         self.tokenizer = tokenizer
@@ -206,9 +212,9 @@ class StreamedModel:
 
     def _look_at(self, part: ModelPart) -> None:
         """Keeps what is to be known of a part while it is loaded for the first time."""
+        self._refuse_slow_disk()
         if part.name in self._pictures:
             return
-        self._refuse_slow_disk()
         root, name = part.module, part.name
         own = dict(root.named_modules(prefix=name)) if part.is_layer else {name: root}
         self._pictures[name] = _Picture(
@@ -228,17 +234,24 @@ class StreamedModel:
                 found |= products(part.module, self._model.dtype, rows, prefix=part.name)
 
     def _refuse_slow_disk(self) -> None:
-        """Raises UnsupportedError if reading alone takes longer than the run may."""
+        """Raises UnsupportedError if reading alone takes longer than the run may, at the rate of the latest reads.
+
+        Later passes over a checkpoint that memory can hold are read from there, so that only they show how fast it is.
+        """
         reader, whole = self._parts.reader, self._parts.checkpoint_bytes
-        if self._limit_s is None or reader.read_s < 1:  # too little to judge by
+        (judged_bytes, judged_s), limit_s = self._judged, self._limit_s
+        if limit_s is None or reader.read_s - judged_s < max(1.0, JUDGED_SHARE * limit_s):  # too little to judge by
             return
-        rate = reader.bytes_read / reader.read_s
-        needed_s = STREAMED_PASSES * whole / rate
-        if needed_s > self._limit_s:
+        self._judged = reader.bytes_read, reader.read_s
+        is_cached = reader.bytes_read < whole <= usable_memory_bytes()
+        left = (1 if is_cached else STREAMED_PASSES) * whole - reader.bytes_read
+        rate = max(reader.bytes_read - judged_bytes, 1) / (reader.read_s - judged_s)
+        needed_s = reader.read_s + left / rate
+        if left > 0 and needed_s > limit_s:
             raise UnsupportedError(
-                f"its disk is too slow for the time limit: about {STREAMED_PASSES} passes over {whole / 1e9:.1f} GB at "
-                f"{rate / 1e6:.0f} MB/s take {needed_s:.0f} s, and limits.time is {self._limit_s:.0f} s; raise "
-                "the limit, or put the checkpoint on a faster disk"
+                f"its disk is too slow for the time limit: reading took {reader.read_s:.0f} s so far, and another "
+                f"{left / 1e9:.1f} GB at {rate / 1e6:.0f} MB/s make it {needed_s:.0f} s; limits.time is "
+                f"{limit_s:.0f} s; raise the limit, or put the checkpoint on a faster disk"
             )
 
     def _ledger(self, module: torch.nn.Module, name: str) -> Sequence[StoredTensor]:

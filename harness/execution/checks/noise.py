@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from harness.core.capability import Logits, StoredTensor
 from harness.core.identity import Scalar
-from harness.core.metric import Observer, Windows
+from harness.core.metric import LOGITS_BYTES, Observer, Windows
 from harness.errors import UnsupportedError, first_line_of
 from harness.execution.context import Context
-from harness.execution.forward import LOGITS_BYTES, observe
+from harness.execution.forward import observe
 from harness.execution.reference import Itself, Reference
 from harness.plugins import metric
 

@@ -7,7 +7,6 @@ docs/measurements/forecast.md, and runs that were measured correct it (``learned
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness import plugins as registry
@@ -18,10 +17,11 @@ from harness.core.job import Job, PrepareModel, VariantJob
 from harness.core.method import Method
 from harness.core.run import RunSpec
 from harness.core.site import Speeds
-from harness.core.workload import CalibrationRef, PerplexityWorkload
+from harness.core.workload import CalibrationRef
 from harness.models.memory import DTYPE_BITS
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
+from harness.text.windows import expected_tokens
 
 SURROUNDING, SPAWNED = 4.0, 16.0
 """In times that Python takes to start and to import NumPy: what surrounds every run, and what more surrounds one whose
@@ -48,8 +48,6 @@ FITTED = 2.5
 """What a calibrated method spends on each matrix besides its passes, in the times that Python takes to start."""
 FOOTPRINT = 1.5
 """How many more iterations the memory of generation takes."""
-CHARACTERS_PER_TOKEN, UNKNOWN_TOKENS = 4.0, 300_000
-"""Of a whole text, if the recipe limits no windows; and the tokens of one that is not here yet."""
 UNKNOWN = ModelSize(1_000_000_000, 1_000_000_000, 900_000_000, 200, 2048, 100_000)
 """A model that has not been fetched yet, and which the recipe says nothing of."""
 RECORD_BYTES, BYTES_PER_TOKEN = 60_000, 30
@@ -135,7 +133,7 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
     starting_s = start.seconds(speeds) + (model.hashing_s if run.spec.needs else 0.0)
     if not start.shared:
         computing_s += _reads(run.spec.job) * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
-    tokens = effort.tokens + (_tokens(effort.scored) if effort.scored else 0)
+    tokens = effort.tokens + (expected_tokens(effort.scored) if effort.scored else 0)
     computing_s += model.reading_s(tokens, compared=effort.compared)
     disk_bytes = RECORD_BYTES + BYTES_PER_TOKEN * tokens + run.checkpoint_bytes
     if effort.kept:
@@ -152,14 +150,6 @@ def _reads(job: Job) -> int:
     if isinstance(job, VariantJob) and job.conditions.residency == "streamed" and not job.quantizes:
         return STREAMED_PASSES + (job.variant.method.stage == "on_load")
     return job.effort.loads
-
-
-def _tokens(scored: PerplexityWorkload) -> int:
-    if scored.windows is not None:
-        return scored.windows * scored.context
-    file = Path(scored.text.path) if scored.text.path else None
-    known = file is not None and file.is_file()
-    return int(file.stat().st_size / CHARACTERS_PER_TOKEN) if file and known else UNKNOWN_TOKENS
 
 
 def _method_of(job: Job) -> Method[Any] | None:

@@ -1,0 +1,206 @@
+"""About the most memory that a run takes, and what it certainly needs: arithmetic of what it holds at once."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from harness.core.engine import STATES_SHARE, Engine
+from harness.core.identity import Residency
+from harness.core.job import Job, QuantizeModel
+from harness.core.layers import layer_of
+from harness.core.method import PartsWork
+from harness.core.metric import LOGITS_BYTES
+from harness.core.workload import CalibrationRef
+from harness.models.memory import DTYPE_BITS
+from harness.models.scope import shape_of
+from harness.models.shapes import ModelSize, size_of
+from harness.models.sources import SourceModel
+from harness.planning.expand import MethodChoice
+from harness.text.windows import expected_tokens
+
+LIBRARIES_BYTES = 600 * 10**6
+"""About what a process holds besides a model: Python, torch, a CUDA context."""
+LEAST_BYTES = 2**27
+"""What Python and torch take at the very least."""
+WIDE_BYTES = 4
+"""Of a number in float32."""
+COPIES = 3
+"""Of the largest matrix in float32, while it is cast, moved to its place, or unpacked for a product."""
+ACTIVATIONS = 4
+"""States as wide as the widest matrix that a window has in a layer at once."""
+LOGITS = 3
+"""Stretches of logits at once: the model's own, the reference's, and one that is scaled or capped."""
+MASKS = 1.1
+"""What a suspended window keeps, in times of its hidden states: also masks and positions."""
+CERTAIN = 0.9
+"""The part of an estimated size of weights that is certain."""
+
+
+@dataclass(frozen=True)
+class ModelLoad:
+    """What a job loads: a source, by a method, on an engine (``runtime``).
+
+    ``weight_bytes`` is the size of its weights, None if it is not known, and ``written_bytes`` that of the checkpoint
+    that it writes.
+    """
+
+    job: Job
+    source: SourceModel
+    method: MethodChoice
+    runtime: Engine[Any]
+    weight_bytes: int | None
+    written_bytes: int = 0
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.job.conditions.device == "cuda"
+
+    @cached_property
+    def size(self) -> ModelSize | None:
+        return size_of(self.source)
+
+    @cached_property
+    def plain_bytes(self) -> float:
+        """Of an unquantized weight."""
+        return DTYPE_BITS.get(self.method.method.run_dtype(self.method.params, self.source.ref.dtype), 16.0) / 8
+
+    @property
+    def others_bytes(self) -> float:
+        """Of the weights outside the decoder's matrices, which no method quantizes."""
+        return self.plain_bytes * self.source.other_parameters
+
+    @cached_property
+    def layer_bytes(self) -> float:
+        """Of the largest layer, as it is loaded."""
+        layers: Counter[str] = Counter()
+        for name, shape in self.source.matrices.items():
+            layers[layer_of(name) or name] += math.prod(shape)
+        decoder = max((self.weight_bytes or 0) - self.others_bytes, 0)
+        return decoder * max(layers.values(), default=0) / max(sum(layers.values()), 1)
+
+    @property
+    def head_bytes(self) -> float:
+        """Of the head, which has as many parameters as the embedding whether they are tied or not."""
+        known = self.size.vocabulary * self.size.hidden if self.size else 0
+        return self.plain_bytes * known or self.others_bytes
+
+    @property
+    def compared_bytes(self) -> float:
+        """What stays loaded for comparing: the reference's head."""
+        effort = self.job.effort
+        return self.head_bytes if effort.compared or effort.kept else 0.0
+
+    @property
+    def logits_bytes(self) -> float:
+        scored, size = self.job.effort.scored, self.size
+        if scored is None:
+            return 0.0
+        whole = WIDE_BYTES * scored.context * size.vocabulary if size and size.vocabulary else LOGITS_BYTES
+        return LOGITS * min(LOGITS_BYTES, whole)
+
+    @cached_property
+    def working_bytes(self) -> float:
+        """What a layer takes besides its weights while it is loaded and computes."""
+        shapes = largest_layer(self.source)
+        scored = self.job.effort.scored
+        widest = max(outputs for outputs, _ in shapes)
+        activations = ACTIVATIONS * WIDE_BYTES * scored.context * widest if scored else 0
+        return COPIES * WIDE_BYTES * max(outputs * inputs for outputs, inputs in shapes) + activations
+
+    def states_bytes(self, memory_bytes: int) -> float:
+        """Of all windows of the text between two layers: in a share of the memory, if that is known, else on disk."""
+        scored = self.job.effort.scored
+        if scored is None:
+            return 0.0
+        overlap = scored.context / scored.stride if scored.stride and scored.windows is None else 1.0
+        hidden = self.size.hidden if self.size else 0
+        whole = MASKS * overlap * expected_tokens(scored) * hidden * self.plain_bytes
+        return min(whole, STATES_SHARE * memory_bytes) if memory_bytes else whole
+
+    def other_dtype_bytes(self, memory_bytes: int) -> float:
+        """Of the second copy of a baseline, in another dtype, that a reference run loads for a noise floor.
+
+        It is not made if it does not fit.
+        """
+        if not self.job.effort.kept or self.source.quantization is not None or self.weight_bytes is None:
+            return 0.0
+        size = self.weight_bytes * (0.5 if self.plain_bytes == WIDE_BYTES else WIDE_BYTES / self.plain_bytes)
+        return 0.0 if memory_bytes and size > memory_bytes else size
+
+
+def largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
+    """The shapes (outputs, inputs) of the matrices of the layer that has most parameters, one for each expert."""
+    layers: dict[str, list[tuple[int, int]]] = {}
+    for name, shape in source.matrices.items():
+        *stacked, outputs, inputs = shape_of(name, shape, source.model_type)
+        layers.setdefault(layer_of(name) or name, []).extend([(outputs, inputs)] * math.prod(stacked))
+    return max(layers.values(), key=lambda layer: sum(map(math.prod, layer)))
+
+
+def beside_bytes(load: ModelLoad) -> int:
+    """What a run that has its model in memory as a whole needs besides its weights; 0 if it is not known."""
+    if load.weight_bytes is None:
+        return 0
+    if isinstance(load.job, QuantizeModel):
+        return LIBRARIES_BYTES + 2 * load.written_bytes  # quantized, and once more while a file of it is written
+    scored = load.working_bytes + load.logits_bytes if load.job.effort.scored else 0.0
+    return math.ceil(LIBRARIES_BYTES + load.compared_bytes + scored)
+
+
+def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int | None:
+    """About the most memory that a run needs, of ``memory_bytes`` (0 if not known); None if sizes are not known.
+
+    Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped.
+    Streamed: the layer that computes and on a CPU the next one, or at the end the head with logits; and all the time
+    the states of the windows and the reference's head.
+    """
+    weights = load.weight_bytes
+    if weights is None:
+        return None
+    if residency == "resident":
+        second = load.other_dtype_bytes(memory_bytes)
+        return math.ceil(beside_bytes(load) + (max(weights, second) if load.on_gpu else weights + second))
+    layers = (1 if load.on_gpu else 2) * load.layer_bytes + load.working_bytes
+    gathered = load.written_bytes if load.method.method.gathers_parts else 0
+    at_once = max(layers, load.others_bytes, load.head_bytes + load.logits_bytes, gathered)
+    return math.ceil(LIBRARIES_BYTES + load.states_bytes(memory_bytes) + load.compared_bytes + at_once)
+
+
+def least_bytes(load: ModelLoad) -> int:
+    """What a streamed run certainly needs: a layer, on a CPU the next one as it is stored, or the head."""
+    if load.weight_bytes is None:
+        return 0
+    ahead = 0.0
+    if load.job.effort.scored and not load.on_gpu and load.source.quantization is None:
+        ahead = min(1.0, 2 / load.plain_bytes)  # a checkpoint of 16 bits may be cast to float32 as it is loaded
+    layers = load.layer_bytes * (1 + ahead * (len({layer_of(name) for name in load.source.matrices}) > 1))
+    base = 0 if load.on_gpu else LEAST_BYTES
+    return base + int(CERTAIN * max(layers, load.head_bytes if load.size and load.size.vocabulary else 0))
+
+
+def quantizing_peak_bytes(load: ModelLoad, calibration: CalibrationRef | None, memory_bytes: int) -> int | None:
+    """About the most memory that quantizing the source from disk to disk takes, by the method's own account if it has
+    one; None if the source's shapes are not known yet.
+    """
+    source, method, size = load.source, load.method, load.size
+    if load.weight_bytes is None or size is None or method.method.parts_peak is None:
+        return peak_bytes(load, "streamed", memory_bytes)
+    plain_bytes = load.weight_bytes / size.parameters
+    calibrated = calibration if method.calibrated else None
+    work = PartsWork(
+        layer=largest_layer(source),
+        plain_bytes=plain_bytes,
+        others_bytes=math.ceil(plain_bytes * source.other_parameters),
+        written_bytes=load.written_bytes,
+        hidden=size.hidden,
+        vocabulary=size.vocabulary,
+        heads=size.heads,
+        rows=calibrated.samples if calibrated else 0,
+        length=calibrated.length if calibrated else 0,
+    )
+    return math.ceil(method.method.parts_peak(method.params, work))
