@@ -33,8 +33,8 @@ COPIES = 3
 """Of the largest matrix in float32, while it is cast, moved to its place, or unpacked for a product."""
 ACTIVATIONS = 4
 """States as wide as the widest matrix that a window has in a layer at once."""
-LOGITS = 3
-"""Stretches of logits at once: the model's own, the reference's, and one that is scaled or capped."""
+LOGITS = 5
+"""Stretches of logits at once, by measurement: the model's own, the reference's, and what is left of those before."""
 MASKS = 1.1
 """What a suspended window keeps, in times of its hidden states: also masks and positions."""
 CERTAIN = 0.9
@@ -147,7 +147,8 @@ def beside_bytes(load: ModelLoad) -> int:
     if load.weight_bytes is None:
         return 0
     if isinstance(load.job, QuantizeModel):
-        return LIBRARIES_BYTES + 2 * load.written_bytes  # quantized, and once more while a file of it is written
+        codes = max(load.written_bytes - load.others_bytes, 0)
+        return math.ceil(LIBRARIES_BYTES + load.working_bytes + 2 * codes)  # once more while a file of them is written
     scored = load.working_bytes + load.logits_bytes if load.job.effort.scored else 0.0
     return math.ceil(LIBRARIES_BYTES + load.compared_bytes + scored)
 
