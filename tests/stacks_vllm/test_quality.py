@@ -65,7 +65,7 @@ with tempfile.TemporaryDirectory() as kept, torch.inference_mode():
     moved = max(float((one - other).abs().max()) for one, other in zip(alone, together))
     answer = {
         "factored": model.factored,
-        "kl": found["kl"],
+        "kl": list(found["kl"]),
         "top1": min(found["top1_agreement"]),
         "nll": max(abs(a - b) for a, b in zip(theirs, likelihood.finish()[0].values)),
         "logits": far,
