@@ -50,8 +50,9 @@ def bundle(
         raise ResultsError(
             f"{found.damaged[0].sentence}; 'qharness repair' may restore it: a bundle holds whole records"
         )
-    placed = dict(_attempts(results, {record.spec.recipe for record in found.records}))
-    if recipe is not None:
+    recipes = {record.spec.recipe for record in found.records}
+    placed = dict(_attempts(results, recipes))
+    if recipe is not None and recipes != {recipe}:
         found = found.of_recipe(recipe)
         placed = {place: folder for place, folder in placed.items() if _recipe(folder) == recipe}
         if not placed:
