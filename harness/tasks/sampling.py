@@ -28,7 +28,7 @@ def request_seed(seed: int, prompt: int) -> int:
 
     A hash, so that two seeds share no prompt's: with ``seed`` + ``prompt`` the next seed would repeat nearly all texts.
     """
-    return int.from_bytes(blake2b(f"{seed}:{prompt}".encode(), digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
+    return _hashed(seed, prompt) >> (64 - _SEED_BITS)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,13 @@ class Sampling:
         return scaled - exponential.log()
 
     def _key(self, prompt: int, position: int) -> tuple[int, int]:
-        whole = int.from_bytes(blake2b(f"{self.seed}:{prompt}:{position}".encode(), digest_size=8).digest(), "big")
+        whole = _hashed(self.seed, prompt, position)
         return whole & _LOW, whole >> 32
+
+
+def _hashed(*numbers: int) -> int:
+    """64 bits that look random."""
+    return int.from_bytes(blake2b(":".join(map(str, numbers)).encode(), digest_size=8).digest(), "big")
 
 
 def _nucleus(scaled: torch.Tensor, top_p: float) -> torch.Tensor:
