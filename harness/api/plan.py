@@ -69,9 +69,8 @@ def plan_with_state(recipe: str | Path, settings: PlanSettings) -> PlanState:
     """The runs of a recipe file, which of them are done, and how long the others will take on the executor's nodes.
 
     Refuses what ``run`` would refuse before its first run, without fetching or writing anything: nodes that cannot be
-    reached or are unlike, files that a node of a Ray cluster does not see (those of Slurm are not asked), stacks that
-    no node has together. The servers of runs that are left are asked whether they are there. Damaged attempts of
-    earlier runs, and a GPU that is not used, are events.
+    reached or are unlike, files that a node does not see, stacks that no node has together. The servers of runs that
+    are left are asked whether they are there. Damaged attempts of earlier runs, and a GPU that is not used, are events.
     """
     chosen, place, on_event = load_recipe(recipe), settings.place, settings.on_event
     here = place.reachable_site(chosen.device)

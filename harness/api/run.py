@@ -15,7 +15,6 @@ from harness.core.site import Artifacts
 from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.events import Cleared, Event, GpuUnused, Waiting
-from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, OpenExecutor, open_executor
 from harness.execution.progress import ProgressNote
 from harness.execution.resume import resume_point
@@ -143,14 +142,15 @@ def _planned(
 
 
 def _fetched(
-    planned: tuple[PlannedRun, ...], executor: Executor, replan: Callable[[], tuple[PlannedRun, ...]]
+    planned: tuple[PlannedRun, ...], executor: OpenExecutor, replan: Callable[[], tuple[PlannedRun, ...]]
 ) -> tuple[PlannedRun, ...]:
     """The plan after fetching what it names on a hub, because a model's shapes and dtype are known only then.
 
-    Raises SourceError if something cannot be fetched.
+    Raises SourceError if something cannot be fetched, and UsageError if a node does not see what was fetched.
     """
     if executor.fetch([run.spec for run in planned]):
         planned = replan()
+        executor.refuse_unseen([run.spec for run in planned])  # the nodes may not share the hub's cache
         executor.fetch([run.spec for run in planned])  # what else a model needs is known once it is here
     return planned
 

@@ -7,6 +7,8 @@ requests into the spool, the agent runs each as the local executor does, and wri
     beat               a number that the sweep changes every ``BEAT_S`` while it lives
     NODE/report.json   what the node is; the agent writes it when it is missing
     NODE/beat          the same number of the agent
+    NODE/N.paths.json  question N: which of these paths lead nowhere on the node?
+    NODE/N.absent.json the answer
     NODE/N.run.json    run N: its spec and inputs
     NODE/N.phases      the phases that run N has begun, one per line
     NODE/N.log         its log
@@ -27,7 +29,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ from harness.core.inputs import Input
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.errors import ResultsError, UsageError, reason_of
-from harness.execution.cluster import NodeReport, report_node
+from harness.execution.cluster import NodeReport, find_absent, report_node
 from harness.execution.debris import clear
 from harness.execution.executor import RunLost
 from harness.execution.local import LocalExecutor, local_site
@@ -67,6 +69,7 @@ MAX_LOG_BYTES = LOG_HEAD_BYTES + LOG_TAIL_BYTES + 4096
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """How a job of a cluster is ended: when it is cancelled, preempted or out of time."""
 SETTINGS, BEAT, REPORT, STOP, GONE = "settings.json", "beat", "report.json", "stop", "gone"
+QUESTION, ANSWER = ".paths.json", ".absent.json"
 REQUEST, PHASES, LOG, ENDED = ".run.json", ".phases", ".log", ".ended.json"
 
 T = TypeVar("T")
@@ -141,6 +144,7 @@ class RemoteAgent:
         self.folder, self._find_end = folder, find_end
         self._beats = Heartbeat(folder / BEAT)
         self._count = itertools.count(1)
+        self._question = ""
 
     @property
     def has_reported(self) -> bool:
@@ -158,6 +162,23 @@ class RemoteAgent:
     def ask_anew(self) -> None:
         """Has the agent write its report again."""
         (self.folder / REPORT).unlink(missing_ok=True)
+
+    def ask_for(self, paths: Sequence[str]) -> None:
+        """Has the agent look whether the node has these files and folders."""
+        self._question = str(next(self._count))
+        _write(self.folder / f"{self._question}{QUESTION}", encode(tuple(paths)).encode())
+
+    def read_absent(self) -> tuple[str, ...] | None:
+        """Those of the paths last asked for that the node does not have; None until the agent has looked.
+
+        Raises RunLost if the agent has ended.
+        """
+        answer = self.folder / f"{self._question}{ANSWER}"
+        if not _is_there(answer):
+            if (reason := self._end()) is not None:
+                raise RunLost(reason, for_good=True)
+            return None
+        return _read(tuple[str, ...], answer)
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         """The outcome and the log of a run on the node. Raises RunLost if the agent ends before the run.
@@ -275,17 +296,23 @@ class _Agent:
             return 1
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
-        """Writes the report if it is missing, begins what is newly requested, and raises what ended runs raised."""
+        """Writes the report if it is missing, answers and begins what is new, and raises what ended runs raised."""
         if not _is_there(self._folder / REPORT):
             _write(self._folder / REPORT, encode(report_node(self._site)).encode())
-        for path in self._folder.glob(f"*{REQUEST}"):
-            name = path.name.removesuffix(REQUEST)
-            if name not in self._begun:
-                self._begun.add(name)
-                self._running.add(pool.submit(self._run, name, _read(RunRequest, path)))
+        for name, path in self._new(QUESTION):
+            _write(self._folder / f"{name}{ANSWER}", encode(find_absent(_read(tuple[str, ...], path))).encode())
+        for name, path in self._new(REQUEST):
+            self._running.add(pool.submit(self._run, name, _read(RunRequest, path)))
         for run in [each for each in self._running if each.done()]:
             self._running.remove(run)
             run.result()
+
+    def _new(self, ending: str) -> Iterator[tuple[str, Path]]:
+        """The files with that ending that were not seen before, each after its name without it."""
+        for path in self._folder.glob(f"*{ending}"):
+            if (name := path.name.removesuffix(ending)) not in self._begun:
+                self._begun.add(name)
+                yield name, path
 
     def _run(self, name: str, request: RunRequest) -> None:
         def announce(phase: str) -> None:

@@ -1,4 +1,5 @@
-"""Several nodes as one site: what each of them reports, and whether they are alike enough for one sweep.
+"""Several nodes as one site: what each of them reports, whether they are alike enough for one sweep, and which files
+of the user each of them sees.
 
 The nodes share artifacts with the machine that plans. Planning sees one machine: the hardware and the versions of all
 nodes, and the stacks that this machine and some node have. The schedule knows which.
@@ -6,10 +7,12 @@ nodes, and the stacks that this machine and some node have. The schedule knows w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 
+from harness.core.run import RunSpec
 from harness.core.site import MAIN, Artifacts, Machine, Node
 from harness.errors import UsageError
 from harness.execution.local import LocalSite
@@ -134,6 +137,29 @@ class ClusterSite:
 
     def _is_on_some(self, stack: str) -> bool:
         return any(stack in _ready(report) for report in self.reports.values())
+
+
+def paths_read(specs: Sequence[RunSpec], shared_downloads: bool) -> tuple[str, ...]:
+    """The user's files and folders that runs read; with ``shared_downloads`` also the models fetched from a hub."""
+    return tuple(sorted({path for spec in specs for path in _paths(spec, shared_downloads)}))
+
+
+def _paths(spec: RunSpec, shared_downloads: bool) -> Iterator[str]:
+    yield from (model.path for model in spec.job.models if model.path and (shared_downloads or not model.on_hub))
+    yield from (text.path for text in spec.job.texts if text.path and not text.hub)
+    yield from (task.definition for task in spec.job.tasks if task.own is not None)
+
+
+def find_absent(paths: Sequence[str]) -> tuple[str, ...]:
+    """Those of the paths that lead nowhere on this machine."""
+    return tuple(path for path in paths if not os.path.exists(path))  # noqa: PTH110 - Path.exists raises if forbidden
+
+
+def refuse_absent(absent: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError, with the first node and its first file, if any node lacks one."""
+    for name, paths in absent.items():
+        if paths:
+            raise UsageError(f"{name} does not see {paths[0]}: put it into a folder that all nodes share")
 
 
 def _ready(report: NodeReport) -> frozenset[str]:

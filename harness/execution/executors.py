@@ -44,7 +44,7 @@ class OpenExecutor(Executor, Protocol):
     def stacks(self) -> Stacks: ...
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
-        """Raises UsageError if a node is known to lack one of the user's files that these specs read."""
+        """Raises UsageError, with the node and the file, if a node lacks something that these specs read from disk."""
         ...
 
     def close(self) -> None:

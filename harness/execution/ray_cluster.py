@@ -30,7 +30,7 @@ from harness.core.run import RunSpec
 from harness.core.site import Node
 from harness.errors import HarnessError, ResultsError, UsageError, reason_of
 from harness.execution import fetch
-from harness.execution.cluster import ClusterSite, NodeReport, report_node
+from harness.execution.cluster import ClusterSite, NodeReport, find_absent, paths_read, refuse_absent, report_node
 from harness.execution.debris import clear
 from harness.execution.exchange import Exchange
 from harness.execution.executor import RunLost
@@ -81,9 +81,8 @@ class Agent:
     def report(self) -> NodeReport:
         return report_node(self._executor.site)
 
-    def find_absent(self, paths: Sequence[str]) -> list[str]:
-        """Those of the paths that this node does not have."""
-        return [path for path in paths if not os.path.lexists(path)]
+    def find_absent(self, paths: Sequence[str]) -> tuple[str, ...]:
+        return find_absent(paths)
 
     def find_cache_problem(self) -> str | None:
         return self._exchange.find_problem()
@@ -263,10 +262,8 @@ class RayExecutor:
         return self.site.nodes()
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
-        paths = sorted({path for spec in specs for path in _paths(spec)})
-        for name, absent in self._ask_all("find_absent", paths).items():
-            if absent:
-                raise UsageError(f"{name} does not see {absent[0]}: put it into a folder that all nodes share")
+        """What was fetched from a hub lies in the downloads of each node."""
+        refuse_absent(self._ask_all("find_absent", paths_read(specs, shared_downloads=False)))
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         """Here, because planning reads it, and on each node, whose downloads may be its own."""
@@ -422,12 +419,6 @@ def _start_agent(here: LocalSite, node: _RayNode) -> Any:
         )
         .remote(cache, pythons, here.stacks.device, int(node.cpus), runs)
     )
-
-
-def _paths(spec: RunSpec) -> Iterator[str]:
-    """The user's files and folders that a run reads; what was fetched lies in the downloads of each machine."""
-    yield from (model.path for model in spec.job.models if model.kind in ("directory", "gguf") and not model.on_hub)
-    yield from (text.path for text in spec.job.texts if text.path and not text.hub)
 
 
 def _last_line(error: BaseException) -> str:

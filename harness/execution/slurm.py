@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from harness.core.inputs import Input
 from harness.core.owner import current_owner
@@ -28,7 +28,7 @@ from harness.core.site import Node
 from harness.errors import UsageError
 from harness.execution import agent, fetch
 from harness.execution.agent import AgentSettings, Beating, RemoteAgent
-from harness.execution.cluster import ClusterSite, NodeReport
+from harness.execution.cluster import ClusterSite, NodeReport, paths_read, refuse_absent
 from harness.execution.executor import RunLost
 from harness.execution.executors import ExecutorChoice
 from harness.execution.interrupt import uninterrupted
@@ -52,6 +52,7 @@ JOB_CHECK_S = 2.0
 JOB_END_S = 10.0
 """How long a job whose agent has ended may take to end."""
 LOG_CHARACTERS = 400
+T = TypeVar("T")
 _DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
@@ -198,7 +199,7 @@ class SlurmExecutor:
             settings = encode(AgentSettings(str(cache), pythons, here.stacks.device))
             (self._spool / agent.SETTINGS).write_text(settings, encoding="utf-8")
             self._submit(count, make_submitter(self._spool / "jobs"))
-            reports = self._wait_for_reports(report)
+            reports = self._wait_for(RemoteAgent.read_report, report)
             device = ClusterSite(here, reports, self._ask_anew).machine("auto").device
         except BaseException:
             self.close()
@@ -211,7 +212,11 @@ class SlurmExecutor:
         return self.site.nodes()
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
-        """Refuses nothing: nodes are asked for nothing but their report. A run that does not find a file fails."""
+        """Nodes fetch nothing, so they must also see what was fetched here from a hub."""
+        paths = paths_read(specs, shared_downloads=True)
+        for each in self._agents.values():
+            each.ask_for(paths)
+        refuse_absent(self._wait_for(RemoteAgent.read_absent))
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs, self.site)
@@ -248,18 +253,20 @@ class SlurmExecutor:
                 raise UsageError(f"--executor slurm: the job of {name} was not accepted: {error}") from error
             self._agents[name] = RemoteAgent(self._spool / name, self._jobs[name].find_end)
 
-    def _wait_for_reports(self, report: Callable[[str], None]) -> dict[str, NodeReport]:
-        """The report of every node by name. Raises UsageError if a job ends before its node has reported."""
-        found: dict[str, NodeReport] = {}
-        reported = -1
+    def _wait_for(
+        self, read: Callable[[RemoteAgent], T | None], report: Callable[[str], None] = lambda message: None
+    ) -> dict[str, T]:
+        """What is read of every node, by its name. Raises UsageError if a job ends before its node has answered."""
+        found: dict[str, T] = {}
+        answered = -1
         while len(found) < len(self._agents):
-            if len(found) != reported:
-                reported = len(found)
-                report(f"waiting for {len(self._agents) - reported} of {len(self._agents)} nodes")
+            if len(found) != answered:
+                answered = len(found)
+                report(f"waiting for {len(self._agents) - answered} of {len(self._agents)} nodes")
             time.sleep(agent.POLL_S)
             for name in self._agents.keys() - found.keys():
                 try:
-                    answer = self._agents[name].read_report()
+                    answer = read(self._agents[name])
                 except RunLost as lost:
                     raise UsageError(f"{name} does not serve: {lost}{self._jobs[name].last_words}") from None
                 if answer is not None:
@@ -269,4 +276,4 @@ class SlurmExecutor:
     def _ask_anew(self) -> dict[str, NodeReport]:
         for each in self._agents.values():
             each.ask_anew()
-        return self._wait_for_reports(lambda message: None)
+        return self._wait_for(RemoteAgent.read_report)

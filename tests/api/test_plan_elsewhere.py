@@ -36,11 +36,13 @@ ELSEWHERE = ExecutorChoice("slurm", nodes=2)
 
 @dataclass
 class Elsewhere:
-    """An executor on nodes that reported so; ``absent`` is a path that one of them lacks."""
+    """An executor on nodes that reported so; ``absent`` is a path that one of them lacks, and ``arriving`` what is
+    fetched, which it lacks too."""
 
     here: LocalSite
     reports: dict[str, NodeReport]
     absent: str | None = None
+    arriving: str | None = None
     is_closed: bool = field(default=False, init=False)
 
     @property
@@ -59,7 +61,8 @@ class Elsewhere:
             raise UsageError(f"node-2 does not see {self.absent}")
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
-        return False
+        self.absent = self.arriving
+        return self.arriving is not None
 
     def run(self, *anything: object) -> NoReturn:
         pytest.fail("nothing may be executed")
@@ -172,4 +175,14 @@ def test_it_refuses_what_run_refuses_before_its_first_run(
         with pytest.raises(UsageError, match=message):
             ask()
     assert [each.is_closed for each in cluster.opened] == [True, True]
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_refuses_nodes_that_do_not_see_the_model_that_it_has_fetched(
+    cluster: Cluster, tmp_path: Path, tiny: Path
+) -> None:
+    cluster.change = lambda opened: setattr(opened, "arriving", "/hub/model")
+    settings = RunSettings(Workplace(tmp_path / "r", tmp_path / "cache"), executor=ELSEWHERE)
+    with pytest.raises(UsageError, match="node-2 does not see /hub/model"):
+        run_part(load_recipe(recipe(tmp_path, tiny)), settings)
     assert not (tmp_path / "r").exists()

@@ -17,12 +17,21 @@ import pytest
 from run_specs import run_spec
 
 from harness.core.inputs import Input, InputFile
+from harness.core.model import ModelRef
 from harness.core.record import Measurement, Outcome
 from harness.core.site import MAIN, Machine, Node
+from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef
 from harness.errors import ResultsError, UsageError
 from harness.execution import agent, local
 from harness.execution.agent import AgentSettings, Heartbeat, RemoteAgent
-from harness.execution.cluster import ClusterSite, NodeReport, StackReport, report_node
+from harness.execution.cluster import (
+    ClusterSite,
+    NodeReport,
+    StackReport,
+    paths_read,
+    refuse_absent,
+    report_node,
+)
 from harness.execution.executor import RunLost
 from harness.execution.local import local_site
 from harness.storage.evidence import FEW_VALUES
@@ -96,6 +105,26 @@ def test_runs_come_back_with_outcome_log_and_phases_and_leave_no_file(spool: Spo
     assert spool.ends == ["the sweep has ended"]
     with pytest.raises(RunLost, match="the sweep has ended"):
         spool.remote.run(run_spec("quality"), inputs("/late"), lambda phase: None)
+
+
+def test_an_agent_says_which_paths_lead_nowhere_on_its_node(spool: Spool) -> None:
+    spool.begin()
+    there, gone, astray = (spool.folder / name for name in ("there", "gone", "astray"))
+    there.touch()
+    astray.symlink_to(gone)
+    for paths in ([there, gone, astray], [there]):
+        spool.remote.ask_for(list(map(str, paths)))
+        while (absent := spool.remote.read_absent()) is None:
+            time.sleep(0.01)
+        assert absent == tuple(str(path) for path in paths if path != there)
+    assert spool.remote.run(run_spec("quality"), inputs("/a"), lambda phase: None)[0] == OK
+
+
+def test_a_question_to_an_agent_that_ends_has_an_end(spool: Spool) -> None:
+    spool.job_end = "its job has ended (timeout)"
+    spool.remote.ask_for(["/a"])
+    with pytest.raises(RunLost, match=r"its job has ended \(timeout\)"):
+        spool.remote.read_absent()
 
 
 def lost(spool: Spool, end: Callable[[], None]) -> RunLost:
@@ -202,6 +231,29 @@ def test_a_heart_that_beats_is_not_silent(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "beat").write_text("1")
     assert heart.silent_s() == 10
     assert heart.silent_s() == 20
+
+
+def test_nodes_must_see_the_users_files_and_what_they_do_not_fetch_themselves() -> None:
+    own = ModelRef("/shared/m.gguf", "m", "0", "gguf", "/shared/m.gguf")
+    fetched = ModelRef("who/m/m.gguf", "m", "1", "gguf", "/hub/m.gguf", revision="a" * 40)
+    absent = ModelRef("who/n", "n", "2", "hub", "", revision="b" * 40)
+    text = PerplexityWorkload(TextRef("t", "/shared/t.txt"), "gptq", 64, None)
+    of_hub = PerplexityWorkload(TextRef("h", "/hub/h.txt", hub="who/h"), "gptq", 64, None)
+    task = TaskWorkload("mine", "/shared/mine.yaml", own="3", data=TextRef("d", "/shared/d.jsonl"))
+    specs = [
+        *(run_spec("prepare", model=each) for each in (own, fetched, absent)),
+        *(run_spec("quality", model=own, perplexity=each) for each in (text, of_hub)),
+        *(run_spec("task", model=own, task=each) for each in (task, TaskWorkload("arc_easy", "/lib/arc_easy.yaml"))),
+    ]
+    users = ("/shared/d.jsonl", own.path, "/shared/mine.yaml", "/shared/t.txt")
+    assert paths_read(specs, shared_downloads=False) == users
+    assert paths_read(specs, shared_downloads=True) == (fetched.path, *users)
+
+
+def test_the_first_node_that_lacks_a_file_is_named_with_it() -> None:
+    refuse_absent({"node-1": (), "node-2": ()})
+    with pytest.raises(UsageError, match=r"node-2 does not see /a: put it into"):
+        refuse_absent({"node-1": (), "node-2": ("/a", "/b"), "node-3": ("/c",)})
 
 
 def test_reports_survive_their_way(tmp_path: Path) -> None:

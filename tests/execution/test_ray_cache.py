@@ -42,13 +42,10 @@ class Apart:
         """Runs a recipe with a second node, whose cache is the folder ``other``."""
         (self.folder / "empty").mkdir(exist_ok=True)
         seen = {self.folder / "planning": self.folder / "empty"}
-        self.cluster.add_other(seen, QHARNESS_CACHE=str(self.folder / "other"), **other)
-        try:
-            on_cluster = ["--executor", "ray", "--address", self.cluster.address]
-            where = ["--results", results, "--cache", self.url]
+        on_cluster = ["--executor", "ray", "--address", self.cluster.address]
+        where = ["--results", results, "--cache", self.url]
+        with self.cluster.another(seen, QHARNESS_CACHE=str(self.folder / "other"), **other):
             return qharness("run", recipe, *on_cluster, *where, timeout=PATIENCE_S)
-        finally:
-            self.cluster.remove_others()
 
     def artifacts(self, name: str, kind: str) -> set[str]:
         return {path.parent.name for path in (self.folder / name / kind).glob("*/outcome.json")}

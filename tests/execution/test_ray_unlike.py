@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import distribution
 from pathlib import Path
@@ -37,14 +37,14 @@ def cluster() -> Iterator[RealCluster]:
 
 
 class Refused:
-    """Plans or runs a recipe on a cluster whose second node sees other files, and returns the message it ends with."""
+    """Plans or runs a recipe on a cluster, and returns the message it ends with."""
 
     def __init__(self, cluster: RealCluster, folder: Path, sweeps: Any, tiny: Path) -> None:
         self.cluster, self.folder, self.sweeps, self.tiny = cluster, folder, sweeps, tiny
         self.cache = folder / "shared"
         self.cache.mkdir()
 
-    def end(self, command: str, seen: Mapping[Path, Path], **changes: object) -> subprocess.CompletedProcess[str]:
+    def end(self, command: str, **changes: object) -> subprocess.CompletedProcess[str]:
         recipe = self.sweeps.recipe(
             {
                 "models": [{"id": str(self.tiny), "dtype": "float32", "label": "tiny"}],
@@ -54,16 +54,12 @@ class Refused:
                 **changes,
             }
         )
-        self.cluster.add_other(seen)
-        try:
-            where = ["--results", str(self.folder / "results"), "--cache", str(self.cache)]
-            on_cluster = ["--executor", "ray", "--address", self.cluster.address]
-            return qharness(command, recipe, *on_cluster, *where, timeout=PATIENCE_S)
-        finally:
-            self.cluster.remove_others()
+        where = ["--results", str(self.folder / "results"), "--cache", str(self.cache)]
+        on_cluster = ["--executor", "ray", "--address", self.cluster.address]
+        return qharness(command, recipe, *on_cluster, *where, timeout=PATIENCE_S)
 
-    def __call__(self, command: str, seen: Mapping[Path, Path], **changes: object) -> str:
-        ended = self.end(command, seen, **changes)
+    def __call__(self, command: str, **changes: object) -> str:
+        ended = self.end(command, **changes)
         assert ended.returncode == 2, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         assert not list(self.folder.rglob("record.json")), "it is told before the first run"
@@ -79,7 +75,8 @@ def test_nodes_with_other_processors(refused: Refused, tmp_path: Path) -> None:
     other = tmp_path / "cpuinfo"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     other.write_text("\n".join("model name\t: An older CPU" if "model name" in line else line for line in lines))
-    message = refused("plan", {Path("/proc/cpuinfo"): other})
+    with refused.cluster.another({Path("/proc/cpuinfo"): other}):
+        message = refused("plan")
     assert "the nodes are unlike, so their figures could not be compared: hardware is " in message
     assert "An older CPU" in message
 
@@ -90,23 +87,26 @@ def test_nodes_with_other_versions(refused: Refused, tmp_path: Path) -> None:
     other = tmp_path / "METADATA"
     version = distribution("transformers").version
     other.write_text(real.read_text(encoding="utf-8").replace(f"\nVersion: {version}\n", "\nVersion: 4.0.0\n"))
-    message = refused("run", {real: other})
+    with refused.cluster.another({real: other}):
+        message = refused("run")
     assert f"transformers is {version} on this machine and 4.0.0 on " in message
 
 
 def test_a_node_without_the_cache_folder(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    message = refused("run", {refused.cache: tmp_path / "empty"})
+    with refused.cluster.another({refused.cache: tmp_path / "empty"}):
+        message = refused("run")
     assert f"does not see the cache folder {refused.cache} of this machine" in message
 
 
-@pytest.mark.parametrize("command", ["plan", "run"])
-def test_a_node_without_the_model(refused: Refused, command: str, tmp_path: Path) -> None:
+def test_a_node_without_the_model(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     models = tmp_path / "models"
     model = shutil.copytree(refused.tiny, models / "tiny")
-    message = refused(command, {models: tmp_path / "empty"}, models=[{"id": str(model), "dtype": "float32"}])
-    assert f"does not see {model}: put it into a folder that all nodes share" in message
+    with refused.cluster.another({models: tmp_path / "empty"}):
+        for command in ("plan", "run"):
+            message = refused(command, models=[{"id": str(model), "dtype": "float32"}])
+            assert f"does not see {model}: put it into a folder that all nodes share" in message
 
 
 def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_path: Path) -> None:
@@ -121,12 +121,11 @@ def test_runs_in_a_stack_that_one_node_has_begin_there(refused: Refused, tmp_pat
     versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1", "torch": "2", "transformers": "5", "tokenizers": "0.22"}
     manifest = with_seal({"versions": versions, "compiler_flags": list(stack.definition.compiler_flags())})
     (folder / "stack.json").write_text(json.dumps(manifest), encoding="utf-8")
-    seen = {folder: tmp_path / "empty"}
-    planned = refused.end("plan", seen, engines=["transformers", "llamacpp"])
+    with refused.cluster.another({folder: tmp_path / "empty"}):
+        planned, ended = (refused.end(command, engines=["transformers", "llamacpp"]) for command in ("plan", "run"))
     assert planned.returncode == 0, planned.stdout + planned.stderr
     assert "stacks: llamacpp, main" in planned.stdout
     assert "stacks: main" in planned.stdout
-    ended = refused.end("run", seen, engines=["transformers", "llamacpp"])
     assert ended.returncode == 3, ended.stdout + ended.stderr
     records = read_records(tmp_path / "results")
     begun = [record for record in records if record.spec.stack == "llamacpp" and record.node]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import submitit
+from other_files import seeing
 
 from harness.api.plan import PlanSettings, plan_with_state
+from harness.api.run import RunSettings, run_part
 from harness.api.workplace import Workplace
 from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.execution import agent, slurm
+from harness.execution import agent, slurm, starter
 from harness.execution.events import Event, Lost, PhaseBegan, Started
 from harness.execution.executors import ExecutorChoice, open_executor
 from harness.execution.local import local_site
@@ -55,8 +62,8 @@ def event_is_load_of_the_baseline(event: Event) -> bool:
     return isinstance(event, PhaseBegan) and (event.spec.title, event.name) == ("quality none", "load")
 
 
-@pytest.mark.slow
-def test_a_sweep_survives_the_death_of_a_node(sweeps, tiny: Path) -> None:
+def test_a_sweep_survives_the_death_of_a_node(sweeps, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(starter.VARIABLE, starter.FORK)  # of the nodes: each imports once
     recipe = sweeps.recipe(
         {
             "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
@@ -90,6 +97,7 @@ def test_a_sweep_survives_the_death_of_a_node(sweeps, tiny: Path) -> None:
     kept = sweeps.store.read("sweep").records
     assert sorted(each.spec.run_id for each in kept) == sorted(each.spec.run_id for each in records)
     sweeps.cache.remove(planned[0].spec)
+    monkeypatch.setenv(starter.VARIABLE, starter.SPAWN)
     with closing(sweeps.executor()) as local:
         here = sweep(planned, type(sweeps.store)(sweeps.folder / "local"), local, lambda event: None)
     assert figures(records) == figures(here)
@@ -117,6 +125,33 @@ def test_a_plan_names_the_node_and_leaves_no_job(sweeps, tiny: Path, monkeypatch
     state = plan_with_state(recipe, PlanSettings(place, executor=ExecutorChoice("slurm")))
     assert [node.name for node in state.nodes] == ["node-1"]
     assert [run.spec.run_id for run in state.planned] == list(state.forecast.runs)
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_model_that_one_node_does_not_see_is_named_before_the_first_run(
+    command: str, sweeps, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, empty = tmp_path / "models", tmp_path / "empty"
+    empty.mkdir()
+    model = shutil.copytree(tiny, models / "tiny")
+
+    def submitter(options: Mapping[str, object], folder: Path) -> SimpleNamespace:
+        one, other = jobs(folder), jobs(folder)
+        other.python = shlex.join([*seeing({models: empty}), sys.executable])
+        return SimpleNamespace(
+            submit=lambda serve, spool, name: (other if name == "node-2" else one).submit(serve, spool, name)
+        )
+
+    monkeypatch.setattr(slurm, "_submitter", submitter)
+    recipe = sweeps.recipe({"models": [str(model)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
+    place, executor = Workplace(sweeps.store.root, sweeps.cache.root), ExecutorChoice("slurm", nodes=2)
+    ask: dict[str, Callable[[], object]] = {
+        "plan": lambda: plan_with_state(recipe, PlanSettings(place, executor=executor)),
+        "run": lambda: run_part(load_recipe(recipe), RunSettings(place, executor=executor)),
+    }
+    with pytest.raises(UsageError, match=f"node-2 does not see {re.escape(str(model))}: put it into a folder that all"):
+        ask[command]()
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_options_of_sbatch_are_taken_by_their_long_names() -> None:

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from other_files import seeing
 
+from harness.execution import starter
 from harness.execution.ray_cluster import ENVIRONMENT
 
 OBJECT_STORE_BYTES = 80 * 2**20
-START_S = 300.0
+PATIENCE_S = 300.0
 END_S = 20.0
 
 
 class RealCluster:
-    """Its address, and its nodes by Ray's id."""
+    """Its address, and its nodes by Ray's id. Nodes start workers as users' do: each forks them from a server."""
 
     def __init__(self, nodes: int) -> None:
         os.environ.update(ENVIRONMENT)
         from ray.cluster_utils import Cluster
 
         own = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **own})
-        self._nodes = {node.node_id: node for node in (self._cluster.add_node(num_cpus=1, **own) for _ in range(nodes))}
-        self._elsewhere: list[subprocess.Popen[bytes]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(starter.VARIABLE, starter.FORK)
+            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **own})
+            added = [self._cluster.add_node(num_cpus=1, **own) for _ in range(nodes)]
+        self._nodes = {node.node_id: node for node in added}
         self.address: str = self._cluster.address
 
     def kill(self, ray_id: str) -> None:
@@ -44,36 +46,26 @@ class RealCluster:
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def add_other(self, seen: Mapping[Path, Path], **variables: str) -> None:
-        """Adds a node that sees, at each path, what is at another one, and has other variables in its environment.
+    @contextmanager
+    def another(self, seen: Mapping[Path, Path], **variables: str) -> Iterator[None]:
+        """With a further node that sees, at each path, what is at another one, and has more variables.
 
         Skips where mounting is not allowed.
         """
-        unshare = shutil.which("unshare")
-        if unshare is None or subprocess.run([unshare, "--mount", "true"], check=False, capture_output=True).returncode:
-            pytest.skip("needs a mount namespace of its own (unshare --mount), which takes root")
-        mounts = [f"mount --bind {shlex.quote(str(there))} {shlex.quote(str(at))}" for at, there in seen.items()]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}", "--num-cpus=1"]
         ray += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--block", "--disable-usage-stats"]
-        script = " && ".join([*mounts, f"exec {shlex.join(ray)}"])
         before = self._living()
-        self._elsewhere.append(
-            subprocess.Popen(
-                [unshare, "--mount", "sh", "-c", script],
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**os.environ, **variables},
-            )
+        process = subprocess.Popen(
+            [*seeing(seen), *ray],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, starter.VARIABLE: starter.FORK, **variables},
         )
-        limit_s = time.monotonic() + START_S
-        while self._living() <= before:
-            assert self._elsewhere[-1].poll() is None, "the node has ended"
-            assert time.monotonic() < limit_s, "the node does not join the cluster"
-            time.sleep(0.2)
-
-    def remove_others(self) -> None:
-        while self._elsewhere:
-            process = self._elsewhere.pop()
+        try:
+            self._wait(lambda: self._living() > before or process.poll() is not None)
+            assert process.poll() is None, "the node has ended"
+            yield
+        finally:
             family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
             for each in family:
                 with suppress(psutil.NoSuchProcess):
@@ -81,13 +73,16 @@ class RealCluster:
             for each in psutil.wait_procs(family, timeout=END_S)[1]:
                 each.kill()
             process.wait()
-        limit_s = time.monotonic() + START_S
-        while self._living() > len(self._nodes) + 1 and time.monotonic() < limit_s:
-            time.sleep(0.2)
+            self._wait(lambda: self._living() == before)
 
     def close(self) -> None:
-        self.remove_others()
         self._cluster.shutdown()
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        limit_s = time.monotonic() + PATIENCE_S
+        while not done():
+            assert time.monotonic() < limit_s, "the cluster's head does not notice it"
+            time.sleep(0.2)
 
     def _living(self) -> int:
         return sum(node["Alive"] for node in self._cluster.global_state.node_table())
