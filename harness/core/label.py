@@ -39,6 +39,7 @@ LabelCode = Literal[
     "batch_dependent",
     "zero_scales",
     "experts_not_calibrated",
+    "rounded_to_nearest",
     "may_have_spilled",
     "pipelined",
     "streamed",
@@ -351,6 +352,17 @@ LABELS: Mapping[LabelCode, Form] = {
             **{"dead": 1, "starved": 1, "least": 256, "experts": 64, "share": 0.03},
             "names": ("layers.0.mlp: 3", "layers.1.mlp: 17"),
         },
+    ),
+    "rounded_to_nearest": Form(
+        lambda modules, of, share, names: (
+            f"{modules:,} of {of:,} matrices were only rounded to nearest ({share:.1%} of the weights): "
+            + _first_of(names, modules)
+        ),
+        "calibration gave the method's library too little to do more for them. AWQ leaves a group of matrices that "
+        "read the same input without scales if one of them saw no token; GPTQ leaves a matrix without error "
+        "compensation that saw few tokens, or whose Hessian it cannot invert: see "
+        "[the expert audit](experts.md#what-was-only-rounded)",
+        {"modules": 14, "of": 112, "share": 0.07, "names": ("model.layers.1.mlp.experts.0.gate_proj",)},
     ),
     "may_have_spilled": Form(
         lambda fraction: (
@@ -705,7 +717,8 @@ FACTS: Mapping[FactCode, Form] = {
     "noted": Form(
         lambda name, value: str(value),
         "what a method noted: `training_loss_first` and `training_loss_last` (nat per token), `training_rows`, "
-        "`quantized_in` (a dtype), `calibration_tokens_left_out`, `rounded to nearest instead`",
+        "`quantized_in` (a dtype), `calibration_tokens_left_out` (of those that reached one matrix, the most "
+        "that `awq` did not search scales on)",
         {"name": "training_loss_last", "value": 2.5},
         "{name}",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -78,9 +78,10 @@ class QuantizeJob(Generic[P]):
     ``from_pretrained`` say; methods whose library does its own loading do not call it, and have it use ``attention``,
     the implementation that the recipe names, if it names one. ``scope`` names the modules to quantize, ``untouched``
     every other module with a matrix: the head, routers, what the recipe skips. ``overrides`` maps module names to the
-    parameters that differ there. ``note`` adds a fact to the run's record. ``probe`` keeps a few logits of the
-    quantized model, to compare the reloaded one with: a method whose saving changes the model calls it first, so that
-    no copy of the model is needed.
+    parameters that differ there. ``note`` adds a fact to the run's record, ``rounded`` the names of modules that the
+    library only rounded to nearest, because calibration gave it too little to do what the method is for. ``probe``
+    keeps a few logits of the quantized model, to compare the reloaded one with: a method whose saving changes the model
+    calls it first, so that no copy of the model is needed.
     """
 
     params: P
@@ -97,6 +98,7 @@ class QuantizeJob(Generic[P]):
     trust_remote_code: bool = False
     attention: str | None = None
     note: Callable[[str, Scalar], None] = lambda name, value: None
+    rounded: Callable[[Collection[str]], None] = lambda modules: None
     probe: Callable[[Any], None] = lambda model: None
 
     @property

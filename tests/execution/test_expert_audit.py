@@ -25,7 +25,7 @@ from harness.core.record import Measurement
 from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError
 from harness.execution import reference as references
-from harness.execution.checks.experts import audit_experts
+from harness.execution.checks.experts import audit_experts, record_rounded
 from harness.execution.checks.routers import comparing_routers
 from harness.execution.checks.scales import verify_scales
 from harness.execution.context import Context
@@ -99,6 +99,23 @@ def test_the_planted_dead_expert_is_found_and_every_count_is_that_of_the_model_s
     assert dead in label.sentence
     (fact,) = found.facts
     assert (fact.arguments["experts"], fact.arguments["least"]) == (LAYERS * EXPERTS, 0)
+
+
+def test_what_a_library_only_rounded_is_named_with_its_share_of_the_weights(mixture: Path, tmp_path: Path) -> None:
+    found = context(tmp_path, mixture)
+    record_rounded(found, [])
+    assert (found.labels, found.measurements) == ([], [])
+    experts = [f"model.layers.1.mlp.experts.{number}.up_proj" for number in range(EXPERTS)]
+    record_rounded(found, [*reversed(experts), "model.layers.1.mlp.gate", "model.layers.0.self_attn.q_proj"])
+    (label,), (rounded,) = found.labels, found.measurements
+    assert rounded.item_ids == ("model.layers.0.self_attn.q_proj", *experts), "the router is out of scope"
+    assert set(rounded.values) == {64.0 * 64}
+    whole = sum(parameter.numel() for parameter in small_mixture().parameters())
+    assert label.arguments["modules"] == len(experts) + 1
+    assert label.arguments["of"] == LAYERS * (4 + 3 * EXPERTS)
+    assert label.arguments["share"] == pytest.approx((len(experts) + 1) * 64 * 64 / whole)
+    assert label.sentence.startswith("9 of 56 matrices were only rounded to nearest (")
+    assert label.sentence.endswith("and 1 more")
 
 
 def test_the_methods_of_a_model_share_the_counts_and_a_damaged_file_is_counted_again(

@@ -17,8 +17,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
-from quantize_alone import quantize, quantize_alone, read_alone
+from quantize_alone import LENGTH, ROWS, quantize, quantize_alone, read_alone
 from safetensors.torch import load_file, save_file
+from small_mixture import DEAD, save_small_mixture
+from small_mixture import EXPERTS as SMALL_EXPERTS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, conversion_mapping
 from transformers.quantizers.base import HfQuantizer
 
@@ -315,6 +317,61 @@ def test_awq_leaves_the_routing_as_it_is(
         found, base = (each(input_ids=PROBE).logits[0].float() for each in (model, plain))
         other = permuted(plain)(input_ids=PROBE).logits[0].float()
     assert 0 < divergence(base, found) < divergence(base, other) / 3
+
+
+def told(name: str, source: Path, out: Path) -> tuple[set[str], dict[str, Any]]:
+    """The modules that a method only rounds to nearest, and its notes; skips where its library is missing.
+
+    Its checkpoint is then in ``out``.
+    """
+    method, given = registry.method(name), {"group_size": 32}
+    if lacking := registry.missing(method, local_site()):
+        pytest.skip(lacking)
+    out.mkdir()
+    quantize_alone(name, given, source, out, method.run_dtype(method.params.model_validate(given), "float32"))
+    found = json.loads((out / "told").read_text())
+    return {each.removeprefix("model.") for each in found["rounded"]}, found["notes"]
+
+
+@pytest.mark.slow
+def test_one_dead_expert_leaves_all_experts_of_its_layer_without_awq_s_scales(tmp_path: Path, tiny: Path) -> None:
+    """All gate and up projections read the same, and are scaled together or not at all."""
+    source = save_small_mixture(tmp_path / "source", tiny)
+    found, notes = told("awq", source, tmp_path / "out")
+    block, dead = DEAD
+    group = {f"{block}.experts.{each}.{name}" for each in range(SMALL_EXPERTS) for name in ("gate_proj", "up_proj")}
+    assert {name for name in found if name.startswith(block)} >= group | {f"{block}.experts.{dead}.down_proj"}
+    assert not [name for name in found if name.startswith("layers.0.") and "down_proj" not in name]
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    kept = [
+        torch.equal(before[norm].float(), after[norm].float())
+        for norm in (f"model.layers.{layer}.post_attention_layernorm.weight" for layer in range(2))
+    ]
+    assert kept == [False, True], "what is scaled is divided in the norm before"
+    assert notes["calibration_tokens_left_out"] >= ROWS * LENGTH - LENGTH, "experts are searched on a row's worth"
+
+
+@pytest.mark.slow
+def test_gptq_tells_which_expert_it_only_rounded(tmp_path: Path, tiny: Path) -> None:
+    source = save_small_mixture(tmp_path / "source", tiny)
+    found, _ = told("gptq", source, tmp_path / "out")
+    expert = "{}.experts.{}.".format(*DEAD)
+    assert {name for name in found if name.startswith(expert)} == {f"{expert}{e}_proj" for e in ("gate", "up", "down")}
+    assert all(".experts." in name for name in found)
+
+
+@pytest.mark.slow
+def test_llm_compressor_s_awq_reaches_all_experts(tmp_path: Path, tiny: Path) -> None:
+    """While it calibrates, every expert gets every token, so that none is starved."""
+    found, _ = told("llmc-awq", save_small_mixture(tmp_path / "source", tiny), tmp_path / "out")
+    assert not found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["awq", "gptq"])
+def test_where_no_expert_is_starved_none_is_only_rounded(mixture: Path, tmp_path: Path, name: str) -> None:
+    found, _ = told(name, mixture, tmp_path / "out")
+    assert not found
 
 
 @pytest.mark.parametrize(

@@ -149,12 +149,12 @@ def test_an_untouched_module_stays(make, tiny: Path, name: str) -> None:
 
 def quantize(
     name: str, tiny: Path, out: Path, calibration: CalibrationSet, overrides: dict[str, dict[str, Any]], **params: Any
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The logits of a model in memory and what its method noted, without the fixture: for jobs of another kind."""
+) -> tuple[torch.Tensor, list[str]]:
+    """The logits of a model in memory and the modules only rounded to nearest, without the fixture: for other jobs."""
     chosen = registry.method(name)
     if lacking := registry.missing(chosen, local_site()):
         pytest.skip(lacking)
-    facts: dict[str, Any] = {}
+    rounded: list[str] = []
 
     def load() -> Any:
         return AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
@@ -170,9 +170,9 @@ def quantize(
         calibration,
         untouched=("lm_head",),
         overrides=overrides,
-        note=facts.__setitem__,
+        rounded=rounded.extend,
     )
-    return quantized(chosen, job, lambda model: model(TOKENS).logits), facts
+    return quantized(chosen, job, lambda model: model(TOKENS).logits), rounded
 
 
 @pytest.mark.parametrize("name", ["llmc-rtn", "llmc-gptq"])
@@ -207,11 +207,11 @@ def test_padding_is_left_out_of_the_calibration(tiny: Path, tmp_path: Path, cali
     assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
 
 
-def test_layers_that_gptq_gave_up_on_are_noted(tiny: Path, tmp_path: Path, calibration, monkeypatch) -> None:
+def test_layers_that_gptq_gave_up_on_are_named(tiny: Path, tmp_path: Path, calibration, monkeypatch) -> None:
     from llmcompressor.modifiers.gptq import base
 
-    _, facts = quantize("llmc-gptq", tiny, tmp_path / "right", calibration, {}, group_size=32)
-    assert facts == {}
+    _, rounded = quantize("llmc-gptq", tiny, tmp_path / "right", calibration, {}, group_size=32)
+    assert rounded == []
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         quantized, losses, fallback = kept(*args, **kwargs)
@@ -219,8 +219,28 @@ def test_layers_that_gptq_gave_up_on_are_noted(tiny: Path, tmp_path: Path, calib
 
     kept = base.quantize_weight
     monkeypatch.setattr(base, "quantize_weight", broken)
-    _, facts = quantize("llmc-gptq", tiny, tmp_path / "wrong", calibration, {}, group_size=32)
-    assert "28/28 modules" in facts["rounded to nearest instead"]
+    _, rounded = quantize("llmc-gptq", tiny, tmp_path / "wrong", calibration, {}, group_size=32)
+    assert len(set(rounded)) == LAYERS
+    assert "model.layers.3.mlp.down_proj" in rounded
+
+
+def test_layers_that_awq_found_no_scales_for_are_named(tiny: Path, tmp_path: Path, calibration, monkeypatch) -> None:
+    """A block whose calibration gives nothing, as that of an expert without a token."""
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    def run(self: Any, module: torch.nn.Module) -> list[torch.Tensor]:
+        return [] if module is blocks[-1] else plain(self, module)
+
+    def setup(self: Any) -> None:
+        blocks.append(next(each.parent for each in self._resolved_mappings if each.parent_name == "model.layers.1.mlp"))
+        begin(self)
+
+    blocks: list[torch.nn.Module] = []
+    plain, begin = AWQModifier._run_samples, AWQModifier._setup_activation_cache_hooks
+    monkeypatch.setattr(AWQModifier, "_run_samples", run)
+    monkeypatch.setattr(AWQModifier, "_setup_activation_cache_hooks", setup)
+    _, rounded = quantize("llmc-awq", tiny, tmp_path, calibration, {}, group_size=32, grid=3)
+    assert sorted(rounded) == [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up")]
 
 
 def test_awq_searches_better_scales_than_none(make) -> None:

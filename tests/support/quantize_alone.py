@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ def quantize(
 ) -> None:
     """Runs the method on ``source``; leaves its checkpoint and, in ``logits``, those of tokens 2 to 33, in ``out``.
 
+    ``told`` holds the modules that the library only rounded to nearest, and the method's notes.
+
     Nothing is compiled: auto-round would have a compiler work for minutes on layers that compute for seconds.
     """
     import torch
@@ -40,6 +43,8 @@ def quantize(
     params = method.params.model_validate(given)
     tokens = [[(7 * row + 3 * column) % 250 + 1 for column in range(LENGTH)] for row in range(ROWS)]
     scope = modules(read_directory(source).shapes, skip)
+    notes: dict[str, Any] = {}
+    rounded: list[str] = []
     job = QuantizeJob(
         params,
         source,
@@ -51,10 +56,13 @@ def quantize(
         CalibrationSet(tokens, [LENGTH] * ROWS, "0") if method.calibrated(params) else None,
         scope.scope,
         scope.untouched,
+        note=notes.__setitem__,
+        rounded=rounded.extend,
     )
     probe = torch.arange(2, 34)[None]
     saved = quantized(method, job, lambda model: model(input_ids=probe).logits[0].float())
     save_file({"logits": saved.contiguous()}, out / "logits")
+    (out / "told").write_text(json.dumps({"rounded": rounded, "notes": notes}), encoding="utf-8")
 
 
 IMPORTED = ["torch", "transformers.modeling_utils", "safetensors.torch", "harness.plugins", "harness.models.scope"]

@@ -10,7 +10,7 @@ import gc
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from harness.execution.context import Context
 from harness.host.machine import installed_version
 from harness.models.headers import read_directory
 from harness.models.loading import device_map
-from harness.models.scope import holds_experts
+from harness.models.scope import holds_experts, module_name
 from harness.storage.folder_seal import read_sealed_json, with_seal
 
 if TYPE_CHECKING:
@@ -108,6 +108,19 @@ def _label(context: Context, seen: ExpertTokens, counts: Mapping[str, int]) -> N
             share=sum(seen.shares[name.rpartition(": ")[0]] for _, name in lacking),
             names=tuple(name for _, name in lacking[:MOST_NAMES]),
         )
+
+
+def record_rounded(context: Context, modules: Collection[str]) -> None:
+    """Records the modules of the scope that a library only rounded to nearest, and labels the variant."""
+    given, sizes = {module_name(name) for name in modules}, context.modules().sizes
+    names = tuple(name for name in sizes if name in given)
+    if not names:
+        return
+    weights = tuple(float(sizes[name]) for name in names)
+    context.add([Measurement("rounded_weights", VERSION, "weight", "neither", "exact", weights, item_ids=names)])
+    share = sum(weights) / sum(map(math.prod, context.shapes.values()))
+    first = names[:MOST_NAMES]
+    context.label("rounded_to_nearest", modules=len(names), of=len(sizes), share=share, names=first)
 
 
 def _kept_or_counted(context: Context, source: Path, calibration: CalibrationSet) -> ExpertTokens:

@@ -16,7 +16,7 @@ from harness.core.variant import Variant
 from harness.errors import InvalidRunError
 from harness.execution.checkpoints import copy_tokenizer, load_source, some_logits
 from harness.execution.checks import reload as probe
-from harness.execution.checks.experts import audit_experts
+from harness.execution.checks.experts import audit_experts, record_rounded
 from harness.execution.checks.scales import verify_scales
 from harness.execution.consumption import Consumption
 from harness.execution.context import Context
@@ -75,6 +75,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         trust_remote_code=variant.model.trust_remote_code,
         attention=job.conditions.attention,
         note=context.note,
+        rounded=partial(record_rounded, context),
         probe=keep_logits,
     )
     if calibration is not None:

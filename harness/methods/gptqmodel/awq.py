@@ -25,6 +25,11 @@ HALF = "float16"
 float32, and its search would corrupt the weights: the copy from which it restores them is not a copy in float32.
 Observed: a KL of 0.08 instead of float16's 0.006.
 """
+TOKENS_LEFT_OUT = "calibration_tokens_left_out"
+"""The note of how many tokens the search for one matrix left out of those that reached it, at most. gptqmodel searches
+experts' scales on as many tokens as the row that gave most, or one of each row, and, if rows are of unequal length, all
+other scales on the last row alone.
+"""
 
 
 class AwqParams(MethodParams):
@@ -53,8 +58,12 @@ def quantize(job: QuantizeJob[AwqParams], from_disk: bool = False) -> Any:
     dtype = HALF if job.dtype == "float32" else job.dtype
     job.note("quantized_in", dtype)
     backend = BACKEND.AUTO if job.device == "cuda" else BACKEND.AWQ_TORCH
-    with _any_rows(), _balanced(read_config(job.source).get("model_type", "")):
+    with _any_rows(), _unscaled() as unscaled, _balanced(read_config(job.source).get("model_type", "")):
         model = gptqmodel.quantize(job, config, dtype=dtype, calibration=rows, backend=backend)
+    job.rounded(unscaled)
+    left_out = [each["scale_raw_tokens"] - each["scale_retained_tokens"] for each in model.quant_log]
+    if any(left_out):
+        job.note(TOKENS_LEFT_OUT, max(left_out))
     # transformers does not read ``dynamic``: without this it would replace the plain layers by empty ones
     patterns = [gptqmodel.pattern(name) for name in job.untouched]
     gptqmodel.amend_config(job.out, modules_to_not_convert=patterns)
@@ -79,6 +88,32 @@ def _any_rows() -> Iterator[None]:
         yield
     finally:
         AWQProcessor._compute_best_clip = plain
+
+
+@contextmanager
+def _unscaled() -> Iterator[list[str]]:
+    """Collects the layers that gptqmodel neither scales nor clips within this context.
+
+    It gives up on all layers of a group if one of them saw no calibration token or is not quantized, or if all of them
+    together saw fewer than 0.5% of the tokens (``Fallback.threshold``).
+    """
+    from gptqmodel.looper.awq_processor import AWQProcessor
+
+    names: list[str] = []
+    decide = AWQProcessor._should_fallback_group
+
+    def decided(self: Any, group: list[str], features: Mapping[str, Any]) -> bool:
+        given_up = bool(decide(self, group, features))
+        if given_up:
+            held = self._get_layer_state(self._scale_context.layer_index).modules
+            names.extend(held[name].full_name for name in group if name in held)
+        return given_up
+
+    AWQProcessor._should_fallback_group = decided
+    try:
+        yield names
+    finally:
+        AWQProcessor._should_fallback_group = decide
 
 
 @contextmanager
@@ -117,12 +152,13 @@ def _searches(
 ) -> Iterator[dict[str, Any]]:
     """gptqmodel's descriptions of the searches in a decoder layer, given the inputs of its modules by name.
 
-    What no calibration token reached is not scaled.
+    It gives up by itself on those that no calibration token reached, whose inputs are empty.
     """
     of_each = options["_awq_feature_kwargs"]
     for balance in balances(layer, model_type):
-        reached = [each for each in (balance.block, *balance.readers) if each in inputs and inputs[each].numel()]
-        if not reached:
+        known = [each for each in (balance.block, *balance.readers) if each in inputs]
+        reached = [each for each in known if inputs[each].numel()] or known
+        if not reached:  # none of them is quantized
             continue
         block = {"module2inspect": layer.get_submodule(balance.block)} if balance.block else {}
         yield {

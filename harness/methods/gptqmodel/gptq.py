@@ -7,6 +7,7 @@ int32 words of codes and zero points, float16 scales, and per input column the i
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from harness.core.engine import LoadRequest
 from harness.core.format import Codes
 from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
-from harness.models.scope import TRIED
+from harness.models.scope import TRIED, module_name
 
 
 class GptqParams(MethodParams):
@@ -63,9 +64,22 @@ def quantize(job: QuantizeJob[GptqParams], from_disk: bool = False) -> Any:
         offload_to_disk=from_disk,
     )
     model = gptqmodel.quantize(job, config, calibration=rows)
+    job.rounded(_given_up(job, model.quant_log))
     # transformers and optimum do not read ``dynamic``: without this they would replace the plain layers by empty ones
     gptqmodel.amend_config(job.out, modules_in_block_to_quantize=[list(job.scope)])
     return gptqmodel.as_loaded(model, job.device, job.dtype)
+
+
+def _given_up(job: QuantizeJob[GptqParams], log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The modules that the library rounded to nearest, as its log says where the error of others is.
+
+    Those are the ones that fewer than 0.5% of the calibration tokens reached (``Fallback.threshold``), and those whose
+    Hessian it could not invert.
+    """
+    given_up = tuple(
+        module_name(f".{each['layer']}.{each['module']}") for each in log if "fallback" in str(each["loss"])
+    )
+    return [name for name in job.scope if given_up and name.endswith(given_up)]
 
 
 def read(request: LoadRequest) -> Any:

@@ -39,13 +39,19 @@ def quantize(job: QuantizeJob[LlmcAwqParams]) -> None:
 
     params = job.params
     groups = llmcompressor.groups(llmcompressor.integers(params.bits, params.group_size, params.symmetric))
-    scale = _modifier()(duo_scaling=params.duo_scaling, n_grid=params.grid)
+    unscaled: list[str] = []
+    scale = _modifier(unscaled)(duo_scaling=params.duo_scaling, n_grid=params.grid)
     round_ = QuantizationModifier(config_groups=groups, ignore=list(job.untouched))
     llmcompressor.quantize(job, [scale, round_], calibrated=True)
+    job.rounded(unscaled)
 
 
-def _modifier() -> Any:
-    """The library's modifier, with the groups of mixtures that are known here."""
+def _modifier(unscaled: list[str]) -> Any:
+    """The library's modifier, with the groups of mixtures that are known here.
+
+    The members of a group for which it found no scales are added to ``unscaled``: it scales nothing that its
+    calibration does not reach, or whose block gives NaN. It keeps the errors of each search that it makes.
+    """
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
     class BalancedAWQModifier(AWQModifier):  # type: ignore[misc]
@@ -54,6 +60,13 @@ def _modifier() -> Any:
                 self._resolved_mappings = list(_groups(model))
             else:
                 super()._set_resolved_mappings(model)
+
+        def on_finalize(self, state: Any, **options: Any) -> bool:
+            searched = {found["layer_name"] for found in self._error_metrics}
+            for group in self._resolved_mappings:
+                if group.smooth_name not in searched:
+                    unscaled.extend(group.balance_names)
+            return bool(super().on_finalize(state, **options))
 
     return BalancedAWQModifier
 

@@ -55,14 +55,14 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
 
     Before packing, which is done in place, the model fake-quantizes its matrices in each forward pass: so the reload
     check compares packing and unpacking with a model that has been through neither.
-    Layers that GPTQ gave up on and rounded to nearest are noted.
+    Layers that GPTQ gave up on and rounded to nearest are recorded.
     """
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
 
     _unpin()
     model = job.load()
-    with _warnings() as warnings:
+    with _given_up() as rounded:
         oneshot(
             model=model,
             recipe=list(modifiers),
@@ -70,9 +70,7 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
             processor=object(),  # ids need no tokenizer; without any object here the library looks for one
             pipeline="independent",
         )
-    given_up = [warning for warning in warnings if warning.startswith("Hessian inversion failed")]
-    if given_up:
-        job.note("rounded to nearest instead", f"{len(given_up)} layers: {'; '.join(given_up)}")
+    job.rounded(rounded)
     job.probe(model)
     model.save_pretrained(job.out, save_compressed=True)
     _ignore_by_module(job)
@@ -255,13 +253,19 @@ def _unpin() -> None:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """Collects the library's warnings within this context."""
-    from loguru import logger
+def _given_up() -> Iterator[list[str]]:
+    """Collects the layers that GPTQ rounded to nearest within this context, as it could not invert their Hessians."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
 
-    heard: list[str] = []
-    sink = logger.add(lambda message: heard.append(message.record["message"]), level="WARNING")
+    names: list[str] = []
+    tell = GPTQModifier._log_rtn_fallback_summary
+
+    def told(self: Any) -> None:
+        names.extend(self._rtn_fallback_module_names)
+        tell(self)
+
+    GPTQModifier._log_rtn_fallback_summary = told
     try:
-        yield heard
+        yield names
     finally:
-        logger.remove(sink)
+        GPTQModifier._log_rtn_fallback_summary = tell
