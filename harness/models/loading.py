@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.core.engine import LoadRequest
 from harness.errors import UnsupportedError
-from harness.models import auto_round, compressed, headers, native
+from harness.models import auto_round, bitsandbytes, compressed, headers, native
 from harness.models.completeness import names_checked, refuse_unlike
 from harness.models.scope import module_name
 
@@ -58,6 +58,8 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         options["config"].quantization_config = stored | {GPTQ_MODULES: listed}
     if stored.get("quant_method") == auto_round.QUANT_METHOD:
         auto_round.keep_dtype()
+    if stored.get("quant_method") == bitsandbytes.QUANT_METHOD:
+        bitsandbytes.take_all_dimensions()
     single = ("quantization_config" in options or bool(stored)) and _quantizes_single_experts(request.path, stored)
     try:
         with ExitStack() as reading:

@@ -12,7 +12,7 @@ from typing import Any
 from harness.core.format import Activations, Codes, Number
 from harness.core.model import ModelRef
 from harness.core.site import Machine, Site
-from harness.models import headers
+from harness.models import auto_round, headers
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -31,11 +31,13 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
 
-STREAMED = frozenset({"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn", "torchao"})
-"""The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test.
-
-Not auto-round's: published ones are also in the layouts of GPTQ and AWQ, which were never tried with it part by part.
-"""
+STREAMED = frozenset(
+    {
+        *("gptq", "awq", "auto-round", "bitsandbytes", "compressed-tensors"),
+        *("fp8", "mxfp4", "qharness-rtn", "torchao"),
+    }
+)
+"""The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ HUB_KERNELS: Mapping[str, HubKernel] = MappingProxyType(
 )
 """By quant_method: ``_HUB_KERNEL_MAPPING``, ``quantizer_finegrained_fp8.py`` and ``quantizer_mxfp4.py`` of
 transformers 5.17."""
-STREAMED_ON_CPU = frozenset({*HUB_KERNELS, "auto-round"})
+STREAMED_ON_CPU = frozenset({*HUB_KERNELS, auto_round.QUANT_METHOD})
 """What loads part by part and is multiplied with other kernels on a GPU, which were never tried part by part."""
 KERNELS_FROM, KERNELS_BELOW = (0, 16), (0, 17)
 """The releases of the package ``kernels`` that transformers 5.17 uses (``KERNELS_MIN_VERSION`` and the maximum)."""
@@ -199,10 +201,13 @@ def missing_kernels(config: Mapping[str, Any], machine: Machine, site: Site) -> 
     return reason and f"transformers multiplies this checkpoint on this GPU with a kernel from the hub, and {reason}"
 
 
-def unstreamed(method: str, device: str) -> str | None:
-    """Why a checkpoint of that quant_method is not loaded part by part there; None if it is."""
+def unstreamed(config: Mapping[str, Any], device: str) -> str | None:
+    """Why a checkpoint with this ``quantization_config`` is not loaded part by part there; None if it is."""
+    method = str(config.get("quant_method"))
     if method not in STREAMED:
         return f"checkpoints quantized by {method} are not known to load part by part as they load whole"
+    if method == auto_round.QUANT_METHOD and (reason := auto_round.unstreamed(config)):
+        return reason
     return unstreamed_on(method, device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from harness.core.identity import Residency
@@ -127,9 +128,11 @@ def _obstacle(load: ModelLoad) -> str | None:
         return f"kv_cache {job.variant.kv_cache} reads a text in chunks, each of which would read all weights again"
     if job.conditions.devices != 1:
         return "a streamed model computes on one device; leave 'devices' out"
-    quantization = (method.checkpoint or source).quantization
-    if quantization is not None and (reason := published.unstreamed(quantization, job.conditions.device)):
-        return reason
+    loaded = method.checkpoint or source
+    if loaded.quantization is not None:
+        stored = published.quantization_config(Path(loaded.ref.path))
+        if reason := published.unstreamed(stored, job.conditions.device):
+            return reason
     if not (method.method.stage in ("none", "published") or method.method.streams):
         return f"what {method.ref.name} makes is not known to load part by part as it loads whole"
     made = method.method.stored(method.params)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,6 +40,7 @@ from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
 from harness.models.loading import load_transformers
 from harness.models.prepare import prepare
+from harness.models.published import unstreamed
 from harness.models.scope import modules
 from harness.models.sources import inspect
 from harness.models.streaming import waiting
@@ -112,6 +115,17 @@ FUSED: dict[str, Callable[[], Any]] = {
 }
 """Further mixtures whose experts transformers fuses while loading."""
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
+BY_128 = WIDE | HEADS | EXPERTS | {"intermediate_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 2}
+BY_64 = dict.fromkeys(LATENT, 32) | {"q_lora_rank": 64, "kv_lora_rank": 64, "num_key_value_heads": 4, "head_dim": 32}
+CHANNELS: dict[str, Callable[[], Any]] = {
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**BY_128, num_experts=4),
+    "mixtral": lambda: transformers.MixtralConfig(**BY_128, num_local_experts=4),
+    "gpt_oss": lambda: transformers.GptOssConfig(**BY_128, num_local_experts=4),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **(BY_128 | BY_64), n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1
+    ),
+}
+"""Mixtures of two layers whose inputs blocks of 64 divide."""
 
 
 def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB") -> LoadRequest:
@@ -724,17 +738,38 @@ def test_what_was_quantized_while_loading_and_saved_is_the_same_part_by_part(nam
     assert sum(entry.quantized for entry in stored) == 4 * 7
 
 
+@pytest.mark.parametrize("kind", MIXTURES)
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-int8", "int8"])
 def test_a_mixture_whose_single_experts_were_published_quantized_is_the_same_part_by_part(
-    name: str, tmp_path: Path
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wide = EXPERTS | {"moe_intermediate_size": 128, "num_experts": 4}
-    source = saved(tmp_path / "source", transformers.Qwen3MoeConfig(**WIDE, **HEADS, **wide), "bfloat16")
+    source = saved(tmp_path / "source", CHANNELS[kind](), "bfloat16")
     model = load_transformers(quantized_on_load(name, source))
     model._weight_conversions = None  # expert by expert, as transformers 4 stored them
     model.save_pretrained(tmp_path / "out", max_shard_size="60KB")
+    if name == "bnb-int8":  # as where no method of bitsandbytes was enabled in the process
+        linear = importlib.import_module("bitsandbytes.nn").Linear8bitLt
+        monkeypatch.setattr(linear, "forward", linear.forward.__wrapped__)
     stored = same_streamed(replace(source, path=tmp_path / "out"))
-    assert sum(entry.quantized for entry in stored) == 4 * (4 + 4 * 3)
+    in_scope = modules(read_directory(source.path).shapes).scope
+    assert sum(entry.quantized for entry in stored) == len(in_scope)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("name", ["bnb-nf4", "bnb-int8"])
+def test_a_mixture_as_transformers_itself_publishes_it_is_the_same_part_by_part(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """It quantizes layers alone, and leaves the experts that it fuses as they are."""
+    source = saved(tmp_path / "source", CHANNELS[kind](), "bfloat16")
+    how = quantized_on_load(name, source).quantization
+    load_whole = transformers.AutoModelForCausalLM.from_pretrained
+    load_whole(source.path, dtype="bfloat16", quantization_config=how, device_map="cpu").save_pretrained(
+        tmp_path / "out", max_shard_size="60KB"
+    )
+    stored = same_streamed(replace(source, path=tmp_path / "out"))
+    in_scope = modules(read_directory(source.path).shapes).scope
+    assert sum(entry.quantized for entry in stored) == sum(".experts." not in name for name in in_scope)
 
 
 def available(name: str) -> Any:
@@ -814,6 +849,7 @@ OF_EXPERTS = ("gptq", "llmc-rtn", "hqq", "autoround")
 WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *((name, "dense", params) for name, params in CHECKPOINTS.items()),
     ("gptq", "shallow", CHECKPOINTS["gptq"] | {"bits": 8}),
+    ("autoround", "shallow", CHECKPOINTS["autoround"] | {"symmetric": False}),
     *((name, "experts", CHECKPOINTS[name]) for name in OF_EXPERTS),
 )
 """Methods, what they quantize, and how."""
@@ -860,10 +896,52 @@ def test_gptq_in_eight_bits_is_the_same_part_by_part(quantized: Any) -> None:
     assert any(entry.quantized for entry in same_streamed(quantized("gptq", "shallow")))
 
 
+@pytest.mark.parametrize(
+    ("layout", "name", "kind"),
+    [
+        ("auto_round:auto_gptq", "autoround", "dense"),
+        ("auto_round:gptq", "autoround", "dense"),
+        ("auto_round", "autoround", "shallow"),
+        ("auto_round:gptqmodel", "autoround", "shallow"),
+        ("auto_round:auto_awq", "awq", "dense"),
+        ("auto_round:awq", "awq", "dense"),
+        ("auto_round:fp8_static", "autoround-fp8", "dense"),
+    ],
+)
+def test_all_layouts_of_auto_round_s_published_checkpoints_are_the_same_part_by_part(
+    layout: str, name: str, kind: str, quantized: Any, tmp_path: Path
+) -> None:
+    """Some have several names. Version 0.15.1 fails to write AWQ's layout, and reads what earlier versions wrote."""
+    request = quantized(name, kind)
+    shutil.copytree(request.path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = config["quantization_config"]
+    if name == "awq":
+        own = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False, "data_type": "int"}
+    elif layout.count("_") == 2 or layout == "auto_round":
+        assert own["packing_format"] == layout, "as the library calls it"
+    config["quantization_config"] = own | {"packing_format": layout}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    published = replace(request, path=tmp_path, read=None)
+    assert unstreamed(config["quantization_config"], "cpu") is None
+    stored = same_streamed(published)
+    assert sum(entry.quantized for entry in stored) == (2 if kind == "shallow" else 4) * 7
+
+
 @pytest.mark.parametrize("name", OF_EXPERTS)
 def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_part(name: str, quantized: Any) -> None:
     """In a process of its own: auto-round's library leaves transformers to save mixtures otherwise from then on."""
     alone(same_experts_streamed, quantized(name, "experts"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("name", ["gptq", "awq", "autoround", "llmc-rtn"])
+def test_mixtures_that_were_published_quantized_are_the_same_part_by_part(name: str, kind: str, tmp_path: Path) -> None:
+    available(name)
+    source = saved(tmp_path / kind, CHANNELS[kind](), "bfloat16")
+    alone(write_all, [(name, kind, CHECKPOINTS[name])], tmp_path)
+    alone(same_experts_streamed, replace(source, path=tmp_path / f"{name} {kind}"))
 
 
 def same_experts_streamed(request: LoadRequest) -> None:

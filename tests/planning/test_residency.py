@@ -16,7 +16,7 @@ from harness.api.plan import PlanState
 from harness.cli.render.plan import show_plan
 from harness.core.method import PartsWork
 from harness.methods.gptqmodel.driver import ENDS
-from harness.models.published import READERS, STREAMED, unstreamed_on
+from harness.models.published import READERS, STREAMED, unstreamed, unstreamed_on
 from harness.planning.peaks import ACTIVATIONS, COPIES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
 from harness.planning.plan import PlannedRun
 from harness.plugins import method, method_names
@@ -298,6 +298,21 @@ def test_a_published_checkpoint_that_cannot_be_streamed_says_why(
         run for run in make(measure=QUALITY, residency="streamed", methods=methods) if "checkpoint" in run.spec.title
     )
     assert f"quantized by {name} are not known to load part by part" in str(run.unsupported)
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (
+            {"packing_format": "auto_round:llm_compressor", "data_type": "mx_fp"},
+            "of mx_fp in the layout auto_round:ll",
+        ),
+        ({"packing_format": "auto_round", "data_type": "mx_int"}, "of mx_int in the layout auto_round "),
+        ({"rotation_config": {"hadamard_type": "hadamard"}}, "sets up this checkpoint's rotations"),
+    ],
+)
+def test_what_auto_round_stores_otherwise_is_not_streamed_and_says_why(stored: dict[str, Any], reason: str) -> None:
+    assert reason in str(unstreamed({"quant_method": "auto-round", **stored}, "cpu"))
 
 
 @pytest.mark.parametrize("name", ["fp8", "auto-round"])

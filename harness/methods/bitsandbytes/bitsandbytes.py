@@ -9,12 +9,12 @@ fixed.
 from __future__ import annotations
 
 import math
-from functools import wraps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from harness.core.method import Beside, Method, MethodParams, Setting
+from harness.models.bitsandbytes import take_all_dimensions
 from harness.models.scope import UNFUSES
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -42,23 +42,8 @@ def tables(double_quant: bool, shape: tuple[int, int]) -> float:
 
 
 def enable() -> None:
-    """Imports the library, and lets the layers of LLM.int8() take inputs of any number of dimensions.
-
-    Their product takes rows, or batches of rows. The second projections of latent attention read four dimensions.
-    """
-    from bitsandbytes.nn import Linear8bitLt
-
-    plain = Linear8bitLt.forward
-    if hasattr(plain, "__wrapped__"):
-        return
-
-    @wraps(plain)
-    def forward(self: Any, states: Any) -> Any:
-        if states.ndim <= 3:
-            return plain(self, states)
-        return plain(self, states.flatten(0, -2)).unflatten(0, states.shape[:-1])
-
-    Linear8bitLt.forward = forward
+    """Imports the library."""
+    take_all_dimensions()
 
 
 class Bnb4Params(MethodParams):
