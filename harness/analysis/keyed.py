@@ -114,7 +114,7 @@ def _values(records: Sequence[RunRecord], kept: KeptEntries) -> _Values:
     figures = list(gates().values())
     found: dict[tuple[str, str, str], list[tuple[Case, CaseValue]]] = {}
     for case in cases(records).values():
-        if case.well:
+        if case.measured:
             for name, values in values_of(case, figures, kept).items():
                 spec = case.spec
                 of_case = found.setdefault((spec.variant.key, spec.decode_mode, name), [])

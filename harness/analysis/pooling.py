@@ -183,7 +183,7 @@ def _shared(source: str, asked: Mapping[str, Case], held: Mapping[str, str]) -> 
 
 
 def _keyed(source: str, case: Case) -> Iterator[_Keyed]:
-    if not case.well:
+    if not case.measured:
         return
     figures = gates()
     for name, values in values_of(case, list(figures.values())).items():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from harness.api.locations import open_source
-from harness.api.results import read_folder
+from harness.api.results import NamedRecords, read_folder
 from harness.core.foreign import shown
 from harness.core.owner import current_owner
+from harness.core.record import RunRecord
 from harness.errors import ResultsError, StorageError, UsageError, reason_of
 from harness.report.code import report_code
 from harness.report.derived_files import derived_files
@@ -46,17 +47,23 @@ def bundle(
     if not target.name.endswith(SUFFIX):
         raise UsageError(f"{shown(target)}: name a file that ends with {SUFFIX}, so that commands know it as a bundle")
     found = read_folder(results)
+    is_part = recipe is not None and any(record.spec.recipe != recipe for record in found.records)
+    if recipe is not None and is_part:
+        found = found.of_recipe(recipe)
+        if not found.records:
+            raise ResultsError(f"{shown(str(results))}: holds no results of the recipe {shown(recipe)}")
+    return bundle_found(found, results, target, sign_with, is_part)
+
+
+def bundle_found(
+    found: NamedRecords, results: str | Path, target: Path, sign_with: str | Path | None = None, is_part: bool = False
+) -> Bundled:
+    """As ``bundle``, of records that were read; ``is_part``: the results hold other recipes beside theirs."""
     if found.damaged:
         raise ResultsError(
             f"{found.damaged[0].sentence}; 'qharness repair' may restore it: a bundle holds whole records"
         )
-    recipes = {record.spec.recipe for record in found.records}
-    placed = dict(_attempts(results, recipes))
-    if recipe is not None and recipes != {recipe}:
-        found = found.of_recipe(recipe)
-        placed = {place: folder for place, folder in placed.items() if _recipe(folder) == recipe}
-        if not placed:
-            raise ResultsError(f"{shown(str(results))}: holds no results of the recipe {shown(recipe)}")
+    placed = _placed(open_source(results).place.local(), found.records, is_part)
     with found.summaries() as kept:
         derived = derived_files(found.records, kept)
     if len(placed) != len(found.records):
@@ -84,13 +91,28 @@ def bundle(
     return Bundled(target, len(found.records), len(manifest.files), target.stat().st_size)
 
 
-def _attempts(results: str | Path, recipes: Set[str]) -> Iterator[tuple[str, Path]]:
+def _placed(root: Path, records: Sequence[RunRecord], is_part: bool) -> dict[str, Path]:
+    """The folders of these records' attempts by their names in a bundle; ``is_part``: others are there too.
+
+    A recipe's folder bears its name. Only runs that are in no such folder have to say of which recipe they are.
+    """
+    recipes = {record.spec.recipe for record in records}
+    if not is_part:
+        return dict(_attempts(root, root, recipes))
+    (recipe,) = recipes
+    own = root / recipe
+    placed = dict(_attempts(root, own, recipes)) if own.is_dir() else {}
+    if len(placed) == len(records):
+        return placed
+    return {place: folder for place, folder in _attempts(root, root, set()) if _recipe(folder) == recipe}
+
+
+def _attempts(root: Path, within: Path, recipes: Set[str]) -> Iterator[tuple[str, Path]]:
     """The folder of every attempt, by what it is named in a bundle, which does not depend on how results are named.
 
     A recipe's folder bears its name, unless it is the one that the user named.
     """
-    root = open_source(results).place.local()
-    for folder in attempt_folders(root):
+    for folder in attempt_folders(within):
         run, attempt = folder.absolute().parts[-2:]
         below = folder.relative_to(root).parts
         own = next(iter(recipes)) if len(recipes) == 1 else ""

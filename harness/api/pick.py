@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -208,6 +208,13 @@ def _as_if_here(recipe: Recipe, site: LocalSite, records: Sequence[RunRecord]) -
             machine, asked = site.machine(spec.device), spec.environment
             now = environment(job, published, machine, site, asked.stack, asked.repetition)
             yield replace(each, spec=replace(spec, job=job, environment=now))
+
+
+def measured_earlier(variants: Iterable[Variant], path: Path) -> list[str]:
+    """The published checkpoints on a hub among the variants that the recipe does not name: an earlier pick did."""
+    asked = {str(entry.params.get("id")) for entry in load_recipe(path).methods}
+    published = (each.method.published for each in variants)
+    return list(dict.fromkeys(ref.id for ref in published if ref is not None and ref.on_hub and ref.id not in asked))
 
 
 def serve_command(recommendation: Recommendation) -> str | None:

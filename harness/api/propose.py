@@ -27,7 +27,7 @@ from harness.planning.draft.draft import RecipeDraft
 from harness.planning.draft.propose import LEAST, Forecaster, Proposal, SweepRoom
 from harness.planning.draft.propose import propose as propose_at
 from harness.planning.estimate.gpus import budget as parse_budget
-from harness.recipe import Model
+from harness.recipe import Model, load_recipe
 from harness.recipe.fields import MAX_RECIPE_NAME
 from harness.recipe.yaml_file import MAX_BYTES
 from harness.storage.disk import Disk
@@ -118,7 +118,7 @@ def propose(
     path = out or Path(f"{name}.yaml")
     first = f"qharness {command} {request.arguments}"
     if is_written(path, first if command == "try" else None, replace):
-        return Proposed(path, name, None)
+        return Proposed(path, load_recipe(path).name, None)  # which the user may have changed
     site = place.site()
     entry, source = find_model(request.model, request.revision, path.parent, say)
     if request.purpose == "quality" and source.ref.kind == "synthetic":

@@ -160,7 +160,7 @@ def replay(
 ) -> Replay:
     """Runs what a bundle measured on this machine, as far as it can, and compares: BASE is the bundle.
 
-    Each question that ended well is asked again, as often as it was, by the recipe that follows from its records.
+    Each question that was answered is asked again, as often as it was, by the recipe that follows from its records.
     Models, texts and definitions of tasks are those with the same content, wherever they are: where the bundle's recipe
     had them, on a hub, or at one of the paths ``sources``. The records are kept in the folder ``results``; a repeated
     call resumes. ``strict`` gates every metric. Runs nothing, and raises ResultsError for a bundle that is not as it
@@ -171,10 +171,10 @@ def replay(
     with temporary_folder() as folder, open_bundle(path) as opened:
         opened.unpack(RESULTS, folder)
         base = all_records(read_results(folder))
-        asked = {case_id: case for case_id, case in cases(base).items() if case.well}
+        asked = {case_id: case for case_id, case in cases(base).items() if case.measured}
         if not asked:
             raise ResultsError(
-                f"{shown(path)}: no run that measures a variant ended well, so there is nothing to replay"
+                f"{shown(path)}: no run that measures a variant gave figures, so there is nothing to replay"
             )
         recipes = sorted({case.spec.recipe for case in asked.values()})
         _refuse_own_runs(results, recipes, base)
@@ -225,7 +225,7 @@ class _AskedPart:
 
     def of(self, planned: Sequence[PlannedRun]) -> list[PlannedRun]:
         self.reasons.clear()
-        repetitions = {case_id: {run.spec.repetition for run in case.well} for case_id, case in self.asked.items()}
+        repetitions = {case_id: {run.spec.repetition for run in case.measured} for case_id, case in self.asked.items()}
         mine = [run for run in planned if run.spec.repetition in repetitions.get(run.spec.case_id, ())]
         answered = {run.spec.case_id for run in mine}
         self.reasons.update(
@@ -244,6 +244,6 @@ class _AskedPart:
 def _specs(asked: Mapping[str, Case], records: Sequence[RunRecord]) -> list[RunSpec]:
     """The runs of these cases and those that they need, whose settings a recipe also gives; oldest first."""
     specs = {record.spec.run_id: record.spec for record in records}
-    own = [run.spec for case in asked.values() for run in case.well]
+    own = [run.spec for case in asked.values() for run in case.measured]
     needed = {run_id for spec in own for run_id in spec.needs.values()}
     return [*(spec for run_id, spec in specs.items() if run_id in needed), *own]

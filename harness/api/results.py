@@ -58,10 +58,12 @@ class NamedRecords:
     in_folder: int = 0
 
     def of_recipe(self, recipe: str) -> NamedRecords:
-        """The records of one recipe."""
+        """The records of one recipe, and the damaged attempts that are not in the folder of another one."""
         chosen = [record.spec.recipe == recipe for record in self.records]
         seals = tuple(compress(self.seals, chosen))
-        return replace(self, records=tuple(compress(self.records, chosen)), seals=seals)
+        others = {record.spec.recipe for record in self.records} - {recipe}
+        damaged = tuple(each for each in self.damaged if others.isdisjoint(each.path.parts[-3:-2]))
+        return replace(self, records=tuple(compress(self.records, chosen)), damaged=damaged, seals=seals)
 
     @property
     def is_sealed(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.keyed import keyed_figures
-from harness.api.bundle import bundle
+from harness.api.bundle import bundle_found
 from harness.api.locations import name_of
 from harness.api.results import NamedRecords, kept_of, read_folder, redacted
 from harness.api.site_agreement import agreements
@@ -57,6 +57,7 @@ class SiteBuild:
     built: int
     written: tuple[Path, ...]
     removed: tuple[Path, ...]
+    unbundled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,14 @@ class _LastBuild:
 
 @dataclass(frozen=True)
 class _NamedSweep:
-    """The records of one recipe at one location, under the name of their page."""
+    """The records of one recipe at one location, under the name of their page.
+
+    ``is_part``: the location holds other recipes too.
+    """
 
     name: str
     location: str | Path
-    recipe: str
+    is_part: bool
     found: NamedRecords
 
 
@@ -163,7 +167,8 @@ def write_site(
     writer.write("index.html", index_page(title, found))
     removed = tuple(_remove_stale(folder, kept, found))
     _keep(folder, _LastBuild(entries, agreed))
-    return SiteBuild(folder / "index.html", tuple(entries), built, tuple(writer.written), removed)
+    unbundled = tuple(entry.name for entry in found if bundles and entry.bundle is None)
+    return SiteBuild(folder / "index.html", tuple(entries), built, tuple(writer.written), removed, unbundled)
 
 
 class _SiteFiles:
@@ -248,7 +253,7 @@ class _Builder:
         recipes = dict.fromkeys(record.spec.recipe for record in found.records)
         alone = len(recipes) == 1
         sweeps = (
-            _NamedSweep(name(recipe, alone), location, recipe, found if alone else found.of_recipe(recipe))
+            _NamedSweep(name(recipe, alone), location, not alone, found if alone else found.of_recipe(recipe))
             for recipe in recipes
         )
         entries = []
@@ -285,7 +290,7 @@ def _bundle(sweep: _NamedSweep, bundles: bool, writer: _SiteFiles) -> str | None
         return name
     if not bundles or sweep.found.damaged:
         return None
-    bundle(sweep.location, writer.path(f"bundles/{name}"), recipe=sweep.recipe)
+    bundle_found(sweep.found, sweep.location, writer.path(f"bundles/{name}"), is_part=sweep.is_part)
     return name
 
 

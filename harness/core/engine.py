@@ -131,6 +131,9 @@ class Engine(Generic[P]):
     unquantized one to a folder, in a format that the engine reads and in a given dtype, and returns a note for the
     record or None. ``serve`` starts a server of the engine's own for a checkpoint, outside of this process; None if it
     has none. Models of a ``remote`` engine are on a server of the user's: their bytes, memory and kernels are unknown.
+
+    ``version`` increases when any figure of the engine changes, ``writing_version`` when only what its models write
+    does: tasks are then answered again, and nothing else is measured again.
     """
 
     name: str
@@ -154,6 +157,7 @@ class Engine(Generic[P]):
     counted_by: MemoryCounter = "torch"
     serve: Serves[P] | None = None
     remote: bool = False
+    writing_version: int = 1
 
     def offers(self, residency: Residency = "resident") -> frozenset[Capability]:
         """The capabilities of its models, what follows from them, and serving if a model is loaded whole."""

@@ -205,9 +205,9 @@ class Slo:
 
 
 Arrival = Literal["concurrent", "poisson", "constant"]
+"""When requests come: as soon as one of so many is answered, or by a schedule, at random or evenly."""
 LEAST_OF_LOWEST = 4
 """The lowest level of load is at most so many times as high as the lowest that bisecting comes to."""
-"""When requests come: as soon as one of so many is answered, or by a schedule, at random or evenly."""
 
 
 def shown_level(level: float) -> str:

@@ -525,7 +525,7 @@ def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
 def _withdrawn(
     made: Sequence[PlannedRun], records: Mapping[str, RunRecord], sweep: _Sweep, touched_alone: bool
 ) -> dict[str, RunRecord]:
-    """The now invalid records, by run_id, of runs that succeeded but read a file that differs from what was hashed.
+    """The now invalid records, by run_id, of runs that gave figures but read a file that differs from what was hashed.
 
     Removes their artifacts from the site. Hashes each file once; with ``touched_alone`` only files that were touched
     since they were hashed.
@@ -534,7 +534,7 @@ def _withdrawn(
     found: dict[str, RunRecord] = {}
     for run in made:
         record = records.get(run.spec.run_id)
-        if record is None or record.status != "ok":
+        if record is None or not record.gives_figures:
             continue
         for each in run.inputs:
             if each not in reasons:

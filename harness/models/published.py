@@ -31,6 +31,9 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
 
+LOADING_VERSIONS: Mapping[str, int] = MappingProxyType({"auto-round": 2})  # 1 computed in the library's dtype
+"""By quant_method, for those that were once loaded in another way than now."""
+
 STREAMED = frozenset(
     {
         *("gptq", "awq", "auto-round", "bitsandbytes", "compressed-tensors"),
@@ -175,6 +178,12 @@ def shown(config: Mapping[str, Any]) -> str:
 def readers(ref: ModelRef) -> tuple[str, ...]:
     """The packages that determine what a quantized checkpoint computes when transformers loads it."""
     return READERS.get(ref.native_quantization or "", ()) if ref.kind in ("directory", "hub") else ()
+
+
+def versions(ref: ModelRef) -> Mapping[str, int]:
+    """The version of how a checkpoint of this format is loaded, where that has changed; empty for all others."""
+    found = ref.native_quantization or ""
+    return {found: LOADING_VERSIONS[found]} if found in LOADING_VERSIONS else {}
 
 
 def missing(method: str, site: Site) -> str | None:

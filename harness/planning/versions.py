@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from harness import plugins as registry
 from harness.core.identity import digest
-from harness.core.job import Environment, Job, VariantJob
+from harness.core.job import AnswerTask, Environment, Job, VariantJob
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import KERNEL_PACKAGES, MAIN, Machine, Site
 from harness.engines.transformers.kv_cache import VERSION as KV_CACHE_VERSION
@@ -56,7 +56,9 @@ def environment(
         if stack == MAIN:
             packages = (*packages, *engine.caches.get(kv_cache, ()))
         if variant is not None:
-            versions |= {engine.name: engine.version}
+            versions |= {engine.name: engine.version, **published.versions(job.models[-1])}
+        if isinstance(job, AnswerTask) and engine.writing_version > 1:  # the first one has no entry
+            versions |= {f"{engine.name} writing": engine.writing_version}
         if kv_cache != "model":
             versions |= {"kv_cache": PARTS["kv_cache"]}
     return Environment(

@@ -125,14 +125,13 @@ def undriven(requests: Sequence[Answered]) -> str | None:
 
 
 def waits_s(requests: Sequence[Answered], concurrent: int) -> list[float]:
-    """How long the client took, each time that an answer of ``concurrent`` at a time had ended, to send the next one.
+    """How long the client took at least, each time that one of ``concurrent`` requests had ended, to send the next.
 
-    Empty if a request has no answer: when that ended is not known.
+    When a request without an answer ended is not known. One that ended later stands in its place, so that the client is
+    taken to have been quicker than it was, never slower.
     """
-    if any(each.error for each in requests):
-        return []
     sent = sorted(each.sent_s for each in requests)[concurrent:]
-    ended = sorted(each.sent_s + each.e2e_s for each in requests)
+    ended = sorted(each.sent_s + each.e2e_s for each in answered(requests))
     return [max(begin - end, 0.0) for begin, end in zip(sent, ended, strict=False)]  # after the last ones comes none
 
 
@@ -144,7 +143,7 @@ def unfilled(requests: Sequence[Answered], concurrent: int) -> str | None:
     waits = waits_s(requests, concurrent)
     if not waits:
         return None
-    wait, answer = median(waits), median(each.e2e_s for each in requests)
+    wait, answer = median(waits), median(each.e2e_s for each in answered(requests))
     most = min(max(LAG_SHARE * answer, SLOT_S), LAG_S)
     if wait <= most:
         return None

@@ -154,7 +154,7 @@ def evidence(
             if name == THINKING.name and not any(values):
                 continue
             yield Measurement(
-                name, VERSION, aspect.unit, aspect.direction, "paired", values, protocol, (), items, clusters
+                name, aspect.version, aspect.unit, aspect.direction, "paired", values, protocol, (), items, clusters
             )
     size = max(FEWEST_CHARACTERS, min(MOST_CHARACTERS, MOST_IN_ALL // max(1, len(answers))))
     yield _texts(TEXT, [each.score for each in answers], [each.text for each in answers], items, protocol, size)

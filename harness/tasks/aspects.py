@@ -15,7 +15,7 @@ class Aspect:
     """``name`` is the metric's. ``unit`` is ``share`` if each answer has it or has it not.
 
     ``heading`` and ``help`` are for readers; ``margin`` is a difference that does not matter: of shares, of a relative
-    change otherwise.
+    change otherwise. ``version`` increases when what counts as the aspect changes.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Aspect:
     heading: str
     help: str
     margin: float = 0.01
+    version: int = 1
 
 
 TOKENS = Aspect(
@@ -41,6 +42,7 @@ THINKING = Aspect(
     "thinking",
     "Tokens of an answer's thinking, by the marks of the chat template or of known models.",
     margin=0.05,
+    version=2,  # 1 took thinking that began a second time for the answer
 )
 SECONDS = Aspect(
     "answer_seconds",
@@ -63,6 +65,7 @@ UNFINISHED = Aspect(
     "lower",
     "no final answer",
     "Answers whose thinking never ended, or in which no filter of the task finds an answer.",
+    version=2,  # 1 took thinking that began a second time for the answer
 )
 LOST = Aspect(
     "answer_lost",

@@ -274,6 +274,43 @@ def test_a_variant_is_held_against_a_baseline_whose_server_ended_at_a_higher_loa
     assert ratios(variant)[2:] == [None]
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "unchanged"), (2.0, "regressed")])
+def test_levels_below_one_that_both_sides_fail_at_are_compared(factor: float, verdict: str) -> None:
+    """Both lose their server at 32, and up to there HEAD takes ``factor`` times as long."""
+    base = [ended_above(each, 16.0) for each in steady(1.0, 8.0, 6)]
+    head = [replace(ended_above(each, 16.0), session="two") for each in steady(factor, 8.0, 6)]
+    found = track(base, head, {"ttft_p95": 0.05})
+    assert {(each.where.split(";")[0], each.verdict) for each in found.findings if each.metric == "ttft_p95"} == {
+        (f"{level} concurrent requests", verdict) for level in (8, 16)
+    }
+    assert found.exit_code == (verdict == "regressed")
+    endings = [each for each in found.findings if each.metric == "runs"]
+    assert {(each.verdict, each.reasons) for each in endings} == {
+        ("unchanged", ("fails on both sides: serve: too much for it",))
+    }
+
+
+def test_a_server_that_newly_fails_is_told_with_the_levels_that_it_held() -> None:
+    head = [replace(ended_above(each, 16.0), session="two") for each in steady(1.0, 8.0, 6)]
+    found = track(steady(1.0, 8.0, 6), head, {"ttft_p95": 0.05})
+    assert {each.verdict for each in found.findings if each.metric == "runs"} == {"regressed"}
+    by_level = {each.where.split(" ")[0]: each.verdict for each in found.findings if each.metric == "ttft_p95"}
+    assert (by_level["8"], by_level["16"]) == ("unchanged", "unchanged")
+    assert by_level.get("32") not in ("unchanged", "improved")
+    assert found.exit_code == 1
+
+
+@pytest.mark.parametrize("dead_method", [NONE, RTN])
+def test_a_dead_process_among_many_has_no_ratio_and_breaks_nothing(dead_method: MethodRef) -> None:
+    """One of 20 processes answers nothing at the highest level, so that 95% of all requests are answered there."""
+    records = []
+    for method in (NONE, RTN):
+        silent, alive = (answering(share, 20, method=method) for share in (0.0, 1.0))
+        records += [*alive[:7], silent[7], *alive[8:]] if method == dead_method else alive
+    _, _, variant = only(records)
+    assert ratios(variant) == [pytest.approx(1), pytest.approx(1), None]
+
+
 def quickly(level: float, number: int, repetition: int) -> tuple[float, float]:
     """A fifth of the time that ``steadily`` takes."""
     return 0.06, 0.004

@@ -14,7 +14,7 @@ from gguf_files import write_q8_0
 
 from harness.api import forecasting, pick, propose
 from harness.api.candidates import base_of
-from harness.api.pick import PickRequest, measure_each, serving, serving_variant, write_recipe
+from harness.api.pick import PickRequest, measure_each, measured_earlier, serving, serving_variant, write_recipe
 from harness.api.propose import find_model
 from harness.api.run import RunSettings
 from harness.core.model import MethodRef, ModelRef
@@ -354,6 +354,16 @@ def test_the_disk_must_hold_the_model_what_is_kept_of_it_and_a_checkpoint(
     with pytest.raises(UsageError, match=r"takes 1.0 GB, and the disk may take 0.9 GB more"):
         write_recipe(replace(request, disk_bytes=14 * 10**8))
     assert write_recipe(replace(request, disk_bytes=16 * 10**8)).checkpoints == ("who/gptq",)
+
+
+def test_what_an_earlier_pick_measured_is_told_apart(published: Hub, tiny: Path) -> None:
+    path = write_recipe(PickRequest(str(tiny), ("who/gptq",))).path
+    base = Variant(
+        ModelRef("m", "m", "0", "directory", "m"), MethodRef("none", 1, {}, "none", "none"), "transformers", "decoder"
+    )
+    refs = [ModelRef(f"who/{name}", name, "0", "hub", "", revision=COMMIT) for name in ("gptq", "awq")]
+    found = [base, *(replace(base, method=replace(base.method, name="checkpoint", published=ref)) for ref in refs)]
+    assert measured_earlier(found, path) == ["who/awq"]
 
 
 def test_the_pick_is_served_by_what_reads_its_format() -> None:

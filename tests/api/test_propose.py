@@ -41,9 +41,10 @@ def test_the_recipe_names_the_model_as_its_own_folder_sees_it(tiny: Path, place:
 def test_the_same_request_goes_on_with_its_file_and_another_does_not_overwrite_it(tiny: Path) -> None:
     first = propose(TryRequest(str(tiny), ("int8",)))
     written = first.path.read_text()
-    first.path.write_text(f"{written}# a remark of the user\n")
+    first.path.write_text(f"{written}# a remark of the user\n".replace(f"name: {first.name}", "name: mine"))
     again = propose(TryRequest(str(tiny), ("int8",)))
     assert again.proposal is None
+    assert again.name == "mine", "its results are in the folder of that name"
     assert again.path.read_text().endswith("# a remark of the user\n")
     with pytest.raises(UsageError, match="--force replaces it"):
         propose(TryRequest(str(tiny), ("int8", "rtn")))

@@ -343,6 +343,48 @@ def test_each_recipe_of_a_folder_has_a_bundle_of_its_own(tmp_path: Path) -> None
         bundle(folder, tmp_path / "three.qh.zip", recipe="three")
 
 
+def test_damage_takes_the_bundle_of_its_own_recipe_and_is_said(tmp_path: Path) -> None:
+    folder, out = tmp_path / "both", tmp_path / "site"
+    for recipe in ("one", "two"):
+        for record in read_records(EXAMPLE)[:2]:
+            Store(folder).save(replace(record, spec=replace(record.spec, recipe=recipe)))
+    broken = next(attempt_folders(folder / "one")) / "record.json"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    ended = CliRunner().invoke(app, ["site", str(folder), "-o", str(out), "--bundles"])
+    assert ended.exit_code == 0
+    assert "no bundle of both--one: it has damaged attempts" in ended.output
+    assert [each.name for each in (out / "bundles").iterdir()] == ["both--two.qh.zip"]
+    assert "record.json" not in text_of(out / "sweeps" / "both--two.html")
+    bundle(folder, tmp_path / "two.qh.zip", recipe="two")
+    with pytest.raises(ResultsError, match="'qharness repair' may restore it"):
+        bundle(folder, tmp_path / "one.qh.zip", recipe="one")
+
+
+def test_a_bundle_of_one_recipe_of_many_reads_the_records_of_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site of a folder with 1,000 recipes would else read each record 1,000 times."""
+    folder = tmp_path / "three"
+    for recipe in ("one", "two", "three"):
+        Store(folder).save(
+            replace(read_records(EXAMPLE)[0], spec=replace(read_records(EXAMPLE)[0].spec, recipe=recipe))
+        )
+    asked: list[Path] = []
+    monkeypatch.setattr("harness.api.bundle._recipe", lambda attempt: asked.append(attempt))
+    monkeypatch.setattr("harness.api.bundle.read_folder", lambda results: asked.append(results))
+    write_site([folder], tmp_path / "site", bundles=True)
+    assert len(list((tmp_path / "site" / "bundles").iterdir())) == 3
+    assert asked == []
+
+
+def test_runs_of_two_recipes_in_one_folder_are_bundled_by_what_their_records_say(tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    for recipe, record in zip(("one", "two"), read_records(EXAMPLE), strict=False):
+        own = Store(tmp_path / recipe).save(replace(record, spec=replace(record.spec, recipe=recipe)))
+        shutil.copytree(own.parents[1], folder / own.parents[1].name)
+    assert bundle(folder, tmp_path / "one.qh.zip", recipe="one").attempts == 1
+
+
 def test_a_folder_that_cannot_be_bundled_is_said_and_the_others_are_built(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

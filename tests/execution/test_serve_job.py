@@ -414,6 +414,28 @@ def test_a_run_beside_other_programs_is_suspect(
     assert [each.arguments["reason"] for each in context.labels if each.code == "suspect"] == labels
 
 
+def test_levels_below_one_that_fails_are_suspect_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs took the cores while the first level was measured; at the second the generator ends."""
+
+    class Ending(Planted):
+        def drive(
+            self, endpoint: Endpoint, requests: Sequence[PlannedRequest], concurrent: int | None, natural: bool
+        ) -> list[Answered]:
+            if self.asked:
+                raise RunError("the load generator ended")
+            return super().drive(endpoint, requests, concurrent, natural)
+
+    begins, ends = ({"cpu_total_s": at, "cpu_busy_s": at, "cpu_own_s": 0.0, "cpu_steal_s": 0.0} for at in (0.0, 100.0))
+    states = iter((begins, ends, ends, ends))
+    monkeypatch.setattr("harness.execution.context.state", lambda: next(states))
+    context = prepared(WORKLOAD, tiny, monkeypatch, Ending())
+    assert isinstance(context.spec.job, MeasureServing)
+    with pytest.raises(RunError, match="the load generator ended"):
+        run(context.spec.job, context, Path())
+    assert [each.name for each in context.moments] == ["load begins", "load ends"] * 2
+    assert [each.arguments["reason"] for each in context.labels if each.code == "suspect"] == ["cpu_shared"]
+
+
 def test_a_text_too_short_for_a_prompt_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRunError, match="has no prompt of 10000000 tokens; name a longer text"):
         measured(replace(WORKLOAD, prompt_tokens=10_000_000), tiny, monkeypatch, Planted())

@@ -256,3 +256,25 @@ def test_a_refused_variant_is_one_unsupported_row(
     read = [registry.engine(name).reads for name in ("transformers", "vllm")]
     formats = [registry.method(next(iter(each))).output_format for each in methods]
     assert len(found) == 2 + sum(format in reads for format in formats for reads in read)
+
+
+def test_only_answers_are_written_again_when_an_engine_writes_in_another_way(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {
+        "perplexity": {"text": "demo", "context": 512, "windows": 2},
+        "tasks": [{"name": "tool-calls-01", "limit": 1}],
+    }
+    engine = registry.engine
+
+    def ids(version: int) -> dict[str, set[str]]:
+        def changed(name: str) -> Any:
+            return replace(engine(name), writing_version=version) if name == "vllm" else engine(name)
+
+        monkeypatch.setattr(registry, "engine", changed)
+        runs = [each.spec for each in make(methods=["none"], measure=asked) if each.spec.engine == "vllm"]
+        return {kind: {each.run_id for each in runs if each.kind == kind} for kind in ("quality", "task")}
+
+    first, second, third = ids(1), ids(2), ids(3)
+    assert first["quality"] == second["quality"] == third["quality"] != set()
+    assert len({frozenset(each["task"]) for each in (first, second, third)}) == 3

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from run_specs import changed
 
+from harness.core.job import VariantJob
 from harness.core.record import RunRecord
 from harness.core.workload import TaskWorkload, TextRef
 from harness.figures.derived.plausibility import Implausibility
@@ -103,6 +104,22 @@ def test_other_questions_of_one_task_are_results_of_their_own(tmp_path: Path, an
         found += ModelCard.load(path).data.eval_results
     assert len({each.unique_identifier for each in found}) == 2
     assert model_index_to_eval_results(eval_results_to_model_index("both", found)) == ("both", found)
+
+
+@pytest.mark.parametrize("elsewhere", [{"engine": "llamacpp"}, {"kv_cache": "int8"}])
+def test_unquantized_weights_have_no_card_whatever_runs_them(
+    tmp_path: Path, records: list[RunRecord], elsewhere: dict[str, Any]
+) -> None:
+    """The control of another engine is the unquantized model, and so is the baseline with another cache."""
+    again = [
+        replace(each, spec=changed(each.spec, **elsewhere)) for each in records if isinstance(each.spec.job, VariantJob)
+    ]
+    alone, both = (
+        {each.parent.name for each in write_report(found, tmp_path / name, ("model-card",))}
+        for name, found in (("alone", records), ("both", [*records, *again]))
+    )
+    assert not any("none" in name for name in both)
+    assert len(both) > len(alone)
 
 
 def words(path: Path) -> list[str]:

@@ -106,7 +106,7 @@ def _asked(
     values = [
         (case, values_of(case, list(asked.values()), kept), first.setdefault(_of_variant(case), {}))
         for case in found
-        if case.well
+        if case.measured
     ]
     for case, own, sizes in sorted(values, key=lambda each: each[0].rank):
         for name in own.keys() & once:

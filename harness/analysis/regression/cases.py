@@ -41,12 +41,18 @@ class Case:
 
     @cached_property
     def well(self) -> tuple[RunRecord, ...]:
+        """The runs that ended well."""
         return tuple(run for run in self.runs if run.status == "ok")
+
+    @cached_property
+    def measured(self) -> tuple[RunRecord, ...]:
+        """The runs whose figures count: those that ended well, and the levels of load below one that failed."""
+        return tuple(run for run in self.runs if run.gives_figures)
 
     @property
     def trusted(self) -> tuple[RunRecord, ...]:
-        """The successful runs whose timings may be used."""
-        return tuple(run for run in self.well if not run.outcome.suspicions)
+        """The runs whose timings may be used."""
+        return tuple(run for run in self.measured if not run.outcome.suspicions)
 
     @property
     def status(self) -> Status:
@@ -65,8 +71,8 @@ class Case:
         return tuple(sorted((run.session, run.started_at, run.spec.repetition) for run in self.runs))
 
     def found(self, metric: str) -> list[Measurement]:
-        """The measurements of that name from the successful run; empty if no run succeeded."""
-        return [m for run in self.well[-1:] for m in run.outcome.measured(metric) if m.values]
+        """The measurements of that name from the last run that gives figures; empty if none does."""
+        return [m for run in self.measured[-1:] for m in run.outcome.measured(metric) if m.values]
 
 
 def cases(records: Iterable[RunRecord]) -> dict[str, Case]:

@@ -91,7 +91,7 @@ def _of_one(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pend
 
 
 def _identical(match: Match) -> bool | None:
-    if match.bars or not (match.base.well and match.head.well):
+    if match.bars or not (match.base.measured and match.head.measured):
         return None
     pairs = list(zip(match.base.found("nll"), match.head.found("nll"), strict=False))
     return all(same(theirs, ours) for theirs, ours in pairs) if pairs else None
@@ -109,7 +109,7 @@ def _not_finite(one: Match, asked: Gated) -> Finding | None:
 def _doubtful(case: Case, asked: Gated) -> bool:
     statistic = asked.figure.statistic
     metrics = statistic.metrics if statistic else ()
-    return not all(_is_finite(run.outcome, metric) for run in case.well for metric in metrics)
+    return not all(_is_finite(run.outcome, metric) for run in case.measured for metric in metrics)
 
 
 def _is_finite(outcome: Outcome, metric: str) -> bool:

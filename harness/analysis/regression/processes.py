@@ -104,8 +104,8 @@ def per_process(figure: Figure[Any]) -> PerProcess:
 
 
 def _side(name: str, case: Case, statistic: PerProcess) -> _Side:
-    used: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
-    usable, every = (tuple(_process(run, statistic) for run in runs) for runs in (used, case.well))
+    used: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.measured
+    usable, every = (tuple(_process(run, statistic) for run in runs) for runs in (used, case.measured))
     return _Side(name, usable, every, _suspects(name, case) if statistic.timed else "")
 
 
@@ -231,7 +231,7 @@ def _equal(
 
 def measured(case: Case, statistic: PerProcess) -> list[Process]:
     """The measurements of each process whose figures may be used."""
-    runs: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
+    runs: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.measured
     return [_process(run, statistic) for run in runs]
 
 
@@ -257,11 +257,11 @@ def _key(measurement: Measurement) -> Key:
 
 def _suspects(name: str, case: Case) -> str:
     """How many processes are left out of the decision, and why; empty if all may be used."""
-    left_out = [run for run in case.well if run not in case.trusted]
+    left_out = [run for run in case.measured if run not in case.trusted]
     if not left_out:
         return ""
     labels = {label.sentence for run in left_out for label in run.outcome.suspicions}
-    return f"{len(left_out)} of {len(case.well)} processes of {name} are left out ({'; '.join(sorted(labels))})"
+    return f"{len(left_out)} of {len(case.measured)} processes of {name} are left out ({'; '.join(sorted(labels))})"
 
 
 def where(measurement: Measurement) -> str:

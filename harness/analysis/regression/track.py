@@ -115,7 +115,7 @@ def _findings(
 ) -> list[Finding]:
     """``unanswered`` are runs that only HEAD has, of variants that BASE has: their results cannot be compared."""
     about = as_text([alpha, [(each.name, each.threshold, each.in_force) for each in asked]])
-    measured = [*(each for each in matches if each.base.well and each.head.well), *unanswered]
+    measured = [*(each for each in matches if each.base.measured and each.head.measured), *unanswered]
     found = [_Measured(variant(each.head.spec), each, compared(each, asked, alpha, about, kept)) for each in measured]
     identical, sizes = _identical(found), _sizes_once(found)
     drafts: list[Finding | Pending] = [ended for each in matches if (ended := ending(each))]

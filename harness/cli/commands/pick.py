@@ -62,7 +62,7 @@ def pick(
     Nothing is deleted from the hub's own cache. The same command resumes. A checkpoint that cannot be measured does not
     stop the others; of those that you named, exit code 3 says so.
     """
-    from harness.api.pick import PickRequest, measure_each, serve_command, write_recipe
+    from harness.api.pick import PickRequest, measure_each, measured_earlier, serve_command, write_recipe
     from harness.api.recommend import recommend
     from harness.api.run import RunSettings
     from harness.cli.render.propose import show_picked
@@ -87,6 +87,9 @@ def pick(
     with never_collected():
         recommendations = recommend(folder)
         show(list(map(shown, recommendations)))
+    variants = [row.evidence.variant for each in recommendations for row in each.table.rows if row.evidence]
+    if others := measured_earlier(variants, written.path):
+        say(f"compared with what earlier picks of this model measured too: {', '.join(others)}")
     for each in recommendations:
         if each.pick is None:
             continue

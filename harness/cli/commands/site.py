@@ -41,6 +41,8 @@ def site(
     say(
         f"{len(made.sweeps)} sweeps, {made.built} built; {len(made.written)} files written, {len(made.removed)} removed"
     )
+    for name in made.unbundled:
+        say(f"no bundle of {name}: it has damaged attempts, which its page lists; 'qharness repair' may restore them")
     say(made.index)
     if skipped:
         raise typer.Exit(ExitCode.GATE_FAILED)

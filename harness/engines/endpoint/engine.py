@@ -305,6 +305,7 @@ def _served(request: LoadRequest) -> Endpoint:
 ENDPOINT = Engine(
     name="endpoint",
     version=1,
+    writing_version=2,  # 1 gave samples of consecutive seeds the same noise, and left special tokens out of texts
     summary="a server with OpenAI's API that you run: answers, log-likelihoods if it gives them, load",
     capabilities=frozenset({"completes", "scores"}),
     reads=(SERVED_FORMAT,),

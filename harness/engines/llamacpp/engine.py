@@ -249,6 +249,7 @@ def written(source: Path, out: Path, dtype: str) -> str | None:
 LLAMACPP = Engine(
     name="llamacpp",
     version=1,
+    writing_version=2,  # 1 ended a text at one end token alone
     summary="GGUF files through llama.cpp, in a stack of its own; logits, tasks, prefill and decoding, and its server",
     capabilities=frozenset({"logits", "decodes", "completes"}),
     reads=(GGUF_FORMAT,),

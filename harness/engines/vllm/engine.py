@@ -226,6 +226,7 @@ def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int | None:
 VLLM = Engine(
     name="vllm",
     version=1,
+    writing_version=2,  # 1 gave samples of consecutive seeds the same noise
     summary="vLLM, in a stack of its own: the engine that serves; quality, tasks and speed",
     capabilities=frozenset({"logits", "factored", "ragged", "decodes", "completes"}),
     reads=(TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT),

@@ -70,9 +70,9 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
             generator = running.enter_context(load_generator_of(python, endpoint))
         try:
             _climb(job, context, _UnderLoad(endpoint, generator, job.serving, prompts))
-        finally:
+        finally:  # what was measured below a level that failed is judged as that of any other run
             _fit(context)
-    context.labels += drift(context.moments, (), warm=False)
+            context.labels += drift(context.moments, (), warm=False)
 
 
 def _refuse_long_rows(workload: ServingWorkload, prompts: Prompts, seed: int, endpoint: Endpoint) -> None:
@@ -173,13 +173,15 @@ def _measure(job: MeasureServing, context: Context, server: _UnderLoad, level: f
     planned = requests(workload, level, job.variant.seed, server.prompts)
     concurrent = int(level) if workload.arrival == "concurrent" else None
     context.moment("load begins")
-    with (
-        context.phase("load", level=level),
-        counting(server.endpoint.metrics_url) as counted,
-        _joules(job, context) as joules,
-    ):
-        every = server.generator.drive(server.endpoint, planned, concurrent, workload.natural)
-    context.moment("load ends")
+    try:
+        with (
+            context.phase("load", level=level),
+            counting(server.endpoint.metrics_url) as counted,
+            _joules(job, context) as joules,
+        ):
+            every = server.generator.drive(server.endpoint, planned, concurrent, workload.natural)
+    finally:
+        context.moment("load ends")
     found = every[workload.warmup :]
     if (reason := undriven(found) if concurrent is None else unfilled(every, concurrent)) is not None:
         lower = "rate" if concurrent is None else "concurrency"

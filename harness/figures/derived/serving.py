@@ -132,7 +132,9 @@ class _Pairs:
             for mine, other in zip(ours, theirs, strict=True)
             if (times := mine.times_over(other))
         ]
-        told = min(shares) >= 1 - LOST and bool(timings)
+        # of a process that answered less than half of its requests, the median is no time
+        has_medians = bool(timings) and all(0 < each.median_s < math.inf for each in timings)
+        told = min(shares) >= 1 - LOST and has_medians
         return ServedAgainst(speed(timings, 1) if told else None, *shares, _length(ours, theirs))
 
 

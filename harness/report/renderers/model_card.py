@@ -29,11 +29,15 @@ HASH_DIGITS = 12
 
 
 def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
-    """Path and content of the files of every variant with figures, except the baseline; its card first."""
+    """Path and content of the files of every variant with figures whose weights are not the baseline's; its card first.
+
+    Those weights are measured on other engines and with other key-value caches too.
+    """
     used: set[str] = set()
     for table in tables:
+        unquantized = {row.method for row in table.rows if row.is_baseline or row.is_control}
         for row in table.rows:
-            if row.status == "ok" and not row.is_baseline:
+            if row.status == "ok" and row.method not in unquantized:
                 folder, shown = file_name(f"{table.model} {row.label}", used), badge(table, row)
                 yield f"{folder}/README.md", _card(table, row, shown)
                 if shown is not None:
