@@ -30,6 +30,8 @@ def made_dense(config: Mapping[str, Any], dtype: str) -> Iterator[None]:
         return
     import torch
     from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.offload import remove_dispatch
+    from transformers import PreTrainedModel
     from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
     wanted: torch.dtype = getattr(torch, dtype)
@@ -42,6 +44,8 @@ def made_dense(config: Mapping[str, Any], dtype: str) -> Iterator[None]:
                 module.weight.data = module.weight.data.to(wanted)
                 for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
                     delattr(module, name)  # scales and zero points, which a dense matrix does not need
+        if not isinstance(part, PreTrainedModel):  # a part of a streamed model, which is emptied and filled again
+            remove_dispatch(part, onload_tensors=True)
 
     with (
         mock.patch.object(CompressedTensorsHfQuantizer, "_process_model_after_weight_loading", make_dense),
