@@ -199,7 +199,9 @@ def replay(
         compared = [record for record in base if record.spec.case_id not in reasons]
         anonymizer = Anonymizer.for_terminals()
         names = (anonymizer.path(str(path)), anonymizer.path(str(results)))
-        regression = track(compared, head, names=names, strict=strict) if head and compared else None
+        regression = None
+        if head and compared:
+            regression = track(compared, head, names=names, strict=strict, replayed=True)
     return Replay(regression, {title(asked[case_id]): why for case_id, why in reasons.items()})
 
 

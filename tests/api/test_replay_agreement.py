@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_specs import SCORED, run_spec
+from run_specs import SCORED, changed, run_spec
 
+from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.track import track
 from harness.api.bundle import bundle
 from harness.api.replay import Replay, replay
@@ -30,7 +32,7 @@ SCORES = tuple(3 + number % 7 / 10 for number in range(40))
 def record(session: str, scores: tuple[float, ...] | None = SCORES) -> RunRecord:
     protocol = {"protocol": "gptq", "text_sha256": "1" * 64}
     nll = Measurement(
-        "nll", 1, "nat/token", "lower", "paired", scores or (), protocol, item_ids=ITEMS if scores else ()
+        "nll", 1, "nat/token", "lower", "paired", scores or (), protocol, item_ids=ITEMS[: len(scores or ())]
     )
     outcome = Outcome("ok", measurements=(nll,) if scores else ())
     return RunRecord(run_spec("quality"), outcome, session, 1, "2026-01-01T00:00:00+00:00", 1.0)
@@ -38,7 +40,12 @@ def record(session: str, scores: tuple[float, ...] | None = SCORES) -> RunRecord
 
 def replayed(*scores: tuple[float, ...] | None) -> Replay:
     base, head = (record(f"session {number}", each) for number, each in enumerate(scores))
-    return Replay(track([base], [head], strict=True), {})
+    return Replay(track([base], [head], strict=True, replayed=True), {})
+
+
+def verdict(base: RunRecord, head: RunRecord, replayed: bool = True) -> Finding:
+    (found,) = (each for each in track([base], [head], replayed=replayed).findings if each.metric == "perplexity")
+    return found
 
 
 def shifted(by: float) -> tuple[float, ...]:
@@ -56,6 +63,26 @@ def test_a_gated_figure_that_is_worse_or_better_does_not_agree(by: float) -> Non
         "regressed" if by > 0 else "improved"
     }
     assert found.exit_code == ExitCode.GATE_FAILED
+
+
+@pytest.mark.parametrize("by", [0.077, -0.077])
+def test_four_windows_are_enough_to_find_a_forged_perplexity(by: float) -> None:
+    """They are no sample of the text: the same windows by the same libraries on the same machine differ by rounding."""
+    honest = record("theirs", SCORES[:4])
+    found = verdict(record("mine", tuple(score + by for score in SCORES[:4])), honest)
+    assert found.verdict == ("improved" if by > 0 else "regressed")
+    assert found.change is not None
+    assert found.change.value == pytest.approx(math.expm1(-by))
+    assert "4 of 4 values differ, by up to 0.077 nat/token" in found.reasons[0]
+    rounded = verdict(record("mine", tuple(score * (1 + 1e-5) for score in SCORES[:4])), honest)
+    assert rounded.verdict == "unchanged"
+
+
+def test_four_windows_remain_a_sample_where_more_than_rounding_may_differ() -> None:
+    forged, honest = record("mine", tuple(score + 0.077 for score in SCORES[:4])), record("theirs", SCORES[:4])
+    other_libraries = replace(honest, spec=changed(honest.spec, lock="another"))
+    assert verdict(forged, other_libraries).verdict == "inconclusive"
+    assert verdict(forged, honest, replayed=False).verdict == "inconclusive", "a comparison asks about other texts too"
 
 
 def test_a_replay_in_which_nothing_was_compared_does_not_agree(capsys: pytest.CaptureFixture[str]) -> None:

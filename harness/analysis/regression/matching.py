@@ -23,12 +23,16 @@ HASH_DIGITS = 12
 
 @dataclass(frozen=True)
 class Match:
-    """A case on both sides. ``bars`` are the differing fields of the questions that make all figures incomparable."""
+    """A case on both sides. ``bars`` are the differing fields of the questions that make all figures incomparable.
+
+    ``replayed``: HEAD was measured only to see whether BASE's figures come out again.
+    """
 
     base: Case
     head: Case
     bars: tuple[str, ...] = ()
     tracked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    replayed: bool = False
 
     @property
     def one_machine(self) -> bool:
@@ -39,6 +43,14 @@ class Match:
         """Whether nothing was measured again."""
         return self.base is self.head or self.base.identities == self.head.identities
 
+    @property
+    def differs_by_rounding(self) -> bool:
+        """Whether nothing but rounding may tell two honest measurements of the same items apart.
+
+        It is a replay, and libraries, class of machine and artifacts are the same.
+        """
+        return self.replayed and self.base.spec.run_id == self.head.spec.run_id
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -47,9 +59,9 @@ class Matches:
     new: tuple[Case, ...]
 
 
-def match(base: Mapping[str, Case], head: Mapping[str, Case]) -> Matches:
+def match(base: Mapping[str, Case], head: Mapping[str, Case], replayed: bool = False) -> Matches:
     """By case id; the rest by the names that a reader knows, if these are unambiguous."""
-    both = [Match(case, head[case_id]) for case_id, case in base.items() if case_id in head]
+    both = [Match(case, head[case_id], replayed=replayed) for case_id, case in base.items() if case_id in head]
     gone = {case_id: case for case_id, case in base.items() if case_id not in head}
     new = {case_id: case for case_id, case in head.items() if case_id not in base}
     theirs, ours = _by_name(gone), _by_name(new)

@@ -13,8 +13,10 @@ from harness.analysis.regression.matching import Match, differing, unlike_condit
 from harness.analysis.regression.pending import Gated, Pending, start
 from harness.core.record import Measurement
 from harness.figures.figure import Figure
+from harness.figures.formats import significant
 from harness.figures.statistic import Items
 from harness.stats.comparison import Better
+from harness.stats.estimate import Estimate, exponential
 from harness.stats.rule import above_noise_floor, compare
 
 
@@ -38,6 +40,8 @@ def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pendi
     elif same(base, head):
         why = "the same run on both sides" if match.same_runs else "every value is bit for bit the same"
         yield replace(blank, verdict="unchanged", n=len(base.values), units="values", reasons=(why,))
+    elif match.differs_by_rounding and base.unit.startswith("nat"):
+        yield _measured_again(asked, blank, base, head)
     elif base.evidence != "paired":
         yield replace(blank, verdict="inconclusive", reasons=("one figure of all questions: no test is valid",))
     else:
@@ -71,12 +75,39 @@ def same(base: Measurement, head: Measurement) -> bool:
     )
 
 
+def _measured_again(asked: Gated, blank: Finding, base: Measurement, head: Measurement) -> Finding:
+    """The same items by the same software: no sample, so that no test is needed to say that the figures differ."""
+    effect = head.mean - base.mean
+    worse = (effect > 0) == (base.direction == "lower")
+    change = exponential(effect) - 1 if blank.relative else effect
+    theirs, ours = _by_item(base), _by_item(head)
+    gaps = [abs(ours[item] - value) for item, value in theirs.items() if ours[item] != value]
+    largest = significant(max(gaps, default=0.0), 2)
+    return replace(
+        blank,
+        verdict="unchanged" if abs(effect) <= _margin(asked, blank) else "regressed" if worse else "improved",
+        change=Estimate(change, change, change, len(theirs), "exact") if math.isfinite(change) else None,
+        test="exact",
+        n=len(theirs),
+        units="values",
+        reasons=(
+            "the same items by the same software on the same class of machine are no sample, and "
+            f"{len(gaps)} of {len(theirs)} values differ, by up to {largest} {base.unit}",
+        ),
+    )
+
+
+def _margin(asked: Gated, blank: Finding) -> float:
+    """The change that does not matter, in the terms of the items: logarithms, if the change is relative."""
+    if blank.relative:
+        return math.log1p(asked.threshold)
+    return asked.threshold * abs(blank.base or 0.0) if asked.relative else asked.threshold
+
+
 def _compared(
     match: Match, asked: Gated, blank: Finding, base: Measurement, head: Measurement, alpha: float
 ) -> Finding | Pending:
-    margin = math.log1p(asked.threshold) if blank.relative else asked.threshold
-    if asked.relative and not blank.relative:
-        margin *= abs(blank.base or 0.0)
+    margin = _margin(asked, blank)
     better: Better = "higher" if base.direction == "higher" else "lower"
     try:
         found = (

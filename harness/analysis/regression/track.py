@@ -47,6 +47,7 @@ def track(
     strict: bool = False,
     alpha: float = ALPHA,
     kept: KeptEntries = NOTHING,
+    replayed: bool = False,
 ) -> Regression:
     """HEAD compared with BASE.
 
@@ -54,12 +55,12 @@ def track(
     replaces single ones. If nobody names any, the usual ones apply. Other metrics are compared by their default
     thresholds and decide nothing, unless ``strict`` makes them all gates. Over all gates together, the probability of
     a false regression is at most ``alpha``, and so is that of a false "unchanged".
-    What two cases give is taken from ``kept`` if it is there.
+    What two cases give is taken from ``kept`` if it is there. ``replayed``: HEAD asks BASE's questions again.
     Raises ResultsError if the two sides have no case in common.
     """
     theirs = cases(base)
     ours = theirs if head is base else cases(head)
-    matches = match(theirs, ours)
+    matches = match(theirs, ours, replayed)
     if not matches.both:
         raise ResultsError(_nothing_in_common(names, theirs, ours))
     thresholds, whence = (gates, origin or "given") if gates is not None else _recipes_gates(ours)
