@@ -27,8 +27,6 @@ from harness.errors import UndrivenError
 
 T = TypeVar("T")
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
-UNFINISHED = "the run was ended while it was measured"
-"""The reason of a fact that what a run measures last is missing."""
 MAX_NODE_CHARACTERS = 64
 MAX_NOTES = 1_000
 """Labels of a run, and facts; runs have fewer than ten of each, and one for each pattern of a recipe's scope."""
@@ -88,13 +86,15 @@ class Fingerprint:
     """The machine and its software at the start or end of a run.
 
     ``software`` are the versions that affect figures. ``state`` holds what drifts: load, available memory, CPU times,
-    GPU clocks and GPU temperature. ``installed`` are the versions of all distributions, noted at the start alone.
+    GPU clocks and GPU temperature. ``installed`` are the versions of all distributions, noted at the start alone;
+    ``beside`` has those of each other stack whose programs the run starts, and its Python's.
     """
 
     hardware: Mapping[str, Scalar]
     software: Mapping[str, str]
     state: Mapping[str, float]
     installed: Mapping[str, str] = field(default_factory=dict, metadata=ABSENT_AT_DEFAULT)
+    beside: Mapping[str, Mapping[str, str]] = field(default_factory=dict, metadata=ABSENT_AT_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,6 @@ class Outcome:
         for name in ("before", "after"):
             kept[name] = None if not_finite(getattr(self, name)) else getattr(self, name)
         return replace(self, **kept)
-
-    def cut_short(self, cause: str) -> Outcome:
-        """The outcome of a run that was ended while it measured the last of it; ``cause`` is how."""
-        facts = tuple(
-            replace(fact, arguments={**fact.arguments, "reason": f"{UNFINISHED}: {cause}"})
-            if fact.arguments.get("reason") == UNFINISHED
-            else fact
-            for fact in self.facts
-        )
-        return replace(self, facts=facts)
 
     def unstorable(self, reason: Failure) -> Outcome:
         """What is kept of an outcome that cannot be stored for a reason. If the run had not failed, it is invalid.

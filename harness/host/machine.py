@@ -5,8 +5,10 @@ It imports no backend: a GPU is read through NVML, a library's version from its 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -25,6 +27,8 @@ from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
 DIST_INFO = ".dist-info"
+START_S = 60.0
+"""Within which an interpreter starts, on a busy machine with a cold disk."""
 PACKAGES = (
     "qharness",
     "torch",
@@ -70,10 +74,14 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     )
 
 
-def fingerprint(packages: Iterable[str] = (), installed: Mapping[str, str] = MappingProxyType({})) -> Fingerprint:
+def fingerprint(
+    packages: Iterable[str] = (),
+    installed: Mapping[str, str] = MappingProxyType({}),
+    beside: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Fingerprint:
     """The machine and its software at this moment; what cannot be read is left out.
 
-    ``packages`` are additional packages whose versions matter.
+    ``packages`` are additional packages whose versions matter; ``installed`` and ``beside`` are noted as given.
     """
     hardware: dict[str, Scalar] = {
         "cpu": cpu_name(),
@@ -86,7 +94,8 @@ def fingerprint(packages: Iterable[str] = (), installed: Mapping[str, str] = Map
             hardware |= visible[0].identity().hardware()
         if len(visible) > 1:
             hardware["gpus"] = len(visible)
-    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state(), installed)
+    software = {"python": platform.python_version(), **versions(packages)}
+    return Fingerprint(hardware, software, state(), installed, beside)
 
 
 def state() -> dict[str, float]:
@@ -117,10 +126,26 @@ def installed() -> Mapping[str, str]:
 
     Read from the names of their folders: each of some hundred metadata files would have to be parsed.
     """
+    return _distributions(sys.path)
+
+
+def installed_beside(interpreter: str) -> Mapping[str, str]:
+    """The same of another interpreter's environment, and the version of its Python; nothing if it does not start."""
+    tell = "import json, platform, sys; print(json.dumps([platform.python_version(), sys.path[1:]]))"
+    try:
+        told = subprocess.run([interpreter, "-c", tell], stdin=subprocess.DEVNULL, capture_output=True, timeout=START_S)
+        python, places = json.loads(told.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return {}
+    return {"python": python, **_distributions(places)}
+
+
+def _distributions(places: Iterable[str]) -> dict[str, str]:
+    """Of two copies of a distribution, the one that is imported."""
     from packaging.utils import canonicalize_name
 
     found: dict[str, str] = {}
-    for place in map(Path, sys.path):
+    for place in map(Path, places):
         for folder in place.glob(f"*{DIST_INFO}"):
             name, _, number = folder.name.removesuffix(DIST_INFO).partition("-")
             found.setdefault(canonicalize_name(name), number)

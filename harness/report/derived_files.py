@@ -122,7 +122,7 @@ def _hardware(fingerprint: Fingerprint | None) -> dict[str, Any]:
 
 
 def _locks(records: Iterable[RunRecord]) -> Iterator[tuple[str, str]]:
-    """For each stack, the versions that its runs found, as lines that pip reads; a file for each set of them.
+    """For each stack, the versions that runs found in it, as lines that pip reads; a file for each set of them.
 
     They are those of all distributions, but in older records only of those that affect figures.
     """
@@ -133,7 +133,8 @@ def _locks(records: Iterable[RunRecord]) -> Iterator[tuple[str, str]]:
         for fingerprint in (before, None if same else after):
             if fingerprint and fingerprint.software:
                 versions = {**fingerprint.software, **fingerprint.installed}
-                found[f"{LOCKS}/{record.spec.stack}-{digest(versions)}.txt"] = record.spec.stack, versions
+                for stack, own in ((record.spec.stack, versions), *fingerprint.beside.items()):
+                    found[f"{LOCKS}/{stack}-{digest(dict(own))}.txt"] = stack, own
     for name, (stack, software) in sorted(found.items()):
         python = software.get("python", "")
         lines = [f"# {stack}, Python {python}", *(f"{p}=={v}" for p, v in sorted(software.items()) if p != "python")]

@@ -174,11 +174,11 @@ class Anonymizer:
             hardware = {
                 name: self.message(each) if isinstance(each, str) else each for name, each in value.hardware.items()
             }
-            software, installed = (
+            software, installed, *beside = (
                 {name: self.message(each) for name, each in versions.items()}
-                for versions in (value.software, value.installed)
+                for versions in (value.software, value.installed, *value.beside.values())
             )
-            return Fingerprint(hardware, software, value.state, installed)
+            return Fingerprint(hardware, software, value.state, installed, dict(zip(value.beside, beside, strict=True)))
         if isinstance(value, Measurement):
             protocol = {
                 name: self.ids(each) if isinstance(each, str) else each for name, each in value.protocol.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -67,7 +67,10 @@ def finite_json(raw: object, name: str) -> str:
 
 
 def _fields(value: Any) -> dict[str, Any] | tuple[Any, ...]:
-    """Converts one level of a type unknown to json; asdict would copy millions of values one by one."""
+    """Converts one level of a type unknown to json; asdict would copy millions of values one by one.
+
+    The default of a field without a plain one, such as a mapping, is an empty one.
+    """
     if isinstance(value, LazyColumn):
         return tuple(value)
     if isinstance(value, frozenset):
@@ -78,5 +81,6 @@ def _fields(value: Any) -> dict[str, Any] | tuple[Any, ...]:
         each.name: content
         for each in fields(value)
         for content in (getattr(value, each.name),)
-        if content != each.default or not ABSENT_AT_DEFAULT.items() <= each.metadata.items()
+        if (content if each.default is MISSING else content != each.default)
+        or not ABSENT_AT_DEFAULT.items() <= each.metadata.items()
     }

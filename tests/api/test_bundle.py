@@ -173,6 +173,20 @@ def test_a_lock_names_every_distribution_that_a_run_found(tmp_path: Path) -> Non
     assert again.outcome.before == before
 
 
+def test_a_stack_whose_program_a_run_only_starts_has_a_lock_too(tmp_path: Path) -> None:
+    """Such as that of the generator of a load on a server of another engine."""
+    record = read_records(EXAMPLE)[0]
+    assert record.outcome.before is not None
+    beside = {"vllm": {"python": "3.12.1", "vllm": "0.25.0", "aiohttp": "3.14.0"}}
+    before = replace(record.outcome.before, beside=beside)
+    Store(tmp_path / "one").save(replace(record, outcome=replace(record.outcome, before=before)))
+    found = contents(bundle(tmp_path / "one", tmp_path / NAME).path)
+    (lock,) = (text.decode() for name, text in found.items() if name.startswith("locks/vllm-"))
+    assert lock == "# vllm, Python 3.12.1\naiohttp==3.14.0\nvllm==0.25.0\n"
+    (again,) = read_records(tmp_path / "one")
+    assert again.outcome.before == before
+
+
 def test_its_recipe_can_be_read_and_asks_what_the_records_answer(made: Path, tmp_path: Path) -> None:
     (tmp_path / "example.yaml").write_bytes(contents(made)["recipes/example.yaml"])
     recipe = load_recipe(tmp_path / "example.yaml")

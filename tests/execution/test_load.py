@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from run_specs import changed, run_spec
 
 from harness.execution.load import MAX_REASON, _answered
+from harness.execution.worker import _installed_beside
+from harness.libraries.load_generator import INTERPRETER
 from harness.text.load import PlannedRequest
 
 LIMIT = 4
+
+
+def test_the_environment_of_the_generator_is_recorded_where_the_server_runs_in_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(INTERPRETER, sys.executable)
+    served = run_spec("serve", engine="llamacpp")
+    (found,) = _installed_beside(changed(served, stack="llamacpp")).items()
+    assert found[0] == "vllm"
+    assert found[1]["pytest"] == version("pytest")
+    assert _installed_beside(changed(served, stack="vllm")) == {}, "its own environment"
+    assert _installed_beside(run_spec("quality")) == {}
 
 
 def seen(*answers: tuple[list[float], int | None]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from dataclasses import replace
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from harness.errors import UsageError
 from harness.host import machine
-from harness.host.machine import installed
+from harness.host.machine import installed, installed_beside
 
 H200_TOO = replace(H200, uuid="GPU-f0000000-0000-4000-8000-000000000000")
 
@@ -137,3 +139,17 @@ def test_all_distributions_are_found_with_the_versions_that_their_metadata_has()
     for each in distributions():
         expected.setdefault(canonicalize_name(each.metadata["Name"]), each.version)
     assert installed() == expected
+
+
+def test_so_are_those_of_another_interpreter(tmp_path: Path) -> None:
+    """In its own environment, whatever this process has imported."""
+    packages = tmp_path / "packages"
+    (packages / "Some_Library-1.2.3.dist-info").mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={packages}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    found = installed_beside(str(python))
+    assert found["some-library"] == "1.2.3"
+    assert found["python"] == platform.python_version()
+    assert found.items() >= {"numpy": version("numpy")}.items()
+    assert installed_beside(str(tmp_path / "missing")) == {}

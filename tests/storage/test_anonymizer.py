@@ -176,7 +176,13 @@ def test_a_hub_model_keeps_its_name() -> None:
 def found_on_a_machine() -> RunRecord:
     home = "/home/planted-alice"
     warned = f"{home}/lib.py: {TOKEN} on planted-box"
-    print_ = Fingerprint({"cpu": "x", "platform": "Linux-planted-box"}, {"torch": f"2 {home}/torch"}, {"load": 1.0})
+    print_ = Fingerprint(
+        {"cpu": "x", "platform": "Linux-planted-box"},
+        {"torch": f"2 {home}/torch"},
+        {"load": 1.0},
+        {"mine": f"1+{home}"},
+        {"vllm": {"mine": f"1+{home}"}},
+    )
     outcome = Outcome(
         "failed",
         Failure("load", "OSError", f"{home}/m: no file for planted-alice", warned),
