@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any
@@ -15,6 +15,7 @@ from harness.analysis.comparability import Comparability
 from harness.analysis.history.values import CaseValue, comparability, values_of
 from harness.analysis.regression import paired, processes
 from harness.analysis.regression.cases import Case, cases
+from harness.analysis.selection import AttemptKey, withdrawn, without
 from harness.core.job import VariantJob
 from harness.core.record import Measurement, RunRecord
 from harness.figures.figure import Figure
@@ -95,12 +96,22 @@ class SharedRuns:
 
 
 @dataclass(frozen=True)
+class WithdrawnRuns:
+    """Runs that a source holds as if they counted, but that were withdrawn in its copy ``by`` another source."""
+
+    source: str
+    by: str
+    runs: int
+
+
+@dataclass(frozen=True)
 class Pool:
-    """What several sources measured, which of it is not comparable, and what they hold in common."""
+    """What several sources measured, which of it is not comparable, what they share, and what was withdrawn."""
 
     figures: tuple[PooledFigure, ...]
     unlike: tuple[UnlikeFigures, ...]
     shared: tuple[SharedRuns, ...] = ()
+    withdrawn: tuple[WithdrawnRuns, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class _Holders:
     """Which source holds a run first: a copy of it, or a folder that it was merged into, measured nothing itself."""
 
     def __init__(self) -> None:
-        self._by_run: dict[tuple[str, str, str], str] = {}
+        self._by_run: dict[AttemptKey, str] = {}
 
     def find(self, case: Case) -> str | None:
         """The source before this one that has a run of the case; None if no source has."""
@@ -152,13 +163,15 @@ def pool(sources: Mapping[str, Sequence[RunRecord]]) -> Pool:
     """Lays the figures of sources side by side. Each source is one sweep or more, of one person or machine.
 
     A source's own figure is that of its current runs, as in tables. Runs that several sources hold count in the first
-    of them only: copies would agree by themselves.
+    of them only: copies would agree by themselves. A run that was withdrawn in one of them counts in none.
     """
+    gone = {source: withdrawn(records) for source, records in sources.items()}
+    everywhere = frozenset[AttemptKey]().union(*gone.values())
     alike: dict[str, dict[str, _Keyed]] = defaultdict(dict)
     named: dict[tuple[str, ...], dict[str, dict[str, _Keyed]]] = defaultdict(lambda: defaultdict(dict))
     holders, shared = _Holders(), []
     for source, records in sources.items():
-        asked = cases(records)
+        asked = cases(without(everywhere, records))
         held = {name: holder for name, case in asked.items() if (holder := holders.find(case)) is not None}
         for name, case in asked.items():
             for each in _keyed(source, case):
@@ -170,7 +183,18 @@ def pool(sources: Mapping[str, Sequence[RunRecord]]) -> Pool:
         shared += _shared(source, asked, held)
     pooled = [_pooled(list(members.values())) for members in alike.values() if len(members) > 1]
     unlike = [_unlike(list(groups.values())) for groups in named.values()]
-    return Pool(tuple(pooled), tuple(each for each in unlike if each is not None), tuple(shared))
+    found = (each for each in unlike if each is not None)
+    return Pool(tuple(pooled), tuple(found), tuple(shared), tuple(_withdrawn(sources, gone)))
+
+
+def _withdrawn(
+    sources: Mapping[str, Sequence[RunRecord]], gone: Mapping[str, Set[AttemptKey]]
+) -> Iterator[WithdrawnRuns]:
+    """For each pair of sources, how many runs that one holds the other withdrew."""
+    for source, records in sources.items():
+        held = {record.key for record in records} - gone[source]
+        counts = ((by, len(held & theirs)) for by, theirs in gone.items())
+        yield from (WithdrawnRuns(source, by, count) for by, count in counts if count)
 
 
 def _shared(source: str, asked: Mapping[str, Case], held: Mapping[str, str]) -> list[SharedRuns]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -56,6 +56,20 @@ def setting(spec: RunSpec) -> ComparisonSetting:
 def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Oldest first."""
     return sorted(records, key=lambda record: (record.started_at, record.attempt))
+
+
+AttemptKey = tuple[str, str, str]
+"""``RunRecord.key``."""
+
+
+def withdrawn(records: Iterable[RunRecord]) -> frozenset[AttemptKey]:
+    """The attempts that are invalid: what its owner withdrew in one place counts in no copy elsewhere."""
+    return frozenset(record.key for record in records if record.status == "invalid")
+
+
+def without(gone: Set[AttemptKey], records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The records without those that are copies of ``gone`` attempts, but are not invalid themselves."""
+    return [record for record in records if record.status == "invalid" or record.key not in gone]
 
 
 def current(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:

@@ -15,7 +15,7 @@ from harness.analysis.history.series import History, Series
 from harness.analysis.history.trace import trace
 from harness.core.label import Label
 from harness.core.model import MethodRef
-from harness.core.record import Outcome, RunRecord
+from harness.core.record import Failure, Outcome, RunRecord
 from harness.errors import ResultsError
 from harness.stats import changepoints as points
 
@@ -276,6 +276,13 @@ class TestTrace:
         records = [nights.on(night).quality(RTN, 4.5, 0.2) for night in (3, 1, 2)]
         series = only(trace([*records, *records]), "perplexity")
         assert [point.session for point in series.points] == ["s01", "s02", "s03"]
+
+    def test_what_was_withdrawn_in_one_folder_counts_in_no_copy(self, nights: Nights) -> None:
+        mine, theirs = (nights.on(night).quality(RTN, 4.5, 0.2) for night in (1, 2))
+        failure = Failure("inputs", "InvalidRunError", "the checkpoint changed")
+        gone = replace(theirs, attempt=2, outcome=replace(theirs.outcome, status="invalid", failure=failure))
+        for records in ([mine, theirs, gone], [mine, gone, theirs]):
+            assert [point.session for point in only(trace(records), "perplexity").points] == ["s01"]
 
     def test_suspect_timings_are_left_out(self, nights: Nights) -> None:
         records = nights.timed(nights.on(1), 1.0) + nights.timed(nights.on(2), 1.0)

@@ -22,7 +22,7 @@ from harness.api.pool import pool
 from harness.cli.app import app
 from harness.core.job import MeasureQuality
 from harness.core.model import MethodRef, ModelRef
-from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.workload import ThroughputWorkload
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.storage.reading import read_records
@@ -159,6 +159,26 @@ def test_a_copy_a_bundle_and_a_merge_of_both_are_no_second_source(tmp_path: Path
         assert expected.test is not None
         assert perplexity.test.p == pytest.approx(expected.test.p)
         assert Path(found.shared[0].source).name == shared
+
+
+@pytest.mark.parametrize("order", [("mine", "copy", "theirs"), ("copy", "theirs", "mine")])
+def test_a_run_that_its_owner_withdrew_counts_in_no_copy(tmp_path: Path, order: tuple[str, ...]) -> None:
+    """As when the folders are merged; wherever the copy is named, and although its own record says that it is well."""
+    mine = quality("mine", 0.01)
+    bundled(tmp_path, "mine", mine)
+    shutil.copytree(tmp_path / "mine", tmp_path / "copy")
+    bundled(tmp_path, "theirs", quality("theirs", 0.01))
+    Store(tmp_path / "mine").withdraw(mine, Failure("inputs", "InvalidRunError", "the text changed meanwhile"))
+    places = [tmp_path / name for name in order]
+    found = pool(places)
+    assert (found.figures, found.unlike, found.shared) == ((), (), ())
+    assert [(Path(each.source).name, Path(each.by).name, each.runs) for each in found.withdrawn] == [
+        ("copy", "mine", 1)
+    ]
+    ended = command("merge", *places, "--into", tmp_path / "all", "--figures")
+    said = " ".join(ended.stdout.split())
+    assert f"not counted: {tmp_path / 'copy'}: 1 of its runs was withdrawn in {tmp_path / 'mine'}" in said
+    assert "no figure was measured alike" in said
 
 
 def test_of_sources_that_overlap_in_part_each_counts_with_what_it_alone_has(tmp_path: Path) -> None:

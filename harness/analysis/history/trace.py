@@ -20,6 +20,7 @@ from harness.analysis.regression.endings import title
 from harness.analysis.regression.environment import changes as environment
 from harness.analysis.regression.exact import ROUNDING
 from harness.analysis.regression.matching import HASH_DIGITS, match
+from harness.analysis.selection import withdrawn, without
 from harness.core.identity import digest
 from harness.core.model import MAIN_ENGINE
 from harness.core.record import FAILURES, Damaged, RunRecord
@@ -54,11 +55,13 @@ def trace(
 ) -> History:
     """Every figure of ``records`` over their sessions, in the order in which the sessions began.
 
-    ``metrics`` are names of gates; none means all. A record that is in several folders counts once. What a case gives
+    ``metrics`` are names of gates; none means all. A record that is in several folders counts once, and not at all if
+    it was withdrawn in one of them. What a case gives
     is taken from ``kept`` if it is there.
     Raises ResultsError if no run gave such a figure.
     """
-    once = {each.key: each for each in records}
+    records = list(records)
+    once = {each.key: each for each in without(withdrawn(records), records)}
     found = _sessions(once.values())
     series: dict[Name, dict[tuple[str, str], list[_Seen]]] = {}
     for case, figures in _asked(found, metrics, kept):

@@ -14,7 +14,7 @@ from harness.report.terminal import Rows, print_json, show, written
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from harness.analysis.pooling import Pool, PooledFigure, SharedRuns, UnlikeFigures
+    from harness.analysis.pooling import Pool, PooledFigure, SharedRuns, UnlikeFigures, WithdrawnRuns
 
 STYLES = {"identical": "green", "agree within noise": "green", "heterogeneous": "bold red", "not tested": "yellow"}
 MOST_CONDITIONS = 3
@@ -29,6 +29,8 @@ def show_pool(found: Pool, as_json: bool) -> None:
             print_json({"comparable": False, **asdict(other)})
         for shared in found.shared:
             print_json({"counted_once": True, **asdict(shared)})
+        for gone in found.withdrawn:
+            print_json({"withdrawn": True, **asdict(gone)})
         return
     show(lambda width, colour: written(_parts(found), width or 120, colour))
 
@@ -46,6 +48,7 @@ def _parts(found: Pool) -> Iterator[Text | Rows | str]:
         yield "no figure was measured alike by two sources"
     yield from (_why(each) for each in found.unlike)
     yield from (_once(each) for each in found.shared)
+    yield from (_gone(each) for each in found.withdrawn)
 
 
 def _agreement(each: PooledFigure) -> str:
@@ -65,6 +68,11 @@ def _why(each: UnlikeFigures) -> str:
 def _once(each: SharedRuns) -> str:
     runs = f"{each.runs} of its {each.total} current runs"
     return f"counted once: {each.source}: {runs} {'is' if each.runs == 1 else 'are'} in {each.holder} too"
+
+
+def _gone(each: WithdrawnRuns) -> str:
+    runs = "1 of its runs was" if each.runs == 1 else f"{each.runs} of its runs were"
+    return f"not counted: {each.source}: {runs} withdrawn in {each.by}"
 
 
 def _short(value: str | None) -> str:
