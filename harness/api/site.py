@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -23,14 +24,15 @@ from harness.api.results import NamedRecords, kept_of, read_folder, redacted
 from harness.api.site_agreement import agreements
 from harness.core.exact_text import as_text, builder
 from harness.core.foreign import read_file, shown
-from harness.core.identity import full_digest
+from harness.core.identity import digest, full_digest
+from harness.core.record import Failure, RunRecord
 from harness.errors import HarnessError, ResultsError, UsageError
 from harness.report.code import report_code
 from harness.report.escape import file_name
 from harness.report.page import page
 from harness.report.redact import LEFT_OUT, Redaction
 from harness.report.renderers.html import SitePlace, html
-from harness.report.site.entries import SiteAgreement, SweepEntry, sweep_entry
+from harness.report.site.entries import SiteAgreement, SweepEntry, SweepRuns, sweep_entry
 from harness.report.site.pages import index_page, model_page, models_of
 from harness.report.write import write_file
 from harness.storage.bundle import SUFFIX, is_bundle
@@ -43,6 +45,8 @@ KEPT = ".site.json"
 MAX_KEPT_BYTES = 2**30
 LEAST_PER_PROCESS = 16
 """Fewer locations are built sooner than a further process has started."""
+WITHDRAWN = Failure("elsewhere", "InvalidRunError", "another place of this site has the same run as invalid")
+"""Why a copy of a run does not count that was withdrawn in another place."""
 OF_RECIPE = "--"
 """Between the names of a place and a recipe; no such name contains it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
@@ -109,8 +113,9 @@ def write_site(
 ) -> SiteBuild:
     """Writes a site of results folders, bundles or URLs into the folder ``out``; it needs no server.
 
-    Each recipe at each place is one sweep. A site that is there is brought up to date: only sweeps that changed are
-    built, only files that differ are written, and pages of sweeps that are not among the results any more are removed.
+    Each recipe at each place is one sweep; a run that was withdrawn at one place counts at none. A site that is there
+    is brought up to date: only sweeps that changed are built, only files that differ are written, and pages of sweeps
+    that are not among the results any more are removed.
     With ``bundles`` each page offers a bundle of its results; one that was given as a bundle always does.
     With ``redact`` pages leave out what redacted reports do, sweeps are named by their recipes, no bundle is offered,
     which would hold everything, and all sweeps are built if one changed or is gone, so that a name has one number.
@@ -136,7 +141,8 @@ def write_site(
     places: dict[str, str | Path] = {}
     left = [location for location, state in states.items() if state not in unchanged]
     redaction = Redaction() if redact else None
-    builder, used, built = _Builder(folder, title, bundles), set(entries), 0
+    builder, used = _Builder(folder, title, bundles), set(entries)
+    anew: set[str] = set()
     pages = builder.named(left, used, processes) if redaction is None else builder.redacted(left, used, redaction)
     try:
         with closing(pages):
@@ -148,7 +154,7 @@ def write_site(
                 entries |= {entry.name: (state, entry) for entry in made.entries}
                 places |= {entry.name: location for entry in made.entries}
                 writer.written += made.written
-                built += len(made.entries)
+                anew |= {entry.name for entry in made.entries}
     finally:  # a build that is interrupted, here or while it tests agreement, goes on from there
         _keep(folder, _LastBuild({**kept, **entries}, before.models))
     if not entries:
@@ -156,19 +162,27 @@ def write_site(
     found = [entry for _, entry in entries.values()]
     of_state = {state: location for location, state in states.items() if state is not None}
     places |= {name: of_state[state] for name, (state, _) in entries.items() if state in of_state}
+    withdrawn = frozenset(key for each in found for key in each.runs.withdrawn)
+    for each in found:
+        if withdrawn.intersection(each.runs.held) != set(each.runs.dropped):
+            made_again = builder.again(each, places[each.name], withdrawn, redaction, writer)
+            entries[each.name] = entries[each.name][0], made_again
+            anew.add(each.name)
+    found = [entry for _, entry in entries.values()]
     agreed: dict[str, _Agreed] = {}
     for model in models_of(found):
         of_sweeps = [entries[sweep.name][0] for sweep in model.sweeps]
-        state, known = full_digest(of_sweeps), before.models.get(model.id)
+        state = full_digest([of_sweeps, [sweep.runs.dropped for sweep in model.sweeps]])
+        known = before.models.get(model.id)
         if known is None or known.state != state or None in of_sweeps:
-            known = _Agreed(state, agreements(model, places, redaction))
+            known = _Agreed(state, agreements(model, places, redaction, lambda found: _withdrawn(found, withdrawn)))
         agreed[model.id] = known
         writer.write(f"models/{model.id}.html", model_page(title, model, known.series, keys=not redact))
     writer.write("index.html", index_page(title, found))
     removed = tuple(_remove_stale(folder, kept, found))
     _keep(folder, _LastBuild(entries, agreed))
     unbundled = tuple(entry.name for entry in found if bundles and entry.bundle is None)
-    return SiteBuild(folder / "index.html", tuple(entries), built, tuple(writer.written), removed, unbundled)
+    return SiteBuild(folder / "index.html", tuple(entries), len(anew), tuple(writer.written), removed, unbundled)
 
 
 class _SiteFiles:
@@ -259,27 +273,71 @@ class _Builder:
         entries = []
         try:
             for sweep in sweeps:
-                entries.append(_build(sweep, self.title, self.bundles, writer, redaction))
+                offered = _bundle(sweep, self.bundles, writer) if redaction is None else None
+                entries.append(_build(sweep, self.title, offered, writer, redaction))
         except HarnessError as error:  # such as one that changes while it is bundled
             return _Built(tuple(entries), tuple(writer.written), error)
         return _Built(tuple(entries), tuple(writer.written))
 
+    def again(
+        self,
+        entry: SweepEntry,
+        location: str | Path,
+        gone: Set[str],
+        redaction: Redaction | None,
+        writer: _SiteFiles,
+    ) -> SweepEntry:
+        """A sweep that was built, without the runs that turned out to be ``gone``. Raises what reading it raises."""
+        found = read_folder(location).of_recipe(entry.runs.recipe)
+        sweep = _NamedSweep(entry.name, location, is_part=True, found=found)
+        return _build(sweep, self.title, entry.bundle, writer, redaction, gone)
+
 
 def _build(
-    sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles, redaction: Redaction | None
+    sweep: _NamedSweep,
+    title: str,
+    offered: str | None,
+    writer: _SiteFiles,
+    redaction: Redaction | None,
+    gone: Set[str] = frozenset(),
 ) -> SweepEntry:
-    found = sweep.found if redaction is None else redacted([sweep.found], redaction)[0]
+    runs, found = _runs(sweep, gone), _withdrawn(sweep.found, gone)
+    found = found if redaction is None else redacted([found], redaction)[0]
     kept: AbstractContextManager[KeptEntries] = kept_of([found], TRACED) if found.seals else nullcontext(NOTHING)
     with found.summaries() as derived, kept as traced:
         whole = page(found.records, found.damaged, summaries=derived)
         keyed = keyed_figures(whole.tables, found.records, traced)
-        offered = _bundle(sweep, bundles, writer) if redaction is None else None
-        entry = sweep_entry(sweep.name, whole, keyed, offered)
+        entry = replace(sweep_entry(sweep.name, whole, keyed, offered), runs=runs)
         place = SitePlace(title, tuple(entry.models.items()), offered)
         if redaction is not None:
             whole = replace(whole, redacted=LEFT_OUT)
         writer.write(f"sweeps/{sweep.name}.html", html(whole, place, keyed))
     return entry
+
+
+def _key(record: RunRecord) -> str:
+    """What identifies an attempt at all places, in few letters."""
+    return digest(record.key)
+
+
+def _runs(sweep: _NamedSweep, gone: Set[str]) -> SweepRuns:
+    keys = {_key(record): record.status == "invalid" for record in sweep.found.records}
+    held = tuple(key for key, invalid in keys.items() if not invalid)
+    withdrawn = tuple(key for key, invalid in keys.items() if invalid)
+    recipe = sweep.found.records[0].spec.recipe
+    return SweepRuns(recipe, held, withdrawn, tuple(key for key in held if key in gone))
+
+
+def _withdrawn(found: NamedRecords, gone: Set[str]) -> NamedRecords:
+    """With the attempts that are ``gone`` as invalid ones; what was derived from these records before is not used."""
+    records = tuple(
+        replace(each, outcome=replace(each.outcome, status="invalid", failure=WITHDRAWN))
+        if each.status != "invalid" and gone and _key(each) in gone
+        else each
+        for each in found.records
+    )
+    unchanged = all(map(operator.is_, records, found.records))
+    return found if unchanged else NamedRecords(found.name, records, found.damaged)
 
 
 def _bundle(sweep: _NamedSweep, bundles: bool, writer: _SiteFiles) -> str | None:

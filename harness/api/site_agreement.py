@@ -5,12 +5,12 @@ What is tested is chosen in ``analysis`` and ``report``: if that code changes, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from harness.analysis.pooling import independent, pool
-from harness.api.results import read_folder, redacted
+from harness.api.results import NamedRecords, read_folder, redacted
 from harness.core.record import RunRecord
 from harness.errors import HarnessError
 from harness.report.agreement import agreement_numbers
@@ -20,13 +20,17 @@ from harness.report.site.pages import SiteModel
 
 
 def agreements(
-    model: SiteModel, places: Mapping[str, str | Path], redaction: Redaction | None
+    model: SiteModel,
+    places: Mapping[str, str | Path],
+    redaction: Redaction | None,
+    counting: Callable[[NamedRecords], NamedRecords],
 ) -> dict[str, SiteAgreement]:
     """By series, how far those sources agree that measured it alike. ``places`` are where each sweep's results are.
 
-    A source is what is at one place and at none before it. What cannot be read any more is none.
+    ``counting`` makes those runs of a place invalid that were withdrawn in another. A source is what is at one place
+    and at none before it. What cannot be read any more is none.
     """
-    sources = independent(_read(model, places, redaction), model.id)
+    sources = independent(_read(model, places, redaction, counting), model.id)
     if len(sources) < 2:
         return {}
     return {
@@ -36,7 +40,10 @@ def agreements(
 
 
 def _read(
-    model: SiteModel, places: Mapping[str, str | Path], redaction: Redaction | None
+    model: SiteModel,
+    places: Mapping[str, str | Path],
+    redaction: Redaction | None,
+    counting: Callable[[NamedRecords], NamedRecords],
 ) -> Iterator[tuple[str, Sequence[RunRecord]]]:
     """The records at each place, once each."""
     seen: set[str | Path] = set()
@@ -46,5 +53,5 @@ def _read(
             continue
         seen.add(place)
         with suppress(HarnessError):
-            found = read_folder(place)
+            found = counting(read_folder(place))
             yield sweep.name, (found if redaction is None else redacted([found], redaction)[0]).records

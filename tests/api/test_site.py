@@ -21,7 +21,7 @@ from harness.cli.app import app
 from harness.core.job import VariantJob
 from harness.core.model import ModelRef
 from harness.core.parts import with_parts
-from harness.core.record import RunRecord
+from harness.core.record import Failure, RunRecord
 from harness.errors import ExitCode, HarnessError, ResultsError, UsageError
 from harness.figures.table import VariantRow
 from harness.report.agreement import agreement_numbers
@@ -173,6 +173,25 @@ def test_of_many_sources_the_newest_of_each_machine_are_tested(
     of_three = [each for each in sources if "<summary>3 sweeps: " in each]
     assert of_three
     assert all("3 sweeps: identical</summary>" in each and '<p class="soft">2 sources' in each for each in of_three)
+
+
+def test_a_run_that_was_withdrawn_at_one_place_counts_at_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Until the place that withdrew it is no part of the site any more."""
+    mine, out = tmp_path / "mine", tmp_path / "site"
+    shutil.copytree(EXAMPLE, mine / "example")
+    assert write_site([folders[0], mine], out).built == 2
+    counted = {name: text_of(out / name) for name in ("sweeps/first.html", "sweeps/mine.html")}
+    gone = next(run for run in read_records(mine) if "nf4" in run.spec.title and run.spec.kind == "quality")
+    Store(mine).withdraw(gone, Failure("inputs", "InvalidRunError", "the text changed meanwhile"))
+    for _ in range(2):
+        site = write_site([folders[0], mine], out)
+        assert "the text changed meanwhile" in text_of(out / "sweeps" / "mine.html")
+        assert "another place of this site has the same run as invalid" in text_of(out / "sweeps" / "first.html")
+        lines = re.findall(r'<tr><th scope="row">Quality: Perplexity <code.*?</tr>', text_of(model_of(out)), re.DOTALL)
+        assert [re.findall(r"<td>(\d+)</td>", line)[0] for line in lines] == ["2"] * (len(rows(read_records(mine))) - 1)
+    assert (site.built, site.written) == (0, ()), "what it found is known to the next build"
+    write_site([folders[0]], out)
+    assert text_of(out / "sweeps" / "first.html") == counted["sweeps/first.html"]
 
 
 def test_pages_show_the_keys_of_figures_that_may_stand_side_by_side(built: tuple[Path, SiteBuild]) -> None:

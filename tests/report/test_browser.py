@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -618,10 +619,9 @@ def test_axe_finds_nothing_to_mend_and_nothing_is_wider_than_a_phone(open_page: 
     for chip in opened.page.locator("[data-group]:visible").all():
         chip.click()
     opened.page.evaluate(axe)
-    for look in ("light", "dark"):
+    for window, look in product(({"width": 1440, "height": 900}, PHONE["viewport"]), ("light", "dark")):
+        opened.page.set_viewport_size(window)
         opened.page.emulate_media(color_scheme=look)
-        if look == "dark":
-            opened.page.set_viewport_size(PHONE["viewport"])
         opened.see_all()
         found = opened.page.evaluate("axe.run().then(found => found.violations)")
         assert [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found] == []

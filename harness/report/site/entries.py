@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.analysis.keyed import KeyedFigure
 from harness.figures.table import Table, VariantRow
+from harness.report.answer import Answer
 from harness.report.column import Column, cell, columns_of
 from harness.report.page import Page
 
@@ -56,6 +57,32 @@ class SiteAgreement:
 
 
 @dataclass(frozen=True)
+class SiteAnswer:
+    """What a sweep answers about a model. ``heading`` tells it from the sweep's other answers, if there are any."""
+
+    model: str
+    heading: str
+    answer: Answer
+
+    @property
+    def finding(self) -> str:
+        return f"{self.heading}: {self.answer.finding}" if self.heading else self.answer.finding
+
+
+@dataclass(frozen=True)
+class SweepRuns:
+    """The attempts of a sweep by a digest of what identifies them: those that count where it is, and those withdrawn.
+
+    ``dropped`` are those of ``held`` that were withdrawn in another place: the page does not count them.
+    """
+
+    recipe: str = ""
+    held: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SweepEntry:
     """One sweep. ``conditions`` are the conditions of each key among its figures, as pairs of names and texts."""
 
@@ -67,10 +94,11 @@ class SweepEntry:
     variants: int
     faults: int
     damaged: int
-    findings: tuple[str, ...]
+    answers: tuple[SiteAnswer, ...]
     rows: tuple[SiteRow, ...]
     conditions: Mapping[str, tuple[tuple[str, str], ...]]
     bundle: str | None = None
+    runs: SweepRuns = SweepRuns()
 
     @property
     def words(self) -> str:
@@ -89,9 +117,9 @@ def sweep_entry(name: str, whole: Page, keyed: Mapping[int, Sequence[KeyedFigure
     rows = tuple(row for table in whole.tables for row in _rows(table, keyed))
     used = {each.conditions.key: each.conditions for found in keyed.values() for each in found}
     heads = whole.headings if len(whole.tables) > 1 else ("",) * len(whole.tables)
-    findings = (
-        f"{head}: {answer.finding}" if head else answer.finding
-        for head, answer in zip(heads, whole.answers, strict=True)
+    answers = (
+        SiteAnswer(_model(table), head, replace(answer, noted=()))
+        for table, head, answer in zip(whole.tables, heads, whole.answers, strict=True)
         if answer
     )
     return SweepEntry(
@@ -103,11 +131,16 @@ def sweep_entry(name: str, whole: Page, keyed: Mapping[int, Sequence[KeyedFigure
         variants=whole.variants,
         faults=len(whole.faults),
         damaged=len(whole.damaged),
-        findings=tuple(findings),
+        answers=tuple(answers),
         rows=rows,
         conditions={key: tuple(sorted(each.conditions.items())) for key, each in used.items()},
         bundle=bundle,
     )
+
+
+def _model(table: Table) -> str:
+    """The id of the model that a table is of, by its content; empty if no run gave a figure."""
+    return next((run.spec.model.content_id for row in table.rows for run in row.runs_with_figures), "")
 
 
 def _rows(table: Table, keyed: Mapping[int, Sequence[KeyedFigure]]) -> Iterator[SiteRow]:

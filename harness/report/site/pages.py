@@ -11,7 +11,7 @@ from types import MappingProxyType
 from markupsafe import Markup
 
 from harness.report import escape
-from harness.report.site.entries import SiteAgreement, SiteFigure, SiteRow, SweepEntry
+from harness.report.site.entries import SiteAgreement, SiteAnswer, SiteFigure, SiteRow, SweepEntry
 from harness.report.site.trend import Trend, trend
 from harness.report.templating import source, template
 
@@ -37,6 +37,19 @@ class SiteModel:
     @property
     def machines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(machine for sweep in self.sweeps for machine in sweep.machines))
+
+    @property
+    def words(self) -> str:
+        """What a search looks through, beside what the index shows of it."""
+        return " ".join(dict.fromkeys(f"{sweep.name} {sweep.words}" for sweep in self.sweeps))
+
+    @property
+    def answered(self) -> SweepEntry | None:
+        """The newest sweep that has an answer about it."""
+        return next((sweep for sweep in self.sweeps if self.answers(sweep)), None)
+
+    def answers(self, sweep: SweepEntry) -> tuple[SiteAnswer, ...]:
+        return tuple(each for each in sweep.answers if each.model == self.id)
 
     @property
     def sweeps_by_machine(self) -> tuple[SweepEntry, ...]:

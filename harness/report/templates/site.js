@@ -1,4 +1,4 @@
-// Finds sweeps by words, and lays two rows of a model side by side. Without it, the tables are plain tables.
+// Finds models and sweeps by words, and lays two rows of a model side by side. Without it, the tables are plain tables.
 "use strict";
 {
   const plain = text => text.toLowerCase().replace(/\s+/g, " ");
@@ -9,20 +9,24 @@
     return made;
   };
 
-  const setUpSearch = section => {
-    const find = section.querySelector("input"), count = section.querySelector("output");
-    const rows = [...section.querySelector("tbody").rows].map(row => [row, plain(`${row.textContent} ${row.dataset.words}`)]);
+  const setUpSearch = search => {
+    const find = search.querySelector("input"), count = search.querySelector("output");
+    const sections = [...search.querySelectorAll("[data-found]")].map(section => [section,
+      [...section.querySelector("tbody").rows].map(row => [row, plain(`${row.textContent} ${row.dataset.words}`)])]);
     const update = () => {
       const words = plain(find.value).split(" ").filter(Boolean);
-      let shown = 0;
-      for (const [row, text] of rows) {
-        row.hidden = !words.every(word => text.includes(word));
-        shown += !row.hidden;
-      }
-      count.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} sweeps`;
+      count.textContent = sections.map(([section, rows]) => {
+        let shown = 0;
+        for (const [row, text] of rows) {
+          row.hidden = !words.every(word => text.includes(word));
+          shown += !row.hidden;
+        }
+        section.hidden = !shown;
+        return `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} ${section.dataset.found}${rows.length === 1 ? "" : "s"}`;
+      }).join(", ");
     };
     find.addEventListener("input", update);
-    section.querySelector(".tools").hidden = false;
+    search.querySelector(".tools").hidden = false;
     update();
   };
 
