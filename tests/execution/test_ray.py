@@ -20,8 +20,8 @@ from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+pytest.importorskip("ray", reason="needs Ray: make setup-all, or pip install ray")
+pytestmark = pytest.mark.heavy(minutes=1)
 
 MEASURE = {
     "perplexity": {"text": "demo", "context": 64, "windows": 2},

@@ -24,8 +24,8 @@ from ray_nodes import RealCluster
 from harness.storage.folder_seal import with_seal
 from harness.storage.reading import read_records
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+pytest.importorskip("ray", reason="needs Ray: make setup-all, or pip install ray")
+pytestmark = pytest.mark.heavy(minutes=2)
 
 PATIENCE_S = 900.0
 

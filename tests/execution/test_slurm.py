@@ -31,7 +31,7 @@ from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=0.5)
 
 
 def jobs(folder: Path) -> submitit.LocalExecutor:
