@@ -1,4 +1,7 @@
-"""A model of 0.6 GB under a real ``limits.memory``: loaded whole it runs out of memory, streamed it is measured."""
+"""A model of 0.6 GB under a real ``limits.memory``: loaded whole it runs out of memory, streamed it is measured.
+
+Perplexity, divergence and 4 bits by rtn, with the very figures of the model in memory as a whole without a limit.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from quality_figures import quality_figures
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,6 +23,7 @@ pytestmark = pytest.mark.heavy(minutes=1)
 
 LIMIT = "768MiB"
 LAYERS = 12
+CONTEXT, WINDOWS = 16, 3
 SHAPE = LlamaConfig(
     hidden_size=1024,
     intermediate_size=2816,
@@ -61,33 +66,59 @@ def _empty() -> LlamaForCausalLM:
         return LlamaForCausalLM(SHAPE)
 
 
-def swept(sweeps: Any, model: Path, residency: str) -> Mapping[str, RunRecord]:
+def swept(sweeps: Any, model: Path, residency: str, limit: str | None = LIMIT) -> Mapping[str, RunRecord]:
     records = sweeps.run(
         {
             "models": [{"id": str(model), "dtype": "float32", "label": "random"}],
             "methods": ["none", {"rtn": {"bits": 4, "group_size": 64}}],
-            "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 1}, "memory": {}},
+            "measure": {
+                "perplexity": {"text": "demo", "context": CONTEXT, "windows": WINDOWS},
+                "divergence": {},
+                "memory": {},
+            },
             "residency": residency,
-            "limits": {"memory": LIMIT},
+            "limits": {"memory": limit} if limit else {},
             "threads": 1,
         }
     )
     return {f"{record.spec.kind} {record.spec.method.name}": record for record in records}
 
 
-def test_streamed_it_is_measured_in_less_memory_than_its_weights_take(sweeps: Any, model: Path) -> None:
-    records = swept(sweeps, model, "auto")
-    assert set(records) == {"quality none", "quantize rtn", "quality rtn"}
-    for name, record in records.items():
+@pytest.fixture(scope="module")
+def limited(sweep_type: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, RunRecord]:
+    return swept(sweep_type(tmp_path_factory.mktemp("limited")), model, "auto")
+
+
+def test_streamed_it_is_measured_in_less_memory_than_its_weights_take(limited: Mapping[str, RunRecord]) -> None:
+    assert set(limited) == {"reference none", "quality none", "quantize rtn", "quality rtn"}
+    for name, record in limited.items():
         assert record.status == "ok", (name, record.outcome.failure)
         assert (record.spec.job.conditions.residency == "streamed") == (name != "quality rtn"), "4 bits fit"
         peaks = [m for m in record.outcome.measurements if m.metric == "peak_memory_bytes"]
         assert 0 < max(value for peak in peaks for value in peak.values) < WEIGHTS_BYTES
 
 
+def test_its_figures_are_those_of_the_model_in_memory_as_a_whole(
+    sweeps: Any, model: Path, limited: Mapping[str, RunRecord]
+) -> None:
+    whole = swept(sweeps, model, "resident", limit=None)
+    assert set(whole) == set(limited)
+    for name, record in whole.items():
+        assert record.status == "ok", (name, record.outcome.failure)
+        assert record.spec.job.conditions.residency == "resident"
+        assert quality_figures(limited[name]) == quality_figures(record), name
+    for name, metrics in {"none": {"nll", "kl"}, "rtn": {"nll", "kl", "top1_agreement"}}.items():
+        assert metrics <= {metric for metric, _ in quality_figures(whole[f"quality {name}"])}
+    divergence = whole["quality rtn"].find("kl")
+    assert divergence is not None
+    assert min(divergence.values) > 0
+    assert len(divergence.values) == WINDOWS * (CONTEXT - 1)
+
+
 def test_loaded_whole_it_runs_out_of_memory(sweeps: Any, model: Path) -> None:
     records = swept(sweeps, model, "resident")
-    for name in ("quality none", "quantize rtn"):
+    for name in ("reference none", "quantize rtn"):
         assert records[name].status == "out_of_memory", (name, records[name].outcome.failure)
         assert records[name].spec.job.conditions.residency == "resident"
-    assert records["quality rtn"].status == "unsupported"
+    for name in ("quality none", "quality rtn"):
+        assert records[name].status == "unsupported", "without a reference, or an artifact"
