@@ -54,6 +54,33 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class ScaleFault:
+    """How many of the ``values`` scales in a tensor are not finite, and how many are zero."""
+
+    name: str
+    values: int
+    not_finite: int
+    zero: int
+
+    @property
+    def fatal(self) -> bool:
+        """Whether the tensor's matrix cannot be meant: some of its weights are not finite, or all of them are zero."""
+        return self.not_finite > 0 or self.zero == self.values
+
+
+@dataclass(frozen=True)
+class ScaleCheck:
+    """How many tensors of scales and scales were looked at, and the tensors with faults."""
+
+    tensors: int = 0
+    scales: int = 0
+    faults: tuple[ScaleFault, ...] = ()
+
+    def __add__(self, other: ScaleCheck) -> ScaleCheck:
+        return ScaleCheck(self.tensors + other.tensors, self.scales + other.scales, (*self.faults, *other.faults))
+
+
+@dataclass(frozen=True)
 class Product:
     """How a linear layer multiplies a number of rows at once.
 
@@ -375,6 +402,15 @@ class ShowsDtype(LoadedModel, Protocol):
     """
 
     states_dtype: str | None
+
+
+@runtime_checkable
+class ShowsScales(LoadedModel, Protocol):
+    """Looks at the scales of its quantized matrices in memory. No job needs it, so engines do not declare it."""
+
+    def check_scales(self) -> ScaleCheck:
+        """Of a model that reads its weights part by part, each part's as they were when it was first loaded."""
+        ...
 
 
 @runtime_checkable

@@ -662,7 +662,7 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "scales": Form(
         lambda scales, tensors: f"{scales:,} in {tensors:,} tensors looked at: all are finite",
-        "how many scales the stored checkpoint has; each was looked at",
+        "how many scales the stored checkpoint has, or the loaded model if loading it quantizes; each was looked at",
         {"scales": 18432, "tensors": 28},
         "scales",
     ),

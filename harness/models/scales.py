@@ -1,4 +1,4 @@
-"""The scales that a quantized checkpoint stores, looked at one tensor at a time: any that are NaN, infinite or zero.
+"""The scales of a quantized checkpoint, or of loaded modules, one tensor at a time: any that are NaN, infinite or zero.
 
 A scale that is not finite makes every weight of its group so. A zero scale makes them zero. Neither shows in the
 figures while nothing reads the group: an expert that the text never reaches. No torch.
@@ -7,22 +7,27 @@ figures while nothing reads the group: an expert that the text never reaches. No
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from harness.core.capability import ScaleCheck, ScaleFault
 from harness.core.foreign import open_file, shown
 from harness.errors import SourceError
 from harness.models import headers, safetensors
 from harness.models.gguf import reader
+from harness.numerics.storage import beside_codes
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
 
-_SCALE = re.compile(r"(?:^|[._:])(?:scales?|absmax|scb|amax)(?:_inv|_\d+)?$", re.IGNORECASE)
+_SCALE = re.compile(r"(?:^|[._:])(?:scales?|absmax|nested_offset|scb|amax)(?:_inv|_\d+)?$", re.IGNORECASE)
+"""``nested_offset`` is what bitsandbytes takes off scales before it quantizes them in turn."""
+_PACKED = "._data._data", "._data"
+"""How quanto stores codes of less than a byte, and those of whole bytes: scales stand beside ``_data``."""
 _CHUNK = 2**24
 """Values that are decoded at once."""
 _BLOCK_SCALES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -36,33 +41,26 @@ _BLOCK_SCALES: Mapping[str, tuple[int, int]] = MappingProxyType(
 """Of ggml's types (ggml-common.h): the bytes of a block, and where in it the float16 scale of the block is."""
 
 
-@dataclass(frozen=True)
-class ScaleFault:
-    """How many of the ``values`` scales in a tensor are not finite, and how many are zero."""
-
-    name: str
-    values: int
-    not_finite: int
-    zero: int
-
-    @property
-    def fatal(self) -> bool:
-        """Whether the tensor's matrix cannot be meant: some of its weights are not finite, or all of them are zero."""
-        return self.not_finite > 0 or self.zero == self.values
+_Scales = Iterable[tuple[str, Iterator["npt.NDArray[np.float32]"]]]
+"""The name of each tensor of scales with its values, chunk by chunk."""
 
 
-@dataclass(frozen=True)
-class ScaleCheck:
-    """How many tensors of scales and scales were looked at, and the tensors with faults."""
-
-    tensors: int
-    scales: int
-    faults: tuple[ScaleFault, ...]
-
-
-def check_scales(folder: Path) -> ScaleCheck:
+def check_stored(folder: Path) -> ScaleCheck:
     """Looks at every scale of the quantized tensors of a checkpoint. Raises SourceError if it cannot be read."""
-    counts = [_fault(name, values) for name, values in _scales(folder)]
+    return _check(_stored(folder))
+
+
+def check_loaded(modules: Mapping[str, torch.nn.Module]) -> ScaleCheck:
+    """Looks at every scale of the quantized matrices in some modules, given by their names in the model."""
+    return _check(
+        (name, iter([tensor.detach().float().cpu().numpy()]))
+        for name, tensor in beside_codes(modules)
+        if tensor.is_floating_point() and not tensor.is_meta and _SCALE.search(name)
+    )
+
+
+def _check(scales: _Scales) -> ScaleCheck:
+    counts = [_fault(name, values) for name, values in scales]
     faults = tuple(each for each in counts if each.not_finite or each.zero)
     return ScaleCheck(len(counts), sum(each.values for each in counts), faults)
 
@@ -78,14 +76,14 @@ def _fault(name: str, chunks: Iterator[npt.NDArray[np.float32]]) -> ScaleFault:
     return ScaleFault(name, values, not_finite, zero)
 
 
-def _scales(folder: Path) -> Iterator[tuple[str, Iterator[npt.NDArray[np.float32]]]]:
-    """The name of each tensor of scales with its values, chunk by chunk."""
+def _stored(folder: Path) -> _Scales:
     files = headers.weight_files(folder)
     if files[0].suffix == headers.GGUF:
         yield from _in_blocks(files[0])
         return
     held = [(file, name, entry) for file in files for name, entry in safetensors.read(file).items()]
-    coded = {part for _, name, entry in held if _is_codes(name, entry) for part in (name, name.rpartition(".")[0])}
+    codes = [name.replace(*_PACKED) for _, name, entry in held if _is_codes(name, entry)]
+    coded = {part for name in codes for part in (name, name.rpartition(".")[0])}
     for file, name, entry in held:
         decode = _DECODERS.get(entry.dtype)
         if decode is None or not _SCALE.search(name) or name.rpartition(".")[0] not in coded:
@@ -99,7 +97,7 @@ def _is_codes(name: str, entry: safetensors.Placed) -> bool:
     return entry.dtype not in headers.FLOAT_TYPES and not _SCALE.search(name)
 
 
-def _in_blocks(file: Path) -> Iterator[tuple[str, Iterator[npt.NDArray[np.float32]]]]:
+def _in_blocks(file: Path) -> _Scales:
     import numpy as np
 
     for tensor in reader.read(file).tensors:

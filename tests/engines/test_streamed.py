@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from harness.core.capability import StoredTensor, Streamed, states_each
 from harness.core.engine import LoadRequest, Streaming
 from harness.core.method import CalibrationSet, QuantizeJob, Setting
 from harness.core.metric import Windows
-from harness.engines.transformers.engine import TRANSFORMERS, load
+from harness.engines.transformers.engine import TRANSFORMERS, TransformersModel, load
 from harness.engines.transformers.streamed import StreamedModel
 from harness.errors import HarnessError, SourceError, StorageError, UnsupportedError
 from harness.execution import reference as references
@@ -751,6 +752,34 @@ def test_a_mixture_as_transformers_itself_publishes_it_is_the_same_part_by_part(
     assert sum(entry.quantized for entry in stored) == sum(".experts." not in name for name in in_scope)
 
 
+@pytest.mark.parametrize(("name", "given"), [*((each, {}) for each in ON_LOAD), ("bnb-nf4", {"double_quant": True})])
+def test_a_wrong_scale_that_loading_makes_is_found_part_by_part_as_in_the_model_loaded_whole(
+    name: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of a block with an infinite weight, the scale of the MX formats is their largest: only of NaN it is NaN."""
+    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128, "num_hidden_layers": 2}), **HEADS)
+    request = saved(tmp_path, config, "bfloat16")
+    sound = load(quantized_on_load(name, request, **given))
+    assert isinstance(sound, TransformersModel)
+    expected = sound.check_scales()
+    assert expected.scales >= expected.tensors >= 2 * 7
+    assert not expected.faults, "what fills up tiles is none"
+    wrong = "model.layers.1.mlp.down_proj"
+    for file in tmp_path.glob("*.safetensors"):
+        tensors = load_file(file)
+        if f"{wrong}.weight" in tensors:
+            tensors[f"{wrong}.weight"][3, 7] = math.nan if "-mx" in name else math.inf
+            save_file(tensors, file, metadata={"format": "pt"})
+    whole, cut = (make(quantized_on_load(name, request, **given)) for make in (load, streamed))
+    assert isinstance(whole, TransformersModel)
+    cut.load_each()
+    found = whole.check_scales()
+    assert found == cut.check_scales()
+    assert (found.tensors, found.scales) == (expected.tensors, expected.scales)
+    assert found.faults
+    assert all(fault.name.startswith(f"{wrong}.") and fault.fatal for fault in found.faults)
+
+
 def available(name: str) -> Any:
     """The method, enabled; skips where its library is missing."""
     method = registry.method(name)
@@ -761,12 +790,12 @@ def available(name: str) -> Any:
     return method
 
 
-def quantized_on_load(name: str, request: LoadRequest) -> LoadRequest:
+def quantized_on_load(name: str, request: LoadRequest, **given: Any) -> LoadRequest:
     """The request for a variant by a method that quantizes while loading; skips where its library is missing."""
     method = available(name)
     setting = Setting("bfloat16", "cpu", modules(read_directory(request.path).shapes).untouched)
     assert method.load_config is not None
-    how = method.load_config(method.params.model_validate(ON_LOAD[name]), setting)
+    how = method.load_config(method.params.model_validate(ON_LOAD[name] | given), setting)
     return replace(request, quantization=how, untouched=setting.untouched)
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.metrics.perplexity import Likelihood
 from harness.metrics.routing import RouterAgreement
+from harness.models.scales import check_stored
 from harness.models.streaming.parts import Parts
 from harness.storage.cache import Cache
 from harness.text.calibration import digest
@@ -295,21 +297,21 @@ def stored(folder: Path, value: float, everywhere: bool = False) -> Path:
 def test_a_planted_scale_that_is_not_finite_makes_the_run_invalid(mixture: Path, tmp_path: Path, value: float) -> None:
     found = context(tmp_path, mixture)
     with pytest.raises(InvalidRunError, match=rf"1 of 16 in {NAME}.scale are NaN or infinite"):
-        verify_scales(found, stored(tmp_path, value))
+        verify_scales(found, partial(check_stored, stored(tmp_path, value)))
 
 
 def test_a_planted_zero_scale_is_labelled_and_a_tensor_of_zeros_is_invalid(mixture: Path, tmp_path: Path) -> None:
     found = context(tmp_path, mixture)
-    verify_scales(found, stored(tmp_path, 0.0))
+    verify_scales(found, partial(check_stored, stored(tmp_path, 0.0)))
     (label,) = found.labels
     assert label.arguments == {"scales": 1, "count": 1, "tensors": (f"{NAME}.scale",)}
     with pytest.raises(InvalidRunError, match=r"all 16 in .*down_proj.scale are zero"):
-        verify_scales(found, stored(tmp_path, 0.0, everywhere=True))
+        verify_scales(found, partial(check_stored, stored(tmp_path, 0.0, everywhere=True)))
 
 
 def test_sound_scales_are_a_fact(mixture: Path, tmp_path: Path) -> None:
     found = context(tmp_path, mixture)
-    verify_scales(found, stored(tmp_path, 0.5))
+    verify_scales(found, partial(check_stored, stored(tmp_path, 0.5)))
     assert [(fact.code, dict(fact.arguments)) for fact in found.facts] == [("scales", {"scales": 16, "tensors": 1})]
     assert found.labels == []
     assert load_file(tmp_path / "model.safetensors")[f"{NAME}.scale"].isfinite().all()

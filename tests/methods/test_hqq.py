@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from kernel_families import families
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
+from harness.core.capability import ScaleFault
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
 from harness.methods.hqq.hqq import HQQ, HqqParams
+from harness.models.scales import check_stored
 
 pytestmark = pytest.mark.heavy
 
@@ -50,6 +53,17 @@ def test_a_checkpoint_is_what_hqq_quantized(make: Make, bits: int) -> None:
     assert made.linear_bits == pytest.approx(expected, rel=0.02)
     assert {entry.role for entry in made.model.weight_ledger() if entry.quantized} == {"linear"}
     assert not list(made.folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_a_planted_scale_is_found_in_the_loaded_model_as_in_the_checkpoint(make: Make, bits: int) -> None:
+    made = make("hqq", bits=bits, group_size=32)
+    loaded = made.model.check_scales()
+    assert loaded == check_stored(made.folder)
+    assert (loaded.tensors, loaded.scales, loaded.faults) == (28, WEIGHTS // 32, ())
+    meta = made.model._model.get_submodule(SKIPPED).meta
+    meta["scale"][1] = math.nan
+    assert made.model.check_scales().faults == (ScaleFault(f"{SKIPPED}.scale", 64 * 64 // 32, 1, 0),)
 
 
 def test_more_bits_diverge_less(make: Make) -> None:

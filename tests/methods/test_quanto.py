@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 import torch
 from kernel_families import families
+from safetensors.torch import load_file, save_file
 
 from harness import plugins as registry
+from harness.core.capability import ScaleFault
 from harness.errors import UnsupportedError
 from harness.methods.quanto.quanto import unpack
+from harness.models.scales import check_stored
 
 pytestmark = pytest.mark.heavy
 
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)]
 WEIGHTS = sum(rows * columns for rows, columns in SHAPES)
+PLANTED = "model.layers.1.mlp.down_proj"
 
 Make = Callable[..., Any]
 
@@ -50,6 +55,24 @@ def test_half_precision_scales_are_half_as_large(make: Make) -> None:
     expected = sum(r * c * made.method.bits_per_weight(made.params, 16, c) for r, c in SHAPES) / WEIGHTS
     assert made.linear_bits == pytest.approx(expected, rel=0.02)
     assert made.reload_difference < 1e-3
+
+
+@pytest.mark.parametrize("weights", ["int8", "float8", "int4", "int2"])
+def test_a_planted_scale_is_found_in_the_checkpoint_and_in_the_loaded_model(make: Make, weights: str) -> None:
+    made = make("quanto", weights=weights)
+    stored = check_stored(made.folder)
+    assert stored == made.model.check_scales()
+    assert (stored.tensors, stored.faults) == (28, ())
+    weight = made.model._model.get_submodule(PLANTED).weight
+    with torch.inference_mode():
+        weight._scale.view(-1)[1] = math.nan
+    (fault,) = made.model.check_scales().faults
+    assert fault == ScaleFault(f"{PLANTED}.weight._scale", weight._scale.numel(), 1, 0)
+    file = made.folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors[fault.name].view(-1)[1] = math.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert check_stored(made.folder).faults == (fault,)
 
 
 def test_more_bits_diverge_less(make: Make) -> None:

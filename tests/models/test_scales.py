@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.core.capability import ScaleFault
 from harness.models.headers import GGUF_FILE
-from harness.models.scales import ScaleFault, check_scales
+from harness.models.scales import check_stored
 
 pytestmark = pytest.mark.heavy
 Q = "model.layers.0.self_attn.q_proj"
@@ -47,7 +48,7 @@ def test_a_planted_scale_is_found_in_every_format(tmp_path: Path, beside: str, s
     values = torch.linspace(0.25, 2, 24).reshape(4, 6)
     values[1, 2], values[3, 0], values[3, 1] = math.nan, 0, -0.0
     folder = written(tmp_path, {beside: codes(4, 96), scale: values.to(dtype), f"{Q}.weight": torch.zeros(4, 4)})
-    found = check_scales(folder)
+    found = check_stored(folder)
     assert (found.tensors, found.scales) == (1, 24)
     assert found.faults == (ScaleFault(scale, 24, 1, 2),)
     assert found.faults[0].fatal
@@ -57,7 +58,7 @@ def test_the_powers_of_two_of_a_microscaling_format_have_a_nan_and_no_zero(tmp_p
     scales = torch.full((2, 8), 127, dtype=torch.uint8)
     scales[0, 0], scales[1, 1] = 0, 255
     folder = written(tmp_path, {f"{MXFP4}_blocks": codes(2, 8, 16), f"{MXFP4}_scales": scales})
-    assert check_scales(folder).faults == (ScaleFault(f"{MXFP4}_scales", 16, 1, 0),)
+    assert check_stored(folder).faults == (ScaleFault(f"{MXFP4}_scales", 16, 1, 0),)
 
 
 def test_what_is_no_scale_of_codes_is_left_alone(tmp_path: Path) -> None:
@@ -71,13 +72,13 @@ def test_what_is_no_scale_of_codes_is_left_alone(tmp_path: Path) -> None:
         f"{Q}.weight.quant_map": torch.zeros(16),
         f"{Q}.zero_point": torch.zeros(4, dtype=torch.uint8),
     }
-    assert check_scales(written(tmp_path, tensors)).tensors == 0
+    assert check_stored(written(tmp_path, tensors)).tensors == 0
 
 
 def test_a_group_of_zeros_is_told_from_a_matrix_of_zeros(tmp_path: Path) -> None:
     some, none = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.zeros(2, 2)
     tensors = {f"{Q}.packed": codes(8), f"{Q}.scale": some, f"{EXPERT}.packed": codes(8), f"{EXPERT}.scale": none}
-    fatal = {each.name: each.fatal for each in check_scales(written(tmp_path, tensors)).faults}
+    fatal = {each.name: each.fatal for each in check_stored(written(tmp_path, tensors)).faults}
     assert fatal == {f"{Q}.scale": False, f"{EXPERT}.scale": True}
 
 
@@ -88,7 +89,7 @@ def test_float8_scales_decode_as_torch_decodes_them(tmp_path: Path) -> None:
         values = every.view(dtype)
         folder = tmp_path / str(number)
         folder.mkdir()
-        (fault,) = check_scales(written(folder, {f"{Q}.weight": codes(4), f"{Q}.weight_scale": values})).faults
+        (fault,) = check_stored(written(folder, {f"{Q}.weight": codes(4), f"{Q}.weight_scale": values})).faults
         assert fault.not_finite == int((~values.float().isfinite()).sum())
         assert fault.zero == int((values.float() == 0).sum())
 
@@ -117,4 +118,4 @@ def test_a_block_of_a_gguf_file_has_its_scale_where_the_gguf_package_decodes_it(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert check_scales(tmp_path).faults == (ScaleFault("blk.0.attn_q.weight", 4, 1, 0),)
+    assert check_stored(tmp_path).faults == (ScaleFault("blk.0.attn_q.weight", 4, 1, 0),)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Choose, Decoder, HeadWeights, Product, SeeRouted, Stop, StoredTensor
+from harness.core.capability import Choose, Decoder, HeadWeights, Product, ScaleCheck, SeeRouted, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT
 from harness.core.identity import DecodeMode, KvCache
@@ -208,6 +208,11 @@ class TransformersModel:
         from harness.numerics.storage import ledger
 
         return ledger(self._model, self._model.get_input_embeddings(), self._head)
+
+    def check_scales(self) -> ScaleCheck:
+        from harness.models.scales import check_loaded
+
+        return check_loaded(dict(self._model.named_modules()))
 
     def kernels(self) -> Mapping[str, int]:
         return kernel_names(dict(self._model.named_modules()))

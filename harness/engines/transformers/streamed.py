@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import HeadWeights, Product, SeeRouted, StoredTensor, StreamingCost
+from harness.core.capability import HeadWeights, Product, ScaleCheck, SeeRouted, StoredTensor, StreamingCost
 from harness.core.engine import STREAMED_PASSES, LoadRequest, Streaming
 from harness.core.identity import DecodeMode
 from harness.engines.transformers import engine
@@ -16,6 +16,7 @@ from harness.errors import UnsupportedError
 from harness.host.machine import usable_memory_bytes
 from harness.models.kernels import products
 from harness.models.loading import device_map, load_tokenizer
+from harness.models.scales import check_loaded
 from harness.models.streaming.forwards import Forwards
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.numerics.logits import finish
@@ -136,6 +137,10 @@ class StreamedModel:
     def running_bytes(self) -> int:
         return sum(entry.value_bytes + entry.scale_bytes for entry in self.weight_ledger())
 
+    def check_scales(self) -> ScaleCheck:
+        self.weight_ledger()
+        return sum((picture.scales for picture in self._pictures.values()), ScaleCheck())
+
     def kernels(self) -> Mapping[str, int]:
         self.weight_ledger()
         names: dict[str, int] = {}
@@ -224,6 +229,7 @@ class StreamedModel:
                 if entry.name.rpartition(".")[0] in own
             ],
             engine.kernel_names(own),
+            check_loaded(own),
         )
 
     def _look_at_kernels(self, part: ModelPart) -> None:
@@ -260,11 +266,13 @@ class StreamedModel:
         return ledger(module, self._model.get_input_embeddings(), self._head, name)
 
 
+@dataclass(frozen=True)
 class _Picture:
-    """What was seen of a part when it was first loaded: its stored tensors and the classes of its linear layers."""
+    """What was seen of a part when it was first loaded: its stored tensors, its linear layers' classes, its scales."""
 
-    def __init__(self, ledger: Sequence[StoredTensor], kernels: Mapping[str, int]) -> None:
-        self.ledger, self.kernels = ledger, kernels
+    ledger: Sequence[StoredTensor]
+    kernels: Mapping[str, int]
+    scales: ScaleCheck
 
 
 def load(request: LoadRequest, streaming: Streaming) -> StreamedModel:

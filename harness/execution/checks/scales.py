@@ -1,23 +1,23 @@
-"""Checks that the scales of a stored checkpoint can be meant: none is NaN or infinite, no tensor's are all zero."""
+"""Checks that the scales of a variant can be meant: none is NaN or infinite, no tensor's are all zero."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
+from harness.core.capability import ScaleCheck, ScaleFault
 from harness.errors import InvalidRunError
 from harness.execution.context import Context
-from harness.models.scales import ScaleFault, check_scales
 
 MOST_NAMES = 5
 
 
-def verify_scales(context: Context, folder: Path) -> None:
-    """Records how many scales a checkpoint stores, and labels groups whose scale is zero.
+def verify_scales(context: Context, check: Callable[[], ScaleCheck]) -> None:
+    """Records how many scales a checkpoint or a loaded model has, and labels groups whose scale is zero.
 
     Raises InvalidRunError, with the tensors' names, for scales that no quantizer can mean.
     """
     with context.phase("check scales"):
-        found = check_scales(folder)
+        found = check()
     if not found.tensors:
         return
     fatal = [each for each in found.faults if each.fatal]

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
-from harness.core.capability import Explains, LoadedModel, Logits, ShowsDtype, StoredTensor, Streamed
+from harness.core.capability import (
+    Explains,
+    LoadedModel,
+    Logits,
+    ShowsDtype,
+    ShowsScales,
+    StoredTensor,
+    Streamed,
+)
 from harness.core.format import TRANSFORMERS_FORMAT, Codes
 from harness.core.label import LabelCode
 from harness.core.model import MAIN_ENGINE
@@ -20,6 +29,7 @@ from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weigh
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
 from harness.models.published import codes, quantization_config, shown
+from harness.models.scales import check_stored
 from harness.models.scope import LEAST_COVERAGE, in_decoder, matching, reads_other_inputs, stack_of
 from harness.models.stored import StoredLayer
 
@@ -53,7 +63,9 @@ def verify_variant(context: Context, model: Logits) -> None:
         context.fact("other_inputs", parameters=sum(entry.parameters for entry in others), stored_bytes=held)
     _label_scope(context)
     if native is not None or spec.method.stage == "published":  # others were checked when they were made
-        verify_scales(context, context.checkpoint())
+        verify_scales(context, partial(check_stored, context.checkpoint()))
+    elif spec.method.stage == "on_load" and isinstance(model, ShowsScales):
+        verify_scales(context, model.check_scales)
     if spec.method.stage != "none":
         layers = _stored_layers(context)
         _check_coverage(context, ledger, layers)

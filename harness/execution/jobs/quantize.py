@@ -22,6 +22,7 @@ from harness.execution.consumption import Consumption
 from harness.execution.context import Context
 from harness.execution.jobs.calibrate import note_calibration
 from harness.models.legacy import restore, view
+from harness.models.scales import check_stored
 from harness.plugins import engine
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         if not probed:
             raise InvalidRunError(f"{chosen.name} returned no model and gave none to probe: nothing to compare with")
         probe.save(probed, out)
-    verify_scales(context, out)
+    verify_scales(context, partial(check_stored, out))
     copy_tokenizer(context.source(), out)
 
 

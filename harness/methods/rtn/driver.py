@@ -53,8 +53,9 @@ class PackedLinear(torch.nn.Module):
         layer.zero_point = packing.pack(weight.zero_point, bits)
         return layer
 
-    def packed_weight(self) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]]:
-        return (self.rows, self.columns), [self.packed], [self.scale, self.zero_point]
+    def packed_weight(self) -> tuple[tuple[int, ...], list[torch.Tensor], dict[str, torch.Tensor]]:
+        beside = {"scale": self.scale, "zero_point": self.zero_point}
+        return (self.rows, self.columns), [self.packed], beside
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """The dequantized matrix (rows, columns)."""
