@@ -11,11 +11,10 @@ import pytest
 from harness.core.record import RunRecord
 from harness.execution import starter
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=1)
 
 TOLERANCE_BYTES = 2 << 20
 """By how much memory above the loaded process may differ: measured are 0.5 MB where one thread computes."""
-SEVERAL = ["none", "int8", "bnb-nf4", {"rtn": {"bits": 4, "group_size": 32}}]
 IMPORTED_BYTES = 50 << 20
 """Less than transformers takes."""
 OF_ONE_THREAD = ("load", "quantize_on_load", "probe", "text")
@@ -40,16 +39,7 @@ def before_import(record: RunRecord) -> float:
     return by_phase(record, "memory_before_bytes")["import"]
 
 
-@pytest.mark.parametrize(
-    ("methods", "more"),
-    [
-        (["none"], {}),
-        pytest.param(SEVERAL, {"divergence": {}}, marks=pytest.mark.slow),
-    ],
-)
-def test_forked_and_spawned_runs_agree(
-    methods: list[object], more: dict[str, object], sweep_type, tmp_path: Path, tiny: Path, monkeypatch
-) -> None:
+def test_forked_and_spawned_runs_agree(sweep_type, tmp_path: Path, tiny: Path, monkeypatch) -> None:
     monkeypatch.setattr(starter, "subprocess", subprocess)  # not forks of what tests import
 
     def measured(start: str) -> dict[str, RunRecord]:
@@ -58,11 +48,11 @@ def test_forked_and_spawned_runs_agree(
         records = sweep_type(tmp_path / start).run(
             {
                 "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
-                "methods": methods,
+                "methods": ["none", "int8", "bnb-nf4", {"rtn": {"bits": 4, "group_size": 32}}],
                 "measure": {
                     "perplexity": {"text": "demo", "context": 128, "windows": 2},
+                    "divergence": {},
                     "memory": {},
-                    **more,
                 },
                 "device": "cpu",
                 "threads": 1,
