@@ -5,7 +5,8 @@ To add a kind of run:
 1. Add a class with its own ``kind`` here and to the union ``Job``. Derive it from ``ModelJob`` (shared by several
    variants) or ``VariantJob`` (for one variant), hold only what the run needs, and override the declarations of
    ``BaseJob`` that differ.
-2. Add ``harness/execution/jobs/<kind>.py`` with a function ``run(job, context, out)`` for the worker.
+2. Add ``harness/execution/jobs/<kind>.py`` with a function ``run(job, context, out)`` for the worker. It may return a
+   ``Later``: what it measures once its artifact is published.
 3. Yield it in ``harness/planning/plan.py``.
 
 Everything else asks the job: its order in the sweep, the versions and packages its figures depend on, whether its

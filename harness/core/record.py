@@ -27,6 +27,8 @@ from harness.errors import UndrivenError
 
 T = TypeVar("T")
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
+UNFINISHED = "the run was ended while it was measured"
+"""The reason of a fact that what a run measures last is missing."""
 MAX_NODE_CHARACTERS = 64
 MAX_NOTES = 1_000
 """Labels of a run, and facts; runs have fewer than ten of each, and one for each pattern of a recipe's scope."""
@@ -150,6 +152,16 @@ class Outcome:
         for name in ("before", "after"):
             kept[name] = None if not_finite(getattr(self, name)) else getattr(self, name)
         return replace(self, **kept)
+
+    def cut_short(self, cause: str) -> Outcome:
+        """The outcome of a run that was ended while it measured the last of it; ``cause`` is how."""
+        facts = tuple(
+            replace(fact, arguments={**fact.arguments, "reason": f"{UNFINISHED}: {cause}"})
+            if fact.arguments.get("reason") == UNFINISHED
+            else fact
+            for fact in self.facts
+        )
+        return replace(self, facts=facts)
 
     def unstorable(self, reason: Failure) -> Outcome:
         """What is kept of an outcome that cannot be stored for a reason. If the run had not failed, it is invalid.

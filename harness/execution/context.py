@@ -44,6 +44,17 @@ class Loaded:
     baseline: DeviceBaseline | None = None
 
 
+@dataclass(frozen=True)
+class Later:
+    """What a job measures once its artifact is published, given the artifact's folder.
+
+    If the run is ended meanwhile, it has succeeded nevertheless: artifact and record stay, with the fact ``missing``.
+    """
+
+    missing: Fact
+    measure: Callable[[Path], None]
+
+
 class Context:
     """Collects a run's findings. ``announce`` reports each phase to the parent when it begins.
 

@@ -491,13 +491,20 @@ class _Worker:
 
     def _ended(self, code: int, log: str, killed_for_memory: bool) -> Outcome:
         """The outcome that the worker wrote, or if it wrote none, one that says how it ended."""
-        limit_s = self._spec.limits.time_s
         try:
             written = read_outcome(self._outcome)
         except ResultsError as error:
-            written = Outcome("invalid", self._failure("UnreadableOutcome", str(error)))
-        if written is not None:
+            return Outcome("invalid", self._failure("UnreadableOutcome", str(error)))
+        if written is not None and code == 0:
             return written
+        ended = self._killed(code, log, killed_for_memory)
+        if written is not None and ended.failure is not None:
+            return written.cut_short(ended.failure.message)
+        return ended
+
+    def _killed(self, code: int, log: str, killed_for_memory: bool) -> Outcome:
+        """How a worker ended that wrote no outcome, or that was still measuring the last of it."""
+        limit_s = self._spec.limits.time_s
         if self._timed_out:
             return Outcome("timeout", self._failure("TimeLimit", f"ended at its time limit of {limit_s:g} s"))
         if code == -signal.SIGKILL and killed_for_memory:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from harness.core.record import Failure, Fingerprint, Outcome, Status
     from harness.core.run import RunSpec
     from harness.errors import InvalidRunError
-    from harness.execution.context import Context, Loaded
+    from harness.execution.context import Context, Later, Loaded
 
 STDOUT, STDERR = 1, 2
 RUN_ENDED = "\x04"
@@ -70,34 +71,49 @@ def _make(
 ) -> tuple[bool, Loaded | None]:
     """Runs the spec and writes its outcome. Returns whether the run succeeded, and what is loaded now."""
     from harness.core.inputs import Input
-    from harness.core.record import Failure, Outcome
     from harness.core.run import RunSpec
     from harness.execution.context import Context
     from harness.storage.cache import Cache
-    from harness.storage.disk import Disk
     from harness.storage.json_codec import decode
-    from harness.storage.outcome_file import write_outcome
 
     restore = _set_aside()
     spec = decode(RunSpec, json.loads(spec_path.read_text(encoding="utf-8")), spec_path.name)
     inputs = decode(tuple[Input, ...], json.loads(inputs_path.read_text(encoding="utf-8")), inputs_path.name)
     _limit_memory(spec.limits.memory_bytes)
     context = Context(spec, Cache(cache_root), announce, loaded)
-    outcome, write = _run(context, inputs, final.parent.name, restore), Disk().write_whole
+    outcome, later = _run(context, inputs, final.parent.name, restore)
+    outcome = _write(final, outcome, context.current)
+    if later is not None and outcome.status == "ok":
+        whole = _measure_later(context, inputs, outcome, later)
+        if whole is not None:
+            outcome = _write(final, whole, context.current)
+    return outcome.status == "ok", context.loaded
+
+
+def _write(final: Path, outcome: Outcome, phase: str) -> Outcome:
+    """Writes an outcome, or what can be written of it; returns that."""
+    from harness.core.record import Failure, Outcome
+    from harness.storage.disk import Disk
+    from harness.storage.outcome_file import write_outcome
+
+    write = Disk().write_whole
     try:
         write_outcome(final, outcome, write)
     except (ValueError, TypeError, MemoryError) as error:  # no Unicode, no number, or too many of them
-        reason = Failure(context.current, type(error).__name__, f"the run's figures cannot be written: {_text(error)}")
+        reason = Failure(phase, type(error).__name__, f"the run's figures cannot be written: {_text(error)}")
         outcome = outcome.unstorable(reason)
         try:
             write_outcome(final, outcome, write)
         except (ValueError, TypeError):  # what cannot be written is in its labels or facts
-            write_outcome(final, Outcome("invalid", reason), write)
-    return outcome.status == "ok", context.loaded
+            outcome = Outcome("invalid", reason)
+            write_outcome(final, outcome, write)
+    return outcome
 
 
-def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callable[[], None]) -> Outcome:
-    """The outcome of the spec's job. Publishes an artifact only if the run succeeded.
+def _run(
+    context: Context, inputs: Sequence[Input], token: str, restore: Callable[[], None]
+) -> tuple[Outcome, Later | None]:
+    """The outcome of the spec's job, and what it measures later. Publishes an artifact only if the run succeeded.
 
     The inputs must match what was hashed, before and after the run: otherwise the figures describe something else.
     """
@@ -109,9 +125,10 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
     before = fingerprint(context.packages, installed(), _installed_beside(spec))
     run = import_module(f"harness.execution.jobs.{spec.kind}").run
 
-    def job(out: Path) -> None:
+    def job(out: Path) -> Later | None:
         try:
-            run(spec.job, context, out)
+            later: Later | None = run(spec.job, context, out)
+            return later
         finally:
             restore()
 
@@ -124,21 +141,41 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
         if not spec.job.cached:
             job(Path())
             _refuse_moved(inputs)
-            return _believable(_outcome(context, before, "ok"))
+            return _believable(_outcome(context, before, "ok")), None
         with cache.filling(spec, token) as part:
-            job(part)
+            later = job(part)
             _refuse_moved(inputs)
             outcome = _believable(_outcome(context, before, "ok"))
+            if later is not None:
+                outcome = replace(outcome, facts=(*outcome.facts, later.missing))
             if outcome.suspicions:
                 shutil.rmtree(part)  # not published: the record keeps it, other sweeps measure again
-            else:
-                cache.publish(spec, part, outcome)
-        return outcome
+                return outcome, None
+            cache.publish(spec, part, outcome)
+        return outcome, later
     except BaseException as error:  # noqa: BLE001 - whatever a library raises becomes a record, also sys.exit
         _print(error)
         cause = _moved(inputs) or error  # a file replaced while being read causes all kinds of errors
         failure = Failure(context.current, clip(type(cause).__name__), _message(cause, cache.root))
-        return _outcome(context, before, classify(cause), failure).finite_parts()
+        return _outcome(context, before, classify(cause), failure).finite_parts(), None
+
+
+def _measure_later(context: Context, inputs: Sequence[Input], outcome: Outcome, later: Later) -> Outcome | None:
+    """The outcome with what is measured of the published artifact; None if that fails: what was written then stands."""
+    restore = _set_aside()
+    try:
+        try:
+            later.measure(context.cache.folder(context.spec.kind, context.spec.run_id))
+        finally:
+            restore()
+        _refuse_moved(inputs)
+        assert outcome.before is not None
+        whole = _believable(_outcome(context, outcome.before, "ok"))
+        context.cache.amend(context.spec, whole)
+    except BaseException as error:  # noqa: BLE001 - whatever a library raises must not lose what is published
+        _print(error)
+        return None
+    return whole
 
 
 def _installed_beside(spec: RunSpec) -> dict[str, Mapping[str, str]]:

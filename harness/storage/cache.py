@@ -303,11 +303,25 @@ class Cache:
 
         Hashes every file, so its time belongs to no phase of the run.
         """
-        stored = Anonymizer.here(cache=self.root).outcome(outcome)
-        kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, seal_files(part))
-        content = json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False)
-        self.disk.write(part / OUTCOME, content.encode())
+        self.disk.write(part / OUTCOME, self._sealed(spec, outcome, seal_files(part)))
         self._rename(spec.kind, spec.run_id, part)
+
+    def amend(self, spec: RunSpec, outcome: Outcome) -> None:
+        """Replaces the outcome of a published folder; its other files stay.
+
+        Raises OSError, and ResultsError if there is no such folder.
+        """
+        folder = self.folder(spec.kind, spec.run_id)
+        files = _read(folder, spec.kind, spec.run_id).files or ()
+        part = self.part(spec, f"{current_owner()}-{secrets.token_hex(4)}")
+        self.disk.write(part, self._sealed(spec, outcome, files))
+        self.disk.rename(part, folder / OUTCOME)
+
+    def _sealed(self, spec: RunSpec, outcome: Outcome, files: tuple[SealedFile, ...]) -> bytes:
+        """The content of ``outcome.json``."""
+        stored = Anonymizer.here(cache=self.root).outcome(outcome)
+        kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, files)
+        return json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False).encode()
 
     def _rename(self, kind: str, run_id: str, part: Path) -> None:
         """Gives a sealed folder its name, unless there is one that is whole."""

@@ -15,8 +15,9 @@ import psutil
 import pytest
 from run_specs import run_spec
 
+from harness.core.label import Fact
 from harness.core.owner import owner_in
-from harness.core.record import Failure, Outcome
+from harness.core.record import UNFINISHED, Failure, Outcome
 from harness.core.run import RunLimits
 from harness.core.workload import TaskWorkload
 from harness.execution import local
@@ -101,6 +102,27 @@ def failure(outcome: Outcome, status: str) -> Failure:
     assert outcome.status == status
     assert outcome.failure is not None
     return outcome.failure
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [("os.kill(os.getpid(), 9)", "ended by signal 9"), ("sys.exit(0)", None)],
+)
+def test_a_worker_killed_while_it_measures_the_last_of_a_run_has_made_it(execute, end: str, cause: str | None) -> None:
+    missing = Fact("dtype_noise_not_measured", {"dtype": "float32", "reason": UNFINISHED})
+    outcome, _ = execute(f"write({encode(Outcome('ok', facts=(missing,)))!r})\n{end}")
+    assert outcome.status == "ok"
+    (fact,) = outcome.facts
+    assert fact.arguments["reason"] == (f"{UNFINISHED}: {cause}" if cause else UNFINISHED)
+
+
+def test_a_time_limit_reached_meanwhile_is_the_cause(execute, limits: TimeLimits) -> None:
+    missing = Fact("dtype_noise_not_measured", {"dtype": "float32", "reason": UNFINISHED})
+    written = encode(Outcome("ok", facts=(missing,)))
+    code = f"write({written!r}); os.write(events, b'hang\\n'); time.sleep(600)"
+    outcome, _ = execute(code, limits.on_phase, time_s=3600)
+    assert outcome.status == "ok"
+    assert outcome.facts[0].arguments["reason"] == f"{UNFINISHED}: ended at its time limit of 3600 s"
 
 
 def test_a_worker_s_outcome_log_and_phases_arrive(execute) -> None:

@@ -36,13 +36,13 @@ def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
     model = inspect(Model(id=str(tiny), degrid=0), tmp_path).ref
     spec = run_spec("prepare", "r", model)
     cache = Cache(tmp_path)
-    assert worker._run(Context(spec, cache, lambda _: None), (), "whole", lambda: None).status == "ok"
+    assert worker._run(Context(spec, cache, lambda _: None), (), "whole", lambda: None)[0].status == "ok"
     for name in ("tokenizer.json", "tokenizer_config.json"):  # transformers drops "legacy" where it writes the latter
         (kept,) = (tmp_path / "prepare").rglob(name)
         assert kept.read_bytes() == (tiny / name).read_bytes()
     monkeypatch.setattr(prepare, "copy_tokenizer", spoil)
     cache = Cache(tmp_path / "other")
-    outcome = worker._run(Context(spec, cache, lambda _: None), (), "token", lambda: None)
+    outcome, _ = worker._run(Context(spec, cache, lambda _: None), (), "token", lambda: None)
     assert outcome.status == "invalid"
     assert outcome.failure is not None
     told = "the saved tokenizer differs from the one in memory: a probe text becomes other tokens"

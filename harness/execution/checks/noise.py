@@ -38,14 +38,11 @@ def other_dtype(
     """The same with the baseline loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
     ``whole`` reads fewer windows, but all of each, so that the floor is known at every position. Close the first model
-    before calling this: two may not fit. If the floor cannot be measured, a fact says why: a library's error must not
-    lose the reference that was already written.
+    before calling this: two may not fit. If the floor cannot be measured, a fact says why.
     """
-    import torch
-
     changed = "dtype"
     first = _first(windows, changed=changed) if whole else _shortened(windows, WINDOWS, changed=changed)
-    dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
+    dtype = other_dtype_of(kept)
     try:
         _check_supported(context, ledger, dtype)
         first = replace(first, protocol={**first.protocol, "dtype": dtype})
@@ -55,6 +52,13 @@ def other_dtype(
         model.close()
     except Exception as error:  # noqa: BLE001 - becomes a fact
         context.fact("dtype_noise_not_measured", dtype=dtype, reason=first_line_of(error))
+
+
+def other_dtype_of(kept: Reference) -> str:
+    """The dtype that a baseline is held against."""
+    import torch
+
+    return "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
 
 
 def own_batch(context: Context, model: Logits, windows: Windows) -> None:

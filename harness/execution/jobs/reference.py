@@ -6,20 +6,26 @@ from pathlib import Path
 
 from harness.core.capability import Logits
 from harness.core.job import MakeReference
+from harness.core.label import Fact
 from harness.core.metric import Windows
+from harness.core.record import UNFINISHED
 from harness.errors import RunError
 from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.checks.routers import readable_routers
 from harness.execution.checks.variant import record_streaming
-from harness.execution.context import Context
+from harness.execution.context import Context, Later
 from harness.execution.windows import cut_windows
 from harness.metrics.divergence import QUANTITIES
 from harness.storage.evidence import find_excess
 
 
-def run(job: MakeReference, context: Context, out: Path) -> None:
-    """Runs the baseline over the text, saves its states, and measures what another batch size or dtype changes."""
+def run(job: MakeReference, context: Context, out: Path) -> Later:
+    """Runs the baseline over the text, saves its states, and measures what another batch size changes.
+
+    What another dtype changes is measured once the reference is published: it loads a second copy of the model, and if
+    the system ends the run for that, the reference stays.
+    """
     import torch
 
     model = context.load(Logits)
@@ -32,7 +38,13 @@ def run(job: MakeReference, context: Context, out: Path) -> None:
     noise.other_batch(context, model, windows, kept)
     record_streaming(context, model)
     model.close()
-    noise.other_dtype(context, ledger, windows, kept, whole=job.perplexity.generation is not None)
+    dtype = noise.other_dtype_of(kept)
+
+    def measure(published: Path) -> None:
+        whole = job.perplexity.generation is not None
+        noise.other_dtype(context, ledger, windows, references.Reference(published, job.conditions.device), whole)
+
+    return Later(Fact("dtype_noise_not_measured", {"dtype": dtype, "reason": UNFINISHED}), measure)
 
 
 def _refuse_too_many(windows: Windows) -> None:
