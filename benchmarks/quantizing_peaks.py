@@ -1,6 +1,8 @@
 """Peaks of quantizing from disk to disk, beside those that a plan expects: ``python benchmarks/quantizing_peaks.py``.
 
-For each shape it writes random float32 weights in the shape of a Llama, plans a sweep with ``residency: streamed`` and
+With ``--residency resident`` those of the same with the model in memory as a whole.
+
+For each shape it writes random float32 weights in the shape of a Llama, plans a sweep with that residency and
 quantizes by each method in a process of its own, as a sweep does. Prints for every run the planned peak, the largest
 resident set of its phases, and their ratio: what docs/measurements/streaming.md records. Exits with 1, and says which,
 if a run failed or took more than was planned for it.
@@ -12,7 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,32 +91,31 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != SLOW])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--residency", choices=["streamed", "resident"], default="streamed")
     parser.add_argument("--phases", action="store_true", help="also the peak of each phase")
     asked = parser.parse_args()
     faults: list[str] = []
     print("| shape | method | planned (GB) | measured (GB) | planned / measured |\n| --- | --- | ---: | ---: | ---: |")
     for name in asked.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            for run, record in _quantized(SHAPES[name], asked.methods, asked.threads, Path(folder)):
+            for run, record in _quantized(SHAPES[name], asked, Path(folder)):
                 faults += _show(SHAPES[name], run, record, asked.phases)
     for fault in faults:
         print(f"fault: {fault}")
     sys.exit(1 if faults else 0)
 
 
-def _quantized(
-    shape: Shape, methods: Sequence[str], threads: int, place: Path
-) -> Iterator[tuple[PlannedRun, RunRecord]]:
+def _quantized(shape: Shape, asked: argparse.Namespace, place: Path) -> Iterator[tuple[PlannedRun, RunRecord]]:
     """Quantizing by each method, as it was planned and as it went."""
     write_model(shape.config, place / "model")
     content = {
         "name": "peaks",
         "models": [{"id": str(place / "model"), "label": "random"}],
-        "methods": ["none", *({name: dict(METHODS[name])} for name in methods)],
+        "methods": ["none", *({name: dict(METHODS[name])} for name in asked.methods)],
         "calibration": {"samples": shape.samples, "length": shape.length},
         "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 1}, "memory": {}},
-        "residency": "streamed",
-        "threads": threads,
+        "residency": asked.residency,
+        "threads": asked.threads,
         "device": "cpu",
     }
     recipe = place / "recipe.json"

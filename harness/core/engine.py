@@ -36,11 +36,12 @@ class Streaming:
     """How a model is read from disk part by part for every pass.
 
     ``states_bytes`` is the memory that hidden states may take while they wait for the next part; the rest waits in
-    files. ``time_s`` is the time limit of the run, None if it has none.
+    files. ``time_s`` is the time limit of the run, None if it has none, and ``passes`` about how many it makes.
     """
 
     states_bytes: int
     time_s: float | None = None
+    passes: int = STREAMED_PASSES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.core.engine import STATES_SHARE, Engine
 from harness.core.identity import Residency
-from harness.core.job import Job, QuantizeModel
+from harness.core.job import ConvertModel, Job, KeepProbe, QuantizeModel
 from harness.core.layers import layer_of
 from harness.core.method import PartsWork
 from harness.core.metric import LOGITS_BYTES
@@ -35,6 +35,12 @@ ACTIVATIONS = 4
 """States as wide as the widest matrix that a window has in a layer at once."""
 LOGITS = 5
 """Stretches of logits at once, by measurement: the model's own, the reference's, and what is left of those before."""
+PROBE_TOKENS = 48
+"""Of the text whose logits are kept, or compared with those that were."""
+KEPT_LOGITS, COMPARED_LOGITS = 4, 20
+"""In float32, while they are kept and while they are compared: also in float64, and an engine's own of more tokens."""
+TENSOR_COPIES = 9
+"""Bytes of a number of the largest tensor while a model is converted: as read, as cast, and a mask that checks it."""
 MASKS = 1.1
 """What a suspended window keeps, in times of its hidden states: also masks and positions."""
 CERTAIN = 0.9
@@ -97,11 +103,11 @@ class ModelLoad:
 
     @property
     def logits_bytes(self) -> float:
-        scored, size = self.job.effort.scored, self.size
+        scored, vocabulary = self.job.effort.scored, self.size.vocabulary if self.size else 0
         if scored is None:
-            return 0.0
-        whole = WIDE_BYTES * scored.context * size.vocabulary if size and size.vocabulary else LOGITS_BYTES
-        return LOGITS * min(LOGITS_BYTES, whole)
+            copies = {KeepProbe: KEPT_LOGITS, ConvertModel: COMPARED_LOGITS}.get(type(self.job), 0)
+            return copies * WIDE_BYTES * PROBE_TOKENS * vocabulary
+        return LOGITS * min(LOGITS_BYTES, WIDE_BYTES * scored.context * vocabulary or LOGITS_BYTES)
 
     @cached_property
     def working_bytes(self) -> float:
@@ -149,8 +155,9 @@ def beside_bytes(load: ModelLoad) -> int:
     if isinstance(load.job, QuantizeModel):
         codes = max(load.written_bytes - load.others_bytes, 0)
         return math.ceil(LIBRARIES_BYTES + load.working_bytes + 2 * codes)  # once more while a file of them is written
-    scored = load.working_bytes + load.logits_bytes if load.job.effort.scored else 0.0
-    return math.ceil(LIBRARIES_BYTES + load.compared_bytes + scored)
+    computes = load.job.effort.scored is not None or isinstance(load.job, KeepProbe | ConvertModel)
+    computing = load.working_bytes + load.logits_bytes if computes else 0.0
+    return math.ceil(LIBRARIES_BYTES + load.compared_bytes + computing)
 
 
 def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int | None:
@@ -172,6 +179,20 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     return math.ceil(LIBRARIES_BYTES + load.states_bytes(memory_bytes) + load.compared_bytes + at_once)
 
 
+def converting_peak_bytes(load: ModelLoad) -> int | None:
+    """About the most memory that converting a model takes: a tensor at a time is written, then all of it is loaded.
+
+    A layer's experts, which have one shape, are one tensor. None if sizes are not known.
+    """
+    if load.weight_bytes is None:
+        return None
+    experts = Counter(largest_layer(load.source))
+    stacked = max(outputs * inputs * count for (outputs, inputs), count in experts.items())
+    head = load.size.vocabulary * load.size.hidden if load.size else 0
+    writing = LIBRARIES_BYTES + TENSOR_COPIES * max(stacked, head)
+    return math.ceil(max(writing, beside_bytes(load) + load.weight_bytes))
+
+
 def least_bytes(load: ModelLoad) -> int:
     """What a streamed run certainly needs: a layer, on a CPU the next one as it is stored, or the head."""
     if load.weight_bytes is None:
@@ -180,6 +201,8 @@ def least_bytes(load: ModelLoad) -> int:
     if load.job.effort.scored and not load.on_gpu and load.source.quantization is None:
         ahead = min(1.0, 2 / load.plain_bytes)  # a checkpoint of 16 bits may be cast to float32 as it is loaded
     layers = load.layer_bytes * (1 + ahead * (len({layer_of(name) for name in load.source.matrices}) > 1))
+    if isinstance(load.job, QuantizeModel) and load.method.method.reads_tensors:
+        layers = 0.0
     base = 0 if load.on_gpu else LEAST_BYTES
     return base + int(CERTAIN * max(layers, load.head_bytes if load.size and load.size.vocabulary else 0))
 

@@ -52,8 +52,8 @@ from harness.planning import workloads
 from harness.planning.evidence import validate_evidence
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.peaks import ModelLoad, peak_bytes, quantizing_peak_bytes
-from harness.planning.residency import Residence, place, room
+from harness.planning.peaks import ModelLoad, converting_peak_bytes, peak_bytes, quantizing_peak_bytes
+from harness.planning.residency import Residence, overfull_elsewhere, place, room
 from harness.planning.support import (
     Combination,
     Reason,
@@ -84,7 +84,7 @@ MAX_RUNS = 5000
 
 
 Measuring = MeasureQuality | AnswerTask | MeasurePerformance | MeasureServing
-Loading = WriteText | MakeReference | QuantizeModel | Measuring
+Loading = KeepProbe | WriteText | MakeReference | QuantizeModel | Measuring
 LoadingJob = TypeVar("LoadingJob", bound=Loading)
 
 
@@ -148,6 +148,10 @@ class _Resolved:
     def place(self, load: ModelLoad) -> Residence:
         """Whether a run has its model in memory as a whole."""
         return place(self.recipe.residency, load, room(self.machine, load.job.conditions, self._memory_limit))
+
+    def overfull(self, load: ModelLoad) -> str | None:
+        """Why memory cannot hold what an engine other than the main one loads; None if it may do."""
+        return overfull_elsewhere(load, room(self.machine, load.job.conditions, self._memory_limit))
 
     def memory_bytes(self, job: Job) -> int:
         """What a run has in all; 0 if it is not known."""
@@ -396,7 +400,7 @@ class _OfModel:
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
         main, note = registry.engine(MAIN_ENGINE), None
         load = ModelLoad(job, self.source, self.sweep.base, main, weight_bytes)
-        if isinstance(job, WriteText | MakeReference):
+        if isinstance(job, KeepProbe | WriteText | MakeReference):
             placed = self.sweep.place(load)
             job, note = _placed(job, placed), placed.note
             reason = reason or placed.unsupported
@@ -520,6 +524,7 @@ class _OfMethod:
             unsupported = unsupported or shared.calibrate.reason
         if self.needs_probe and shared.probe is not None:
             made |= {"probe": shared.probe.spec.run_id}
+            unsupported = unsupported or shared.probe.reason
         if self.choice.ref.stage == "offline":
             quantize = self._quantize(made, unsupported)
             yield quantize
@@ -557,9 +562,12 @@ class _OfMethod:
     def _convert(self, made: Mapping[str, str], unsupported: Reason | None) -> PlannedRun:
         sweep = self.sweep
         job = ConvertModel(sweep.conditions, self._variant("model", self.engine.name), sweep.base.ref)
-        return replace(
+        load = ModelLoad(job, self.source, self.choice, self.engine, self._weight_bytes)
+        return _with_peak(
             self._run(job, made, self.engine.stack),
-            reason=unsupported or unsupported_job_reason(job, self.engine, sweep.site),
+            converting_peak_bytes(load),
+            note=None,
+            reason=unsupported or sweep.overfull(load) or unsupported_job_reason(job, self.engine, sweep.site),
             checkpoint_bytes=self._weight_bytes or 0,
         )
 

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 from harness.core.identity import Residency
-from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, WriteText
+from harness.core.job import (
+    Conditions,
+    ConvertModel,
+    KeepProbe,
+    MakeReference,
+    MeasureQuality,
+    QuantizeModel,
+    VariantJob,
+    WriteText,
+)
 from harness.core.model import MAIN_ENGINE
-from harness.core.site import Machine
+from harness.core.site import MAIN, Machine
 from harness.models import published
-from harness.planning.peaks import ModelLoad, beside_bytes, least_bytes
+from harness.planning.peaks import CERTAIN, ModelLoad, beside_bytes, least_bytes
 
 Wanted = Literal["auto", "resident", "streamed"]
 WEIGHTS_SHARE = 0.75
@@ -67,6 +76,8 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     job, method, weight_bytes, written_bytes = load.job, load.method, load.weight_bytes, load.written_bytes
     beside = beside_bytes(load) if load.on_gpu else 0
     excess = available.excess(weight_bytes, beside) if load.runtime.name == MAIN_ENGINE else None
+    if wanted != "streamed" and (overfull := overfull_elsewhere(load, available)):
+        return Residence(unsupported=overfull)
     if wanted == "auto" and excess is None:
         return Residence()
     obstacle, on_cpu = _obstacle(load), job.conditions.device == "cpu"
@@ -93,6 +104,23 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     return Residence(unsupported=f"{excess}, and {obstacle}")
 
 
+def overfull_elsewhere(load: ModelLoad, available: Room) -> str | None:
+    """Why main memory certainly cannot hold what another engine loads, which streams nothing; None if it may do.
+
+    Only of weights whose size follows from their parameters: a file that was published quantized is not judged.
+    """
+    published = load.method.checkpoint is not None or load.source.ref.kind == "gguf"
+    known = isinstance(load.job, ConvertModel) or not published
+    if load.runtime.name == MAIN_ENGINE or load.on_gpu or load.weight_bytes is None or not known:
+        return None
+    if available.holds(int(CERTAIN * load.weight_bytes)):
+        return None
+    return (
+        f"its weights take {load.weight_bytes / 2**30:.1f} GiB, {load.runtime.name} has all of them in memory, and "
+        f"{available.of} is {available.all_bytes / 2**30:.1f} GiB; use fewer bits, or a machine with more memory"
+    )
+
+
 def _shortage(load: ModelLoad, available: Room) -> str | None:
     """Why there is certainly too little memory for a streamed run; None if it may do."""
     least = least_bytes(load)
@@ -111,20 +139,25 @@ def _obstacle(load: ModelLoad) -> str | None:
     if isinstance(job, QuantizeModel):
         if method.method.quantize_parts is None:
             return f"{method.ref.name} quantizes only a model that is in memory as a whole"
-        return method.method.refuses_parts(source.model_type, source.multimodal)
+        if method.method.stack != MAIN and not method.method.reads_tensors:
+            return (
+                f"stack {method.method.stack} needs it in memory as a whole, to check that its libraries read the same "
+                "model as the main ones"
+            )
+        return method.method.refuses_parts(method.params, source.model_type, source.multimodal)
     if isinstance(job, WriteText):
         return (
             "a streamed baseline writes no text, as each token would read all weights again; score a text that exists, "
             "or keep the model in memory as a whole on a machine where it fits (residency: resident)"
         )
-    if not isinstance(job, MakeReference | MeasureQuality):
+    if not isinstance(job, MakeReference | MeasureQuality | KeepProbe):
         return (
             f"a streamed model has quality only: a {job.kind} run needs it in memory as a whole; measure it with "
             "residency: resident on a machine where it fits"
         )
     if not runtime.streams:
         return f"{runtime.name} cannot stream a model; the engine {MAIN_ENGINE} can"
-    if job.variant.kv_cache != "model":
+    if isinstance(job, VariantJob) and job.variant.kv_cache != "model":
         return f"kv_cache {job.variant.kv_cache} reads a text in chunks, each of which would read all weights again"
     if job.conditions.devices != 1:
         return "a streamed model computes on one device; leave 'devices' out"

@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 from quantize_alone import alone
+from run_specs import run_spec
 from safetensors.torch import load_file, save_file
 
 from harness import plugins as registry
@@ -27,13 +28,16 @@ from harness.core.capability import StoredTensor, Streamed, states_each
 from harness.core.engine import LoadRequest, Streaming
 from harness.core.method import CalibrationSet, QuantizeJob, Setting
 from harness.core.metric import Windows
+from harness.core.model import ModelRef
 from harness.engines.transformers.engine import TRANSFORMERS, TransformersModel, load
 from harness.engines.transformers.streamed import StreamedModel
 from harness.errors import HarnessError, SourceError, StorageError, UnsupportedError
 from harness.execution import reference as references
 from harness.execution.checkpoints import copy_tokenizer, load_source
+from harness.execution.checks import reload
 from harness.execution.context import Context
 from harness.execution.forward import observe
+from harness.execution.jobs import probe
 from harness.execution.local import local_site
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
@@ -45,6 +49,7 @@ from harness.models.streaming import waiting
 from harness.models.streaming.parts import refuse_incomplete
 from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
+from harness.storage.cache import Cache
 
 pytestmark = [pytest.mark.heavy(minutes=1.5), pytest.mark.usefixtures("eager", "frozen_heap")]
 
@@ -172,6 +177,23 @@ def test_states_are_bit_by_bit_those_of_the_model_loaded_whole(name: str, dtype:
     assert list(cut.weight_ledger()) == list(whole.weight_ledger())
     assert cut.kernels() == whole.kernels()
     assert cut.products(1) == whole.products(1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_probe_that_other_stacks_are_compared_with_is_bit_by_bit_the_same(name: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "model", CONFIGS[name]()).path
+    model, kept = ModelRef(name, name, "0", "directory", str(path), "float32"), {}
+    for residency in ("resident", "streamed"):
+        spec = run_spec("probe", model=model, residency=residency)
+        context, out = Context(spec, Cache(tmp_path), str), tmp_path / residency
+        out.mkdir()
+        probe.run(spec.job, context, out)
+        kept[residency] = (out / reload.FILE).read_bytes()
+        fact = next((fact for fact in context.facts if fact.code == "streaming"), None)
+        assert (fact is not None) == (residency == "streamed")
+    assert fact is not None
+    assert fact.arguments["passes"] == 1
+    assert kept["streamed"] == kept["resident"]
 
 
 VISION = {

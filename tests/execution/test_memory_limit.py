@@ -17,7 +17,12 @@ from quality_figures import quality_figures
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.api.plan import plan
 from harness.core.record import RunRecord
+from harness.planning.peaks import LIBRARIES_BYTES
+from harness.planning.plan import PlannedRun
+from harness.recipe import load_recipe
+from harness.stacks import Stacks
 
 pytestmark = pytest.mark.heavy(minutes=1)
 
@@ -113,6 +118,46 @@ def test_its_figures_are_those_of_the_model_in_memory_as_a_whole(
     assert divergence is not None
     assert min(divergence.values) > 0
     assert len(divergence.values) == WINDOWS * (CONTEXT - 1)
+
+
+GGUF = {
+    "methods": [{"gguf": {"type": "Q8_0"}}],
+    "engines": ["transformers", "llamacpp"],
+    "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 1}, "memory": {}},
+    "threads": 1,
+}
+
+
+def planned_for(sweeps: Any, stacks: Stacks, model: Path, **changes: object) -> tuple[PlannedRun, ...]:
+    models = [{"id": str(model), "dtype": "float32", "label": "random"}]
+    return plan(load_recipe(sweeps.recipe({"models": models, **GGUF, **changes})), stacks=stacks)
+
+
+def peak(record: RunRecord) -> float:
+    """The most memory of all phases."""
+    return max(max(each.values) for each in record.outcome.measurements if each.metric == "peak_memory_bytes")
+
+
+def test_llama_cpp_quantizes_it_from_disk(sweeps: Any, model: Path, llamacpp_stacks: Stacks) -> None:
+    planned = planned_for(sweeps, llamacpp_stacks, model, limits={"memory": LIMIT})
+    wanted = [run for run in planned if run.spec.kind == "probe" or "gguf" in run.spec.title]
+    records = sweeps.make(wanted, stacks=llamacpp_stacks)
+    assert [run.spec.kind for run in wanted] == ["probe", "quantize", "quality"]
+    assert [(record.status, record.outcome.failure) for record in records] == [("ok", None)] * 3
+    for run, record, residency in zip(wanted, records, ("streamed", "streamed", "resident"), strict=True):
+        assert record.spec.job.conditions.residency == residency
+        mapped = WEIGHTS_BYTES if run.spec.kind == "quantize" else 0  # by llama.cpp: the kernel may drop that
+        assert peak(record) <= run.peak_bytes + mapped, run.spec.kind
+        assert run.peak_bytes < WEIGHTS_BYTES + LIBRARIES_BYTES, "it would not be less than that of the model whole"
+
+
+def test_converting_it_takes_no_more_than_planned(sweeps: Any, model: Path, llamacpp_stacks: Stacks) -> None:
+    planned = planned_for(sweeps, llamacpp_stacks, model)
+    wanted = [run for run in planned if run.spec.kind in ("probe", "convert")]
+    records = sweeps.make(wanted, stacks=llamacpp_stacks)
+    assert [(record.status, record.outcome.failure) for record in records] == [("ok", None)] * 2
+    for run, record in zip(wanted, records, strict=True):
+        assert run.peak_bytes / 1.35 <= peak(record) <= run.peak_bytes, run.spec.kind
 
 
 def test_loaded_whole_it_runs_out_of_memory(sweeps: Any, model: Path) -> None:

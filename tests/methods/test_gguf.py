@@ -15,6 +15,7 @@ from harness.core.site import Machine
 from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import RecipeError
 from harness.methods.llamacpp.gguf import BLOCKS, FALLBACK, GGUF, MIXES, GgufParams
+from harness.planning.peaks import LIBRARIES_BYTES
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import MANIFEST, Stacks
@@ -90,6 +91,64 @@ def test_engines_share_one_reference_and_the_unquantized_model_is_converted(make
     converted = [spec for spec in of(runs, "quality") if spec.needs.get("convert") == convert.run_id]
     assert [(spec.method.name, spec.engine) for spec in converted] == [("none", "llamacpp")]
     assert len({run.spec.run_id for run in runs}) == len(runs)
+
+
+CALIBRATED = {"methods": ["none", {"gguf": {"type": "Q8_0", "imatrix": True}}], "calibration": {"samples": 4}}
+TINY_BYTES = 919_808
+"""Of the tiny model's weights."""
+
+
+def of_kind(runs: tuple[PlannedRun, ...], kind: str) -> PlannedRun:
+    (run,) = (run for run in runs if run.spec.kind == kind and run.spec.method.name != "rtn")
+    return run
+
+
+@pytest.fixture
+def no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Python took no memory, so that the tiny model can be too large."""
+    monkeypatch.setattr("harness.planning.peaks.LEAST_BYTES", 0)
+
+
+@pytest.mark.usefixtures("pretended_stack", "no_python")
+def test_a_model_that_does_not_fit_is_quantized_from_disk_and_what_other_stacks_read_is_still_checked(
+    make: Any,
+) -> None:
+    runs = make(limits={"memory": 700_000}, methods=["none", {"gguf": {"type": "Q8_0"}}])
+    (probe,) = (run for run in runs if run.spec.kind == "probe")
+    assert probe.spec.job.conditions.residency == "streamed"
+    assert probe.unsupported is None
+    quantize = of_kind(runs, "quantize")
+    assert quantize.spec.job.conditions.residency == "streamed"
+    assert quantize.unsupported is None
+    (measured,) = (run for run in runs if run.spec.kind == "quality" and run.spec.method.name == "gguf")
+    assert measured.unsupported is None
+    assert measured.spec.job.conditions.residency == "resident", "8 bits fit"
+
+
+@pytest.mark.usefixtures("pretended_stack", "no_python")
+def test_the_control_that_memory_cannot_hold_is_refused_with_its_conversion(make: Any) -> None:
+    for limit, refused in ((700_000, True), (TINY_BYTES, False)):
+        runs = make(limits={"memory": limit}, methods=["none"], engines=["transformers", "llamacpp"])
+        on_engine = [run for run in runs if run.spec.stack == "llamacpp"]
+        assert [run.spec.kind for run in on_engine] == ["convert", "quality"]
+        for run in on_engine:
+            assert bool(run.unsupported) == refused
+            if refused:
+                assert "llamacpp has all of them in memory, and limits.memory is 0.0 GiB" in str(run.unsupported)
+
+
+@pytest.mark.usefixtures("pretended_stack")
+def test_converting_has_a_planned_peak_that_counts_the_whole_model(make: Any) -> None:
+    convert = of_kind(make(), "convert")
+    assert convert.peak_bytes > LIBRARIES_BYTES + TINY_BYTES
+    tight = of_kind(make(limits={"memory": LIBRARIES_BYTES}), "convert")
+    assert "it may run out of memory: about 0.6 GiB of 0.6 GiB" in str(tight.note)
+
+
+@pytest.mark.usefixtures("pretended_stack", "no_python")
+def test_an_importance_matrix_needs_the_whole_model_and_the_plan_says_that(make: Any) -> None:
+    run = of_kind(make(limits={"memory": 700_000}, **CALIBRATED), "quantize")
+    assert "an importance matrix is made by running the calibration set through a model" in str(run.unsupported)
 
 
 def test_without_its_stack_the_engine_alone_is_unsupported(make: Any) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import HeadWeights, Product, ScaleCheck, SeeRouted, StoredTensor, StreamingCost
-from harness.core.engine import STREAMED_PASSES, LoadRequest, Streaming
+from harness.core.engine import LoadRequest, Streaming
 from harness.core.identity import DecodeMode
 from harness.engines.transformers import engine
 from harness.errors import UnsupportedError
@@ -45,7 +45,7 @@ class StreamedModel:
         self._forwards = Forwards(self._parts, streaming.states_bytes)
         self._model = model = self._parts.model
         self._head = model.get_output_embeddings()
-        self._limit_s = streaming.time_s
+        self._limit_s, self._expected_passes = streaming.time_s, streaming.passes
         self._judged = (0, 0.0)
         config = model.config.get_text_config()
         self._scale, self._softcap = engine.logit_scale(config), getattr(config, "final_logit_softcapping", None)
@@ -250,7 +250,7 @@ class StreamedModel:
             return
         self._judged = reader.bytes_read, reader.read_s
         is_cached = reader.bytes_read < whole <= usable_memory_bytes()
-        left = (1 if is_cached else STREAMED_PASSES) * whole - reader.bytes_read
+        left = (1 if is_cached else self._expected_passes) * whole - reader.bytes_read
         rate = max(reader.bytes_read - judged_bytes, 1) / (reader.read_s - judged_s)
         needed_s = reader.read_s + left / rate
         if left > 0 and needed_s > limit_s:

@@ -68,7 +68,11 @@ def evaluate(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     import torch
 
     with torch.inference_mode():
-        logits = model(input_ids=ids.to(model.device)).logits
+        return kept(ids, model(input_ids=ids.to(model.device)).logits)
+
+
+def kept(ids: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tokens and their logits as they are saved."""
     return {"tokens": ids.contiguous(), "logits": logits.float().cpu().contiguous()}
 
 
@@ -87,17 +91,17 @@ def compare(folder: Path, logits_of: Any, what: str, harmless_kl: float = HARMLE
     import torch
     from safetensors.torch import load_file
 
-    kept = load_file(folder / FILE)
+    saved = load_file(folder / FILE)
     with torch.inference_mode():
-        logits = logits_of(kept["tokens"])
+        logits = logits_of(saved["tokens"])
     limit = max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps)
-    before, now = kept["logits"].double(), logits.double().cpu()
+    before, now = saved["logits"].double(), logits.double().cpu()
     relative = float((before - now).abs().max() / before.abs().max())
     difference = Difference(
         relative,
         mean_divergence(before, now),
-        _loss(before, kept["tokens"]),
-        _loss(now, kept["tokens"]),
+        _loss(before, saved["tokens"]),
+        _loss(now, saved["tokens"]),
         relative <= limit,
     )
     if not (difference.rounding or difference.kl <= harmless_kl):  # NaN compares as false

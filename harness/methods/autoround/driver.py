@@ -80,7 +80,7 @@ def quantize(job: QuantizeJob[Any], how: Rounding) -> None:
     rounding.save_quantized(str(job.out), inplace=True)
 
 
-def refuses_parts(model_type: str | None, multimodal: bool) -> str | None:
+def refuses_parts(params: Any, model_type: str | None, multimodal: bool) -> str | None:
     """Why a model cannot be quantized from disk to disk; None if it can."""
     if multimodal:
         return f"auto-round quantizes a model with parts for images or sound {WHOLE}"

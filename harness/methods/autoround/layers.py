@@ -58,7 +58,7 @@ class LayersOnDisk:
         self._folder, self._finish = folder, finish
         self._kept: dict[str, _LayerFile] = {}
         multimodal = any(reads_other_inputs(name) for name, _ in self.model.named_parameters())
-        if reason := refuses_parts(self.model.config.model_type, multimodal):
+        if reason := refuses_parts(job.params, self.model.config.model_type, multimodal):
             raise UnsupportedError(reason)
         self._loaded_as = {name: tensor.dtype for name, tensor in stored_tensors(self.model)}
         for part in self._parts.parts.values():

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.format import GGUF_FORMAT
-from harness.core.method import Method, MethodParams, QuantizeJob
+from harness.core.method import Method, MethodParams, PartsWork, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.libraries import llamacpp
 from harness.models.gguf import convert
@@ -45,6 +45,12 @@ MIXES: Mapping[str, Mapping[str, float]] = {
     "IQ4_XS": {"IQ4_XS": 0.947, "Q5_K": 0.053},
 }
 """The share of the decoder's weights that a mixed type gives each of its types, in a model of Llama 3 8B's shape."""
+LIBRARIES_BYTES = 600 * 10**6
+"""What a process holds besides a model: Python, torch, llama.cpp."""
+WORK_BYTES = 9
+"""Of a number of the tensor at work: as read, as cast, and in llama.cpp in float32 and as quantized."""
+LOGITS = 4
+"""Times that logits of as many tokens as llama.cpp has cells for are in memory when the result is probed."""
 Type = Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS"]
 
 
@@ -161,6 +167,29 @@ def importance(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> d
     return means
 
 
+def refuses_parts(params: GgufParams, model_type: str | None, multimodal: bool) -> str | None:
+    """Why a file cannot be made tensor by tensor; None if it can."""
+    if not params.imatrix:
+        return None
+    return (
+        "an importance matrix is made by running the calibration set through a model that is in memory as a whole; "
+        "leave out imatrix, or quantize where the model fits"
+    )
+
+
+def parts_peak(params: GgufParams, work: PartsWork) -> float:
+    """The most bytes while a file is made tensor by tensor, or at the end when llama.cpp has loaded it.
+
+    A layer's experts are one tensor. Not counted are pages of the converted file, which llama.cpp maps: the kernel
+    drops them where memory is short.
+    """
+    alike = Counter(work.layer)  # experts have one shape
+    stacked = max(outputs * inputs * count for (outputs, inputs), count in alike.items())
+    at_work = WORK_BYTES * max(stacked, work.vocabulary * work.hidden)
+    loaded = work.written_bytes + LOGITS * 4 * llamacpp.CELLS * work.vocabulary
+    return LIBRARIES_BYTES + max(at_work, loaded)
+
+
 def _bits(params: GgufParams, plain_bits: float, width: int) -> float:
     mix = MIXES.get(params.type, {params.type: 1.0})
     return sum(share * _type_bits(kind, width) for kind, share in mix.items())
@@ -185,6 +214,11 @@ GGUF = Method(
     stack="llamacpp",
     writes=GGUF_FORMAT,
     quantize=quantize,
+    quantize_parts=quantize,  # without an importance matrix it never has the source in memory
+    refuses_parts=refuses_parts,
+    gathers_parts=True,
+    reads_tensors=True,
+    parts_peak=parts_peak,
     calibrated=lambda params: params.imatrix,
     quantizes_experts=frozenset({"mixtral", "qwen3_moe"}),
     leaves_experts_because="the conversion to GGUF knows no other mixture",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
-from harness.models import headers
+from harness.models import headers, safetensors
 from harness.models.gguf.architectures import Architecture, adapted, architecture, rope_factors, write_fields
 from harness.models.gguf.vocabulary import write_vocabulary
 from harness.models.scope import module_name, stack_of
+from harness.models.streaming.reading import CheckpointReader
 from harness.numerics.traffic import routing
 from harness.storage.disk import Disk
 
@@ -115,9 +116,7 @@ def _write_tensors(writer: Any, source: Path, config: dict[str, Any], found: Arc
     import numpy as np
     from gguf import GGMLQuantizationType, LlamaFileType
 
-    shapes = {tensor.name: tensor.shape for tensor in headers.tensors(source)}
-    read = dict(_weights(source))
-    tensors = placed({name: shapes[name] for name in read}, config)
+    tensors = placed(_shapes(source), config)
     wanted = GGMLQuantizationType[TYPES[dtype]]
     file_types = {"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16, "BF16": LlamaFileType.MOSTLY_BF16}
     writer.add_file_type(file_types[wanted.name])
@@ -133,12 +132,22 @@ def _write_tensors(writer: Any, source: Path, config: dict[str, Any], found: Arc
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(np.array(factors, dtype=np.float32))
-    for tensor in tensors:
-        parts = (
-            _cast(each, adapted(each, read[each](), config, found), "float32" if tensor.in_float32 else dtype)
-            for each in tensor.sources
-        )
-        writer.write_tensor_data(_joined(parts, tensor.shape) if tensor.stacked else next(parts))
+    with closing(CheckpointReader(source)) as reader:
+        for tensor in tensors:
+            parts = (
+                _cast(each, adapted(each, reader.read(each), config, found), "float32" if tensor.in_float32 else dtype)
+                for each in tensor.sources
+            )
+            writer.write_tensor_data(_joined(parts, tensor.shape) if tensor.stacked else next(parts))
+
+
+def _shapes(source: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors, in the order in which they are written: file by file, by name."""
+    return {
+        name: each.shape
+        for file in headers.weight_files(source)
+        for name, each in sorted(safetensors.read(file).items())
+    }
 
 
 def _joined(parts: Iterator[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -150,16 +159,6 @@ def _joined(parts: Iterator[np.ndarray[Any, Any]], shape: tuple[int, ...]) -> np
     for number, part in enumerate(chain([first], parts)):
         whole[number] = part
     return whole
-
-
-def _weights(source: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Every tensor's name and its reader."""
-    from safetensors import safe_open
-
-    for file in headers.weight_files(source):
-        stream = safe_open(file, framework="pt")
-        for name in stream.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - not a mapping
-            yield name, partial(stream.get_tensor, name)
 
 
 def _cast(name: str, weight: torch.Tensor, dtype: str) -> np.ndarray[Any, Any]:
