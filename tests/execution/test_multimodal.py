@@ -86,7 +86,7 @@ def checkpoint(kind: str, folder: Path, tiny: Path) -> Any:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("llava", "mistral3"))) for kind in KINDS],
+    params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind != "qwen3_vl")) for kind in KINDS],
 )
 def measured(
     request: pytest.FixtureRequest, sweep_type: Any, tmp_path_factory: pytest.TempPathFactory, tiny: Path

@@ -94,7 +94,15 @@ def test_what_is_listed_is_installed(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("tampered", ["base==1.0+here", "rarely==2.0", LIB])
+@pytest.mark.parametrize(
+    ("installer", "tampered"),
+    [
+        *(("uv", name) for name in ("base==1.0+here", "rarely==2.0", LIB)),
+        ("pip", LIB),
+        *(pytest.param("pip", name, marks=pytest.mark.slow) for name in ("base==1.0+here", "rarely==2.0")),
+    ],
+    indirect=["installer"],
+)
 def test_a_file_with_another_hash_is_refused(
     hashes: dict[str, str], installer: str, stack_of: Callable[[dict[str, str]], Stack], tampered: str
 ) -> None:

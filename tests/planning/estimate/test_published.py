@@ -69,11 +69,23 @@ OTHERS = {
 }
 """Billions of parameters, and of a mixture's that a token uses without the embedding, as their publishers name them."""
 LIKE_ANOTHER = {"gemma-2-2b", "gemma-3-270m", "gemma-3-27b-it", "gpt-oss-120b", "mistral-7b-v0.3", "nemotron-h-56b"}
-"""Those whose class another has too: by default each class is tested once."""
+"""Those whose class another has too."""
+KEPT_ALIKE = {
+    "deepseek-v3": "deepseek-v3.2",
+    "glm-5": "deepseek-v3.2",
+    "gpt-oss-20b-bf16": "gpt-oss-20b",
+    "llama-3.1-8b": "mistral-7b-v0.1",
+    "olmo-2-1124-7b": "qwen2.5-7b",
+    "phi-3-mini-4k": "qwen2.5-7b",
+    "qwen3-vl-30b-a3b": "qwen3-30b-a3b",
+    "qwen3-vl-8b": "gemma-3-4b-it",
+}
+"""Those of other classes whose layers keep the same kind of states as those of another, which stands for them."""
+SLOW = {*LIKE_ANOTHER, *KEPT_ALIKE}
 
 
 def cases(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in names]
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
 
 
 IN_A_PROCESS = resolving._asked
@@ -84,12 +96,12 @@ LENGTHS = (100, 3000, 131_072)
 
 @pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that knows one of each class: one process answers at once."""
+    """A cache that knows one of each kind: one process answers at once."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QHARNESS_CACHE", str(folder))
         patch.setattr(resolving, "_asked", IN_A_PROCESS)
-        names = {*PARAMETERS, *OTHERS} - LIKE_ANOTHER
+        names = {*PARAMETERS, *OTHERS} - SLOW
         assert not any("error" in answer for answer in answers([published(name) for name in sorted(names)]))
     return folder
 
@@ -151,7 +163,8 @@ def test_every_configuration_is_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.json")} == {*PARAMETERS, *OTHERS}
     classes = {name: published(name)["architectures"][0] for name in (*PARAMETERS, *OTHERS)}
     tested = {kind for name, kind in classes.items() if name not in LIKE_ANOTHER}
-    assert {classes[name] for name in LIKE_ANOTHER} <= tested, "by default too"
+    assert {classes[name] for name in LIKE_ANOTHER} <= tested
+    assert not {*KEPT_ALIKE.values()} & SLOW, "tested by default"
 
 
 @pytest.mark.parametrize("built", cases([*PARAMETERS, *OTHERS]), indirect=True)
