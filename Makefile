@@ -36,7 +36,7 @@ test: setup-all check ## all that 'make check' does, then all other tests
 test-slow: setup-all ## the tests that take minutes, or for which a few like them stand in 'make test'; one downloads packages
 	$(PYTEST) --timeout 0 -m "slow and not stack and not gpu"
 
-test-stacks: setup-all ## makes the stacks vllm and llamacpp, then runs their tests; a stack it cannot make is skipped
+test-stacks: setup-all ## makes the stacks vllm, llamacpp and autoawq, then runs their tests; a stack it cannot make is skipped
 	.ci/stacks env $(PYTEST) -m "stack and not slow"
 
 test-gpu: setup-all ## the tests that need an NVIDIA GPU, one after another; no other test uses one

@@ -22,15 +22,15 @@ COMMANDS = {
 @pytest.mark.parametrize(
     ("broken", "index", "pins", "compiler", "tested", "code"),
     [
-        ("", "false", "true", "c++", "vllm llamacpp", 7),
-        ("vllm", "false", "true", "c++", "llamacpp", 7),
-        ("llamacpp", "false", "true", "c++", "vllm", 7),
-        ("vllm llamacpp", "false", "true", "c++", None, 0),
+        ("", "false", "true", "c++", "vllm llamacpp autoawq", 7),
+        ("vllm", "false", "true", "c++", "llamacpp autoawq", 7),
+        ("llamacpp", "false", "true", "c++", "vllm autoawq", 7),
+        ("vllm llamacpp autoawq", "false", "true", "c++", None, 0),
         ("vllm", "true", "true", "c++", None, 1),  # a wrong pin
         ("llamacpp", "true", "true", "c++", None, 1),
-        ("vllm", "true", "false", "c++", "llamacpp", 7),
-        ("llamacpp", "true", "true", "", "vllm", 7),
-        ("llamacpp", "true", "false", "", None, 0),
+        ("vllm", "true", "false", "c++", "llamacpp autoawq", 7),
+        ("llamacpp", "true", "true", "", "vllm autoawq", 7),
+        ("autoawq", "false", "false", "", None, 0),
     ],
 )
 def test_a_stack_that_cannot_be_made_skips_its_own_tests_alone(
@@ -58,7 +58,7 @@ def test_a_stack_that_cannot_be_made_skips_its_own_tests_alone(
     else:
         assert ended.stdout.splitlines()[-1] == f"tested {tested}"
     assert ended.returncode == code, ended.stderr
-    assert ("skipped" in ended.stdout) == (code != 1 and tested != "vllm llamacpp")
+    assert ("skipped" in ended.stdout) == (code != 1 and tested != "vllm llamacpp autoawq")
 
 
 def test_tests_see_no_gpu() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,13 @@ from harness.api.plan import plan
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet
 from harness.engines.transformers.engine import TRANSFORMERS
-from harness.errors import UsageError
 from harness.models import legacy
 from harness.plugins import method
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
-from harness.stacks.build import check, create
+from harness.stacks.build import check
 
-pytestmark = pytest.mark.heavy(minutes=0.5)
+pytestmark = pytest.mark.heavy
 
 PROBE = torch.arange(2, 34).unsqueeze(0)
 KEPT = "model.layers.1.mlp.down_proj"
@@ -88,17 +88,9 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
-    """Stacks, the real autoawq one among them (or QHARNESS_AUTOAWQ_PYTHON in its place); skips where it cannot be."""
-    root = tmp_path_factory.mktemp("stacks")
-    own = os.environ.get("QHARNESS_AUTOAWQ_PYTHON")
-    stacks = Stacks(root, {"autoawq": Path(own)} if own else {})
-    if not own:
-        try:
-            create(stacks.find("autoawq"), print)
-        except UsageError as error:
-            pytest.skip(f"the autoawq stack could not be made here: {error}")
-    return stacks
+def autoawq_stacks(stacks_with: Callable[[str], Stacks]) -> Stacks:
+    """Stacks with the real AutoAWQ."""
+    return stacks_with("autoawq")
 
 
 @pytest.fixture(scope="module")
