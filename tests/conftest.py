@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -21,7 +21,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import yaml
@@ -30,7 +30,10 @@ from nvml_stub import NvmlStub, install
 from warm_workers import Workers
 
 from harness.api.plan import plan
-from harness.core.record import RunRecord
+from harness.core.inputs import Input
+from harness.core.record import Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.site import Node
 from harness.errors import UsageError
 from harness.execution import starter
 from harness.execution.events import Event
@@ -253,9 +256,6 @@ def shared() -> Callable[[str], Path]:
 class Sweeps:
     """Writes recipes and runs them, with one results folder and one cache."""
 
-    machines: ClassVar[Path]
-    """Where the speed of this machine is kept, which one sweep measures for all others of this process."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = Store(folder / "results")
@@ -284,26 +284,46 @@ class Sweeps:
         paranoid: bool = False,
     ) -> tuple[RunRecord, ...]:
         """The records of planned runs, made here."""
-        specs = [run.spec for run in planned if run.spec.kind == "machine" and run.spec.device == "cpu"]
-        folders = [(self.machines / each.run_id, self.cache.folder("machine", each.run_id)) for each in specs]
-        for kept, own in folders:
-            _copy(kept, own)
         with closing(self.executor(stacks)) as executor:
-            records = sweep(planned, self.store, executor, on_event, paranoid)
-        for kept, own in folders:
-            _copy(own, kept)
-        return records
-
-
-def _copy(folder: Path, to: Path) -> None:
-    """Copies a folder that is there to where none is."""
-    if folder.exists() and not to.exists():
-        shutil.copytree(folder, to)
+            return sweep(planned, self.store, executor, on_event, paranoid)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def machines(tmp_path_factory: pytest.TempPathFactory) -> None:
-    Sweeps.machines = tmp_path_factory.mktemp("machines")
+def known_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Has one run measure this machine's speed for all sweeps of all processes of the tests: it takes seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    kept = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "machines"
+    execute = LocalExecutor.run
+
+    def run(
+        self: LocalExecutor,
+        spec: RunSpec,
+        inputs: Sequence[Input],
+        on_phase: Callable[[str], None],
+        *node: Node,
+    ) -> tuple[Outcome, bytes]:
+        if (spec.kind, spec.device) != ("machine", "cpu"):
+            return execute(self, spec, inputs, on_phase, *node)
+        own = self.site.artifacts.folder(spec.kind, spec.run_id)
+        _copy(kept / spec.run_id, own)
+        if (known := self.site.artifacts.outcome(spec)) is not None:
+            return known, b""
+        made = execute(self, spec, inputs, on_phase, *node)
+        _copy(own, kept / spec.run_id)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalExecutor, "run", run)
+        yield
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copies a folder that is there to where none is, at once."""
+    if folder.exists() and not to.exists():
+        part = Path(f"{to}-{os.getpid()}")
+        shutil.copytree(folder, part)
+        with suppress(OSError):  # another process was the first
+            part.rename(to)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from types import SimpleNamespace
 from typing import IO, NoReturn
 
 from command_line import COMMAND
-from warm_workers import MESSAGE_BYTES, OF_TRANSFORMERS, PR_SET_PDEATHSIG, WORKER, import_shared, work
+from warm_workers import MESSAGE_BYTES, OF_TRANSFORMERS, PR_SET_PDEATHSIG, WORKER, fill_caches, import_shared, work
 
 OF_COMMANDS = (
     "harness.api.run",
@@ -281,6 +281,7 @@ def _main(descriptor: int) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     import_shared((*OF_TRANSFORMERS, *OF_COMMANDS))
+    fill_caches()
     starter = import_module("harness.execution.starter")
     starter.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _start_worker})  # type: ignore[attr-defined]
     gc.collect()

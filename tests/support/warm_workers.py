@@ -1,9 +1,10 @@
 """Workers that need not import torch anew: each is forked from a process that has imported it and done nothing else.
 
 A worker of the tiny model spends most of its seconds on imports. Here one server for each interpreter and environment
-imports what all workers import, and one what transformers' runs import as well; each run is a fork of one: still a
-process and a group of its own, which starts with the environment, the folder, the files and the arguments that the
-harness gave. ``qharness run`` as a command, which many tests start, runs workers as users have them.
+imports what all workers import; servers forked from it import in steps what transformers' runs, tasks and some
+libraries import as well. Each run is a fork of one: still a process and a group of its own, which starts with the
+environment, the folder, the files and the arguments that the harness gave. ``qharness run`` as a command, which many
+tests start, runs workers as users have them.
 
 As a script this file is the server; it stands on the standard library alone, since other interpreters run it too.
 """
@@ -32,14 +33,12 @@ from pathlib import Path
 from typing import NoReturn
 
 WORKER, SIMULATED = "harness.execution.worker", "cuda_worker"
+OURS = "QHARNESS_"
 OF_A_RUN = {
-    WORKER: ("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP"),
-    SIMULATED: (
-        *("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP"),
-        *("QHARNESS_SIMULATED_GPU", "QHARNESS_CUDA_LINES", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
-    ),
+    WORKER: ("PYTHONPATH", "TMPDIR", "TMP", "TEMP"),
+    SIMULATED: ("PYTHONPATH", "TMPDIR", "TMP", "TEMP", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
 }
-"""The variables that differ from run to run. A fork gets them, the server does not."""
+"""The variables that differ from run to run, and all of the harness's own. A fork gets them, the server does not."""
 IMPORTED = (
     "torch",
     "torch._dynamo",
@@ -69,6 +68,12 @@ OF_TRANSFORMERS = (
     "harness.storage.store",
 )
 """What runs of a transformers model import besides, which need none of the packages that it may use."""
+STEPS = {
+    "transformers": OF_TRANSFORMERS,
+    "lm-eval": ("lm_eval.evaluator", "lm_eval.tasks", "harness.tasks.evaluate", "harness.tasks.lm"),
+    "bitsandbytes": ("bitsandbytes", "transformers.quantizers.quantizer_bnb_4bit"),
+}
+"""What runs import one step after another. The first is about transformers' models, the others about packages."""
 MESSAGE_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
 
@@ -77,7 +82,7 @@ class Workers:
     """Starts workers in place of ``subprocess.Popen``, which everything else that is to be started still gets."""
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, frozenset[tuple[str, str]], bool], _Server] = {}
+        self._servers: dict[tuple[str, frozenset[tuple[str, str]], tuple[str, ...]], _Server] = {}
         self._lock = threading.Lock()  # runs on several GPUs are started by several threads
         self._starter = ThreadPoolExecutor(1)  # a server ends with the thread that started it
 
@@ -103,16 +108,24 @@ class Workers:
         python, guard, parent, *arguments = command
         arguments, last = arguments[: -len(pass_fds)], arguments[-len(pass_fds) :]
         assert (parent, last) == (str(os.getpid()), list(map(str, pass_fds)))
-        variables = {name: value for name, value in env.items() if name not in of_a_run}
-        own = {name: env[name] for name in of_a_run if name in env}
-        of_transformers = (
-            python == sys.executable and arguments[0] == WORKER and _is_of_transformers(Path(arguments[1]))
-        )
-        key = (python, frozenset(variables.items()), of_transformers)
+        own = {name: value for name, value in env.items() if name in of_a_run or name.startswith(OURS)}
+        variables = {name: value for name, value in env.items() if name not in own}
+        here = python == sys.executable and arguments[0] == WORKER
         with self._lock:
-            if key not in self._servers:
-                self._servers[key] = self._starter.submit(_Server, python, variables, of_transformers).result()
-            return self._servers[key].fork(guard, arguments, own, [stdout, *pass_fds])
+            server = self._server(python, variables, _steps(Path(arguments[1])) if here else ())
+            return server.fork(guard, arguments, own, [stdout, *pass_fds])
+
+    def _server(self, python: str, variables: Mapping[str, str], steps: tuple[str, ...]) -> _Server:
+        """The one that has taken these steps, forked from the one that has taken all but the last."""
+        key = (python, frozenset(variables.items()), steps)
+        if key not in self._servers:
+            *before, last = steps or ("",)
+            self._servers[key] = (
+                self._server(python, variables, tuple(before)).step(last)
+                if steps
+                else self._starter.submit(_start, python, variables).result()
+            )
+        return self._servers[key]
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -159,10 +172,55 @@ class Worker:
 
 
 class _Server:
-    def __init__(self, python: str, variables: Mapping[str, str], of_transformers: bool) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [python, __file__, str(theirs.fileno()), *(OF_TRANSFORMERS if of_transformers else ())],
+    """This side of a server. A process that is forked from one ends with it."""
+
+    def __init__(self, requests: socket.socket, pid: int) -> None:
+        self._socket = requests
+        self.pid = pid
+
+    def step(self, name: str) -> _Server:
+        """A server that takes this step too."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            return _Server(ours, self._ask({"step": name}, [theirs.fileno()]))
+
+    def fork(self, guard: str, arguments: list[str], own: Mapping[str, str], given: list[int]) -> Worker:
+        ended, tell = os.pipe()
+        request = {"guard": guard, "arguments": arguments, "own": own, "folder": str(Path.cwd())}
+        pid = self._ask(request, [tell, *given])
+        os.close(tell)
+        return Worker(pid, ended)
+
+    def _ask(self, request: Mapping[str, object], given: list[int]) -> int:
+        """The process that was forked."""
+        socket.send_fds(self._socket, [json.dumps(request).encode()], given)
+        answer = self._socket.recv(16)
+        if not answer:
+            raise RuntimeError("the process that workers are forked from is gone")
+        return int(answer)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _First(_Server):
+    """A server that was forked from none."""
+
+    def __init__(self, requests: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(requests, process.pid)
+        self._process = process
+
+    def close(self) -> None:
+        super().close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _start(python: str, variables: Mapping[str, str]) -> _First:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [python, __file__, str(theirs.fileno())],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -170,45 +228,33 @@ class _Server:
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
-        theirs.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def fork(self, guard: str, arguments: list[str], own: Mapping[str, str], given: list[int]) -> Worker:
-        ended, tell = os.pipe()
-        request = json.dumps({"guard": guard, "arguments": arguments, "own": own, "folder": str(Path.cwd())})
-        socket.send_fds(self._socket, [request.encode()], [tell, *given])
-        os.close(tell)
-        answer = self._socket.recv(16)
-        if not answer:
-            raise RuntimeError("the process that workers are forked from is gone")
-        return Worker(int(answer), ended)
-
-    def close(self) -> None:
-        self._socket.close()
-        self._process.kill()
-        self._process.wait()
+    return _First(ours, process)
 
 
-def _is_of_transformers(spec: Path) -> bool:
-    """Whether a run loads its model by transformers' engine, with none of the packages that this may use, or none."""
+def _steps(spec: Path) -> tuple[str, ...]:
+    """The STEPS of a run, in their order. None if another engine loads its model, or transformers with more packages.
+
+    transformers asks once which packages may be used: the harness answers that for each run.
+    """
     from harness.core.run import RunSpec
     from harness.execution.preload import steps
     from harness.storage.json_codec import decode
 
-    taken = steps(decode(RunSpec, json.loads(spec.read_text(encoding="utf-8")), spec.name))
-    return not taken or taken[0] == ("engine", ("transformers",))
+    read = decode(RunSpec, json.loads(spec.read_text(encoding="utf-8")), spec.name)
+    taken = steps(read)
+    if taken and taken[0] != ("engine", ("transformers",)):
+        return ()
+    libraries = [library for name, about in taken if name == "method" for library in about]
+    return (
+        "transformers",
+        *(["lm-eval"] if read.kind == "task" else []),
+        *(each for each in libraries if each in STEPS),
+    )
 
 
 def import_shared(also: Sequence[str] = ()) -> None:
     """Imports what every worker imports, where it is installed, and what runs of transformers import ``also``."""
-    for name in IMPORTED:
-        try:
-            import_module(name)
-        except ImportError:
-            continue
+    _import_installed(IMPORTED)
     if also:
         from harness.execution.import_guard import skip_unused_imports
 
@@ -217,27 +263,71 @@ def import_shared(also: Sequence[str] = ()) -> None:
         import_module(name)
 
 
-def _serve(requests: socket.socket, also: Sequence[str]) -> None:
-    """Forks a worker for each request, tells its process id and, when it has ended, its exit code."""
-    import_shared(also)
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _import_installed(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError:
+            continue
+
+
+def _take(step: str) -> None:
+    if step == "transformers":
+        import_shared(STEPS[step])
+        fill_caches()
+    else:
+        _import_installed(STEPS[step])
+
+
+def fill_caches() -> None:
+    """Makes what every run of transformers makes once for its process: the readers of its files, and the patterns of
+    the names that weights have in checkpoints."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from harness.core.inputs import Input
+    from harness.core.record import Outcome
+    from harness.core.run import RunSpec
+    from harness.storage import json_codec
+
+    for read in (RunSpec, tuple[Input, ...], Outcome):
+        json_codec._validator(read)
+    get_checkpoint_conversion_mapping("llama")
+
+
+def _serve(requests: socket.socket) -> NoReturn:
+    """Forks a worker for each request, tells its process id and, when it has ended, its exit code; or forks a server
+    that takes a step more.
+    """
     gc.collect()
     gc.freeze()  # forks share these objects' pages
     while True:
         message, descriptors, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 4)
         if not message:
-            return
+            os._exit(0)
+        request = json.loads(message)
         tell, *given = descriptors
         pid = os.fork()
         if pid == 0:
             requests.close()
+            if "step" in request:
+                _end_with_parent()
+                _take(request["step"])
+                _serve(socket.socket(fileno=tell))
             os.close(tell)
             os.setpgid(0, 0)
-            work(json.loads(message), *given)
-        os.setpgid(pid, pid)
+            work(request, *given)
+        if "step" in request:
+            os.close(tell)
+        else:
+            os.setpgid(pid, pid)
+            threading.Thread(target=_tell_end, args=(pid, tell), daemon=True).start()
         for each in given:
             os.close(each)
         requests.send(str(pid).encode())
-        threading.Thread(target=_tell_end, args=(pid, tell), daemon=True).start()
 
 
 def _tell_end(pid: int, tell: int) -> None:
@@ -278,5 +368,6 @@ def work(request: dict[str, object], log: int, *others: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    _end_with_parent()
+    import_shared()
+    _serve(socket.socket(fileno=int(sys.argv[1])))
