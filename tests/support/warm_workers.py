@@ -110,9 +110,11 @@ class Workers:
         assert (parent, last) == (str(os.getpid()), list(map(str, pass_fds)))
         own = {name: value for name, value in env.items() if name in of_a_run or name.startswith(OURS)}
         variables = {name: value for name, value in env.items() if name not in own}
-        here = python == sys.executable and arguments[0] == WORKER
+        steps = _steps(Path(arguments[1])) if python == sys.executable else ()
+        if arguments[0] == SIMULATED:
+            steps = steps[:1]  # libraries ask for a GPU when they are imported
         with self._lock:
-            server = self._server(python, variables, _steps(Path(arguments[1])) if here else ())
+            server = self._server(python, variables, steps)
             return server.fork(guard, arguments, own, [stdout, *pass_fds])
 
     def _server(self, python: str, variables: Mapping[str, str], steps: tuple[str, ...]) -> _Server:
