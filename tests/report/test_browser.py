@@ -219,7 +219,12 @@ class Kind:
     has_answer: bool = True
 
 
-@pytest.fixture(params=["quality and tasks", "serving", "written answers", "caches", "tool calls"])
+KINDS = ("quality and tasks", "serving", "written answers", "caches", "tool calls")
+LIKE_ANOTHER = ("caches", "tool calls")
+"""Of KINDS, those whose page is made of the same elements as another's: only their plots differ."""
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: Any, bench: Any, none: Any, looks: Any) -> Kind:
     match request.param:
         case "quality and tasks":
@@ -610,6 +615,11 @@ def test_a_phone_scrolls_in_one_direction(open_page: Open, few: list[RunRecord])
     assert opened.page.locator("[data-sortable]").evaluate(wide), "the table has its own box"
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in KINDS],
+    indirect=True,
+)
 def test_axe_finds_nothing_to_mend_and_nothing_is_wider_than_a_phone(open_page: Open, kind: Kind) -> None:
     """Rules of axe-core, as Deque publishes it; with everything open that can be opened."""
     package = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, of the extra 'dev'")
