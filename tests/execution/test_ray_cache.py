@@ -24,8 +24,8 @@ from harness.recipe import load_recipe
 from harness.storage.objects import Objects
 from harness.storage.reading import read_records
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+pytest.importorskip("ray", reason="needs Ray: make setup-all, or pip install ray")
+pytestmark = pytest.mark.heavy(minutes=1)
 
 PATIENCE_S = 900.0
 
@@ -94,12 +94,19 @@ def test_nodes_that_share_only_a_bucket_give_the_figures_of_a_local_sweep(
     records = read_records(tmp_path / "results")
     assert {record.status for record in records} == {"ok"}
     assert {record.node for record in records} == {"node-1", "node-2"}
-    made = {record.spec.run_id for record in records if record.spec.kind == "reference"}
-    assert len(made) == 1
-    assert apart.artifacts("one", "reference") == apart.artifacts("other", "reference") == made
-    assert apart.artifacts("planning", "reference") == set(), "it only plans"
+    using = {
+        "reference": {record.node for record in records if record.spec.kind in ("reference", "quality")},
+        "quantize": {record.node for record in records if record.spec.method.name == "rtn"},
+    }
     names = Objects(apart.url).list()
-    assert {name.split("/")[1] for name in names if name.startswith("reference/")} == made
+    for kind, nodes in using.items():
+        made = {record.spec.run_id for record in records if record.spec.kind == kind}
+        assert len(made) == 1
+        held = [apart.artifacts(name, kind) for name in ("one", "other")]
+        assert sorted(map(len, held)) == [len(nodes) - 1, 1], "each node has what its runs need"
+        assert set().union(*held) == {name.split("/")[1] for name in names if name.startswith(f"{kind}/")} == made
+        assert apart.artifacts("planning", kind) == set(), "it only plans"
+    assert max(map(len, using.values())) == 2, "what was made on one node was used on the other"
     with closing(sweeps.executor()) as here:
         planned = plan(load_recipe(recipe(sweeps, tiny)), here.site)
         local = sweep(planned, replace(sweeps.store, root=tmp_path / "local"), here, lambda event: None)
