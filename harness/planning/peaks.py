@@ -41,6 +41,8 @@ KEPT_LOGITS, COMPARED_LOGITS = 4, 20
 """In float32, while they are kept and while they are compared: also in float64, and an engine's own of more tokens."""
 TENSOR_COPIES = 9
 """Bytes of a number of the largest tensor while a model is converted: as read, as cast, and a mask that checks it."""
+WHOLE_COPIES = 2
+"""How often a library that quantizes a whole model has the matrices, by measurement: as loaded, and changed."""
 MASKS = 1.1
 """What a suspended window keeps, in times of its hidden states: also masks and positions."""
 CERTAIN = 0.9
@@ -207,13 +209,20 @@ def least_bytes(load: ModelLoad) -> int:
     return base + int(CERTAIN * max(layers, load.head_bytes if load.size and load.size.vocabulary else 0))
 
 
-def quantizing_peak_bytes(load: ModelLoad, calibration: CalibrationRef | None, memory_bytes: int) -> int | None:
-    """About the most memory that quantizing the source from disk to disk takes, by the method's own account if it has
-    one; None if the source's shapes are not known yet.
+def quantizing_peak_bytes(
+    load: ModelLoad, residency: Residency, calibration: CalibrationRef | None, memory_bytes: int
+) -> int | None:
+    """About the most memory that quantizing the source takes; None if the source's shapes are not known yet.
+
+    From disk to disk by the method's own account if it has one. What it counts for a layer, and all matrices besides,
+    take those that its library quantizes in memory as a whole.
     """
     source, method, size = load.source, load.method, load.size
-    if load.weight_bytes is None or size is None or method.method.parts_peak is None:
-        return peak_bytes(load, "streamed", memory_bytes)
+    usual = peak_bytes(load, residency, memory_bytes)
+    if usual is None or load.weight_bytes is None or size is None or method.method.parts_peak is None:
+        return usual
+    if residency == "resident" and method.method.reads_tensors:  # the model is gone before it works on tensors
+        return usual
     plain_bytes = load.weight_bytes / size.parameters
     calibrated = calibration if method.calibrated else None
     work = PartsWork(
@@ -227,4 +236,7 @@ def quantizing_peak_bytes(load: ModelLoad, calibration: CalibrationRef | None, m
         rows=calibrated.samples if calibrated else 0,
         length=calibrated.length if calibrated else 0,
     )
-    return math.ceil(method.method.parts_peak(method.params, work))
+    in_parts = math.ceil(method.method.parts_peak(method.params, work))
+    if residency == "streamed":
+        return in_parts
+    return max(usual, in_parts + WHOLE_COPIES * max(load.weight_bytes - work.others_bytes, 0))

@@ -546,14 +546,10 @@ class _OfMethod:
         source_bytes = _weight_bytes(self.source, sweep.base, device)
         written = _checkpoint_bytes(self.source, choice, device, sweep.skip(choice))
         load = ModelLoad(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written)
-        placed, memory_bytes = sweep.place(load), sweep.memory_bytes(job)
-        if placed.residency == "streamed":
-            peak = quantizing_peak_bytes(load, sweep.calibration, memory_bytes)
-        else:
-            peak = peak_bytes(load, placed.residency, memory_bytes)
+        placed = sweep.place(load)
         return _with_peak(
             self._run(_placed(job, placed), made, choice.method.stack),
-            peak,
+            quantizing_peak_bytes(load, placed.residency, sweep.calibration, sweep.memory_bytes(job)),
             reason=unsupported or placed.unsupported,
             note=placed.note,
             checkpoint_bytes=written,

@@ -144,6 +144,32 @@ def test_planned_peaks_are_upper_bounds_of_those_that_were_measured(make: Make, 
                 assert measured <= planned[name] / 1e9 <= 1.25 * measured, (way, name)
 
 
+MEASURED_WHOLE = {
+    (16, 4096): {"gptq": 2.39, "llmc-gptq": 2.14},
+    (2, 65536): {"gptq": 1.72, "llmc-gptq": 1.42, "llmc-awq": 1.51, "llmc-rtn": 1.31, "llmc-int8": 1.40},
+}
+"""Peaks of libraries that quantized a whole model, in GB, by its layers of 1024 × 2816 and its vocabulary."""
+
+
+@pytest.mark.parametrize(("layers", "vocabulary"), MEASURED_WHOLE)
+def test_planned_peaks_of_libraries_that_quantize_a_whole_model_are_upper_bounds_too(
+    make: Make, billion: Mapping[str, str], tmp_path: Path, layers: int, vocabulary: int
+) -> None:
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 16}
+    (tmp_path / "config.json").write_text(json.dumps({**BENCHMARK, **shape, **heads}))
+    params: dict[str, dict[str, Any]] = {"llmc-awq": {"grid": 3}, "llmc-int8": {"smoothquant": True}}
+    measured = MEASURED_WHOLE[layers, vocabulary]
+    runs = make(
+        **{"models": [billion], "methods": [{name: params.get(name, {})} for name in measured]},
+        **{"measure": QUALITY, "residency": "resident", "calibration": {"samples": 8, "length": 64}},
+    )
+    planned = {run.spec.method.name: run.peak_bytes for run in quantizing(runs)}
+    assert planned.keys() == measured.keys()
+    for name, peak in measured.items():
+        assert peak <= planned[name] / 1e9 <= 1.25 * peak, name
+
+
 def test_what_even_a_streamed_run_cannot_do_without_is_refused_with_that_of_python(make: Make) -> None:
     """Two layers of 205 MB, or what Python takes, in less."""
     for limit, expected in ((LEAST_BYTES, True), (LEAST_BYTES + 2**20, False)):
