@@ -54,7 +54,8 @@ class ModelLoad:
     """What a job loads: a source, by a method, on an engine (``runtime``).
 
     ``weight_bytes`` is the size of its weights, None if it is not known, and ``written_bytes`` that of the checkpoint
-    that it writes.
+    that it writes. Of a published checkpoint they are its own, and all shapes are those of ``source``, the model that
+    it was made from, which may not be fetched yet.
     """
 
     job: Job
@@ -152,7 +153,7 @@ def largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
 
 def beside_bytes(load: ModelLoad) -> int:
     """What a run that has its model in memory as a whole needs besides its weights; 0 if it is not known."""
-    if load.weight_bytes is None:
+    if load.weight_bytes is None or not load.source.matrices:
         return 0
     if isinstance(load.job, QuantizeModel):
         codes = max(load.written_bytes - load.others_bytes, 0)
@@ -170,7 +171,7 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     the states of the windows and the reference's head.
     """
     weights = load.weight_bytes
-    if weights is None:
+    if weights is None or not load.source.matrices:
         return None
     if residency == "resident":
         second = load.other_dtype_bytes(memory_bytes)

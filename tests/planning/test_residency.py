@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from harness.api.plan import PlanState
+from harness.api.plan import PlanState, plan
 from harness.cli.render.plan import show_plan
 from harness.core.method import PartsWork
+from harness.core.site import Machine
 from harness.methods.gptqmodel.driver import ENDS
 from harness.models.published import READERS, STREAMED, unstreamed, unstreamed_on
 from harness.planning.peaks import ACTIVATIONS, COPIES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
 from harness.planning.plan import PlannedRun
 from harness.plugins import method, method_names
+from harness.recipe import load_recipe
 
 Make = Callable[..., tuple[PlannedRun, ...]]
 QUALITY = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
@@ -339,6 +341,26 @@ def test_a_published_checkpoint_that_cannot_be_streamed_says_why(
 )
 def test_what_auto_round_stores_otherwise_is_not_streamed_and_says_why(stored: dict[str, Any], reason: str) -> None:
     assert reason in str(unstreamed({"quant_method": "auto-round", **stored}, "cpu"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_checkpoint_beside_a_model_that_is_not_fetched_is_planned_without_a_peak(
+    sweeps: Any, published: Callable[[str], Path], device: str
+) -> None:
+    """Sizes that follow from the model's shapes are not known before ``run`` has fetched it."""
+    content = {
+        "models": [{"id": "who/absent", "revision": "a" * 40}],
+        "methods": ["none", {"checkpoint": {"id": str(published("gptq"))}}],
+        "measure": QUALITY,
+    }
+    for residency in ("auto", "streamed"):
+        recipe = load_recipe(sweeps.recipe({**content, "residency": residency}))
+        runs = [
+            run for run in plan(recipe, Machine(device, "a test", memory_bytes=2**34)) if run.spec.kind == "quality"
+        ]
+        assert [run.spec.method.name for run in runs] == ["none", "checkpoint"]
+        assert [run.weight_bytes is None for run in runs] == [True, False]
+        assert [run.peak_bytes for run in runs] == [None, None]
 
 
 @pytest.mark.parametrize("name", ["fp8", "auto-round"])
