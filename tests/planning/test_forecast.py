@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_a_streamed_run_reads_no_faster_than_the_disk(make: Make) -> None:
     assert streamed.computing_s == pytest.approx(passes_s, rel=0.01)
     resident = [arithmetic([replace(whole, size=size)], speeds)[0] for speeds in (SPEEDS, slow)]
     assert resident[0] == resident[1]
+
+
+def test_a_streamed_published_checkpoint_reads_what_its_files_hold(make: Make, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    run = quality(make(residency="streamed", methods=["none", {"checkpoint": {"id": str(folder)}}]))[-1]
+    assert (run.spec.method.name, run.spec.job.conditions.residency) == ("checkpoint", "streamed")
+    assert run.size is not None
+    size = replace(run.size, parameters=10**12)  # of the model that it was made from
+    (found,) = arithmetic([replace(run, size=size)], replace(SPEEDS, disk_byte_per_s=1.0))
+    stored_bytes = sum(file.stat().st_size for file in folder.iterdir())
+    assert found.computing_s == pytest.approx(STREAMED_PASSES * stored_bytes, rel=0.1)
 
 
 @pytest.mark.parametrize("residency", ["resident", "streamed"])

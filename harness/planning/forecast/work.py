@@ -198,10 +198,14 @@ class _Model:
 
     @property
     def _checkpoint_bytes(self) -> int:
-        """Of the checkpoint that it loads."""
-        job = self.run.spec.job
-        quantized = isinstance(job, VariantJob) and not job.quantizes and job.variant.method.stage == "offline"
-        return self._weight_bytes if quantized else self.size.parameters * self.element_bytes
+        """Of the checkpoint that it loads: of a published one, the size of its files."""
+        job, plain_bytes = self.run.spec.job, self.size.parameters * self.element_bytes
+        if not isinstance(job, VariantJob) or job.quantizes:
+            return plain_bytes
+        if (published := job.variant.method.published) is not None:
+            files = next((each.files for each in self.run.inputs if each.folder == published.path), ())
+            return sum(file.size for file in files) or plain_bytes
+        return self._weight_bytes if job.variant.method.stage == "offline" else plain_bytes
 
     @property
     def _unpacking_s(self) -> float:
