@@ -119,11 +119,11 @@ so. The limits of single values are in the tables above. The others:
 | values in the record of a run: see below | {evidence.MAX_ROWS} |
 
 A record keeps every value, such as {len(QUANTITIES)} of divergence for each token of `windows`, one for each gap
-between the tokens of an answer under load, and some for each answer to a question. A recipe whose own numbers ask for
-more than a record may have is refused, with the key to lower. Where a text or a task decides how many there are, the
-run counts them before it measures, and fails with the same words. Where a server's answers are as long as the model
-likes (`length: natural`), the run keeps the times between tokens of some requests only, with the label
-[`gaps_left_out`](labels.md#labels).
+between the tokens of an answer under load, and some for each answer to a question. A recipe that certainly asks for
+more than a record may have is refused, with the key to lower. Where it depends on how many tokens a text has, or how
+many questions a task, the run counts them before it measures, and fails with the same words. Where a server's answers
+are as long as the model likes (`length: natural`), the run keeps the times between tokens of some requests only, with
+the label [`gaps_left_out`](labels.md#labels).
 
 Text must be printable: control characters (of a terminal, say) and lone surrogates are errors, except for line breaks
 and tabs in `system`. A file that a recipe names must be a regular file or, for a model, a folder: a pipe or a device is

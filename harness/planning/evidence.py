@@ -1,8 +1,8 @@
 """How many values a recipe asks for in one record, which keeps a limited number: a run that exceeds it takes hours.
 
-Only what the recipe says in numbers is counted here. The rest is looked at as soon as it is known: how many tokens a
-text has, before the reference of it is made; how many questions a task has, before they are asked. Of answers under
-load whose length is up to the model, a run leaves out times between tokens, and says so.
+Only what is certain is refused here. The rest is looked at as soon as it is known: how many tokens a text has, before
+the reference of it is made; how many questions a task has, before they are asked. Of answers under load whose length is
+up to the model, a run leaves out times between tokens, and says so.
 """
 
 from __future__ import annotations
@@ -10,36 +10,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.core.workload import GENERATED, PerplexityWorkload, ServingWorkload, TaskWorkload
+from harness.core.workload import GENERATED, PerplexityWorkload, ServingWorkload, TextRef
 from harness.metrics.divergence import QUANTITIES
 from harness.metrics.serving import values_per_request
 from harness.recipe import Recipe
 from harness.recipe.yaml_file import Location
 from harness.storage.evidence import find_excess
-from harness.tasks.answers import values_per_question
 from harness.text.protocols import PRESETS
+from harness.text.sources import is_plain
+
+MOST_TOKEN_BYTES = 8
+"""No text has longer tokens on average: those of English prose have 4 to 5 bytes with the largest vocabularies."""
 
 
-def validate_evidence(
-    recipe: Recipe, texts: Sequence[PerplexityWorkload], tasks: Sequence[TaskWorkload], serving: ServingWorkload | None
-) -> None:
+def validate_evidence(recipe: Recipe, texts: Sequence[PerplexityWorkload], serving: ServingWorkload | None) -> None:
     """Raises RecipeError for a measurement with more values than a record may have."""
     for index, text in enumerate(texts):
         _validate_text(recipe, text, ("measure", "perplexity", index, "windows"))
-    for task in tasks:
-        _validate_task(recipe, task)
     if serving is not None:
         _validate_serving(recipe, serving)
     _validate_grid(recipe)
 
 
 def _validate_text(recipe: Recipe, text: PerplexityWorkload, place: Location) -> None:
-    """A file that is too short for its windows is scored whole, and the tokens of that are counted later."""
+    """A text that may be too short for its windows is then scored whole, and the tokens of that are counted later."""
     if text.windows is None or text.protocol == GENERATED or recipe.measure.divergence is None:
         return
     scored = PRESETS[text.protocol].scored(text.context, text.stride)
-    file = None if text.text.path is None else Path(text.text.path)
-    if file is not None and file.stat().st_size < text.windows * scored:
+    if _fewest_tokens(text.text) < text.windows * scored:
         return
     _refuse(
         recipe,
@@ -50,11 +48,9 @@ def _validate_text(recipe: Recipe, text: PerplexityWorkload, place: Location) ->
     )
 
 
-def _validate_task(recipe: Recipe, task: TaskWorkload) -> None:
-    if task.limit is not None:
-        each = values_per_question(task.samples)
-        how = f"{each:,} values for each of {task.limit:,} questions of {task.name}, with samples: {task.samples:,}"
-        _refuse(recipe, ("measure", "tasks"), task.limit * each, how, "lower 'limit' or 'samples'")
+def _fewest_tokens(text: TextRef) -> int:
+    """How many tokens a text has at the least; 0 if it is on a hub, or if its file holds more than the text."""
+    return Path(text.path).stat().st_size // MOST_TOKEN_BYTES if text.path is not None and is_plain(text) else 0
 
 
 def _validate_serving(recipe: Recipe, load: ServingWorkload) -> None:

@@ -210,7 +210,7 @@ def plan(
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)
     serving = workloads.serving(recipe)
-    validate_evidence(recipe, texts, tasks, serving)
+    validate_evidence(recipe, texts, serving)
     observers, measured = workloads.plugin_metrics(recipe)
     validate_engines(recipe, [choice.engine for choice in engines], methods)
     validate_calibration(recipe, methods)
