@@ -10,6 +10,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
+from run_specs import changed
 
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import bytes_words
@@ -19,8 +20,9 @@ from harness.core.job import MeasureQuality
 from harness.core.model import ModelRef
 from harness.core.record import Forecast, Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import Machine, Speeds
+from harness.core.site import Machine, Node, Speeds
 from harness.execution.resume import left
+from harness.execution.schedule import Schedule, width
 from harness.figures.formats import significant
 from harness.host import speeds as timing
 from harness.host.speeds import machine_speeds
@@ -363,6 +365,18 @@ def test_runs_are_laid_out_by_what_they_need_and_what_they_are_compared_with(mak
         assert constraints.alone == job.alone
         assert (constraints.together is not None) == job.repeated
     assert len({each.constraints.together for each in found.values()}) == 2, "one model's speeds, and no speeds"
+
+
+def test_runs_of_a_stack_are_forecast_one_after_the_other_on_a_cpu(make: Make) -> None:
+    """Its libraries choose their cores themselves; runs of the main one are content with their threads."""
+    main = quality(make(threads=4))
+    stack = [replace(run, spec=changed(run.spec, stack="llamacpp")) for run in main]
+    node = Node(cores=16, memory_bytes=2**40)
+    lanes = (width([run.spec for run in main], [node]),)
+    for runs, at_once in ((main, 3), (stack, 1)):
+        assert len(list(iter(Schedule([run.spec for run in runs], [node]).begin, None))) == at_once
+        total, in_turn = (forecast(runs, runs, SPEEDS, [], each).total_s.expected for each in (lanes, (1,)))
+        assert total == pytest.approx(in_turn) if at_once == 1 else total < 0.7 * in_turn
 
 
 def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_speeds_is(make: Make) -> None:

@@ -19,7 +19,7 @@ def sweeps(draw: st.DrawFn) -> Runs:
         needs = draw(st.sets(st.sampled_from(sorted(runs)), max_size=2)) if runs else set()
         constraints = Constraints(
             draw(st.booleans()),
-            draw(st.integers(1, 3)),
+            draw(st.sampled_from([1, 2, 3, None])),
             draw(st.integers(0, 2)),
             frozenset(needs),
             draw(st.sampled_from([None, "a", "b"])),
@@ -66,6 +66,13 @@ def test_runs_that_belong_together_execute_on_one_machine() -> None:
 def test_a_run_takes_as_many_gpus_as_it_needs() -> None:
     runs = {str(number): TimedRun(10, Constraints(devices=2)) for number in range(4)}
     assert makespan_s(runs, [4]) == 20
+
+
+def test_a_run_that_takes_a_whole_machine_waits_for_its_place_there() -> None:
+    whole, other = TimedRun(10, Constraints(devices=None)), TimedRun(10, Constraints())
+    assert makespan_s({"a": whole, "b": whole}, [4]) == 20
+    assert makespan_s({"a": whole, "b": other, "c": other}, [4]) == 20
+    assert makespan_s({"a": whole, "b": other, "c": other}, [4, 4]) == 10
 
 
 def test_a_need_that_is_made_already_is_not_waited_for() -> None:

@@ -69,7 +69,7 @@ class SweepForecast:
         mean_s = shared_s = own = 0.0
         groups: dict[tuple[str, str], float] = defaultdict(float)
         for run in self.runs.values():
-            share = 1 / len(self.lanes) if run.constraints.alone else run.constraints.devices / sum(self.lanes)
+            share = run.constraints.share(self.lanes)
             for part in run.components:
                 mean_s += share * part.mean_s
                 shared_s += share * part.shared_s
@@ -133,10 +133,14 @@ def forecast(
 
 
 def _constraints(spec: RunSpec, before: Set[str]) -> Constraints:
-    """``before`` is the run in whose process it goes on, if it does."""
+    """``before`` is the run in whose process it goes on, if it does.
+
+    On a CPU a run that is content with no number of cores takes all of them, as in ``harness.execution.schedule``.
+    """
     together = compared_within(spec) if spec.job.repeated else None
     needs = frozenset(before | set(spec.needs.values()))
-    return Constraints(spec.job.alone, spec.job.conditions.gpus, turn_of(spec), needs, together)
+    devices = None if spec.device == "cpu" and spec.cores is None else spec.job.conditions.gpus
+    return Constraints(spec.job.alone, devices, turn_of(spec), needs, together)
 
 
 def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start, constraints: Constraints) -> RunForecast:

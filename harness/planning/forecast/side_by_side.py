@@ -12,15 +12,24 @@ from heapq import heapify, heappop, heappush
 class Constraints:
     """When and where a run may execute, besides others.
 
-    A run that is ``alone`` has its machine for itself, another takes ``devices`` of it. Earlier turns go first.
-    ``needs`` are the ids of runs that must have ended. Runs with the same name in ``together`` execute on one machine.
+    A run that is ``alone`` has its machine for itself, and comes first in its turn; another takes ``devices`` of it, or
+    if that is None all. Earlier turns go first. ``needs`` are the ids of runs that must have ended. Runs with the same
+    name in ``together`` execute on one machine.
     """
 
     alone: bool = False
-    devices: int = 1
+    devices: int | None = 1
     turn: int = 0
     needs: frozenset[str] = frozenset()
     together: str | None = None
+
+    def share(self, lanes: Sequence[int]) -> float:
+        """The part of all machines that it takes."""
+        return 1 / len(lanes) if self.alone or self.devices is None else self.devices / sum(lanes)
+
+    def taken(self, lanes: int) -> int:
+        """How many lanes it takes of a machine that has so many."""
+        return lanes if self.alone or self.devices is None else min(self.devices, lanes)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class _Machines:
             if machine is None:
                 stay.append(rank)
                 continue
-            taken = self._lanes[machine] if wants.alone else min(wants.devices, self._lanes[machine])
+            taken = wants.taken(self._lanes[machine])
             if taken > self.free[machine]:
                 usable.remove(machine)
                 stay.append(rank)
