@@ -307,8 +307,12 @@ class ModelSize:
     router_scores: int = 0
 
 
+@lru_cache(maxsize=16)
 def size_of(source: SourceModel) -> ModelSize | None:
-    """The size of a model from its header and its own configuration; None if it is not yet fetched."""
+    """The size of a model from its header and its own configuration; None if it is not yet fetched.
+
+    Every run of a plan asks for it, and a large mixture has 45,000 matrices.
+    """
     if not source.matrices:
         return None
     try:

@@ -34,9 +34,9 @@ _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """A file's name in a hub's cache is a content hash: git's, or the sha256 of a large file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SourceModel:
-    """A model as the planner sees it.
+    """A model as the planner sees it. It equals only itself, so that what follows from it is kept (``lru_cache``).
 
     ``matrices`` are the shapes of the decoder's matrices, by name (a shape's last number is the input width),
     and ``decoder_parameters`` and ``other_parameters`` count elements; all are empty if the model is on a hub

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from harness.core.engine import STATES_SHARE, Engine
@@ -69,7 +69,7 @@ class ModelLoad:
     def on_gpu(self) -> bool:
         return self.job.conditions.device == "cuda"
 
-    @cached_property
+    @property
     def size(self) -> ModelSize | None:
         return size_of(self.source)
 
@@ -83,14 +83,15 @@ class ModelLoad:
         """Of the weights outside the decoder's matrices, which no method quantizes."""
         return self.plain_bytes * self.source.other_parameters
 
+    @property
+    def decoder_bytes(self) -> float:
+        """Of the decoder's matrices, as they are loaded."""
+        return max((self.weight_bytes or 0) - self.others_bytes, 0.0)
+
     @cached_property
     def layer_bytes(self) -> float:
         """Of the largest layer, as it is loaded."""
-        layers: Counter[str] = Counter()
-        for name, shape in self.source.matrices.items():
-            layers[layer_of(name) or name] += math.prod(shape)
-        decoder = max((self.weight_bytes or 0) - self.others_bytes, 0)
-        return decoder * max(layers.values(), default=0) / max(sum(layers.values()), 1)
+        return self.decoder_bytes * (sum(map(math.prod, largest_layer(self.source))) / self.source.decoder_parameters)
 
     @property
     def head_bytes(self) -> float:
@@ -142,6 +143,7 @@ class ModelLoad:
         return 0.0 if memory_bytes and size > memory_bytes else size
 
 
+@lru_cache(maxsize=16)
 def largest_layer(source: SourceModel) -> Sequence[tuple[int, int]]:
     """The shapes (outputs, inputs) of the matrices of the layer that has most parameters, one for each expert."""
     layers: dict[str, list[tuple[int, int]]] = {}
@@ -198,12 +200,12 @@ def converting_peak_bytes(load: ModelLoad) -> int | None:
 
 def least_bytes(load: ModelLoad) -> int:
     """What a streamed run certainly needs: a layer, on a CPU the next one as it is stored, or the head."""
-    if load.weight_bytes is None:
+    if load.weight_bytes is None or not load.source.matrices:
         return 0
     ahead = 0.0
     if load.job.effort.scored and not load.on_gpu and load.source.quantization is None:
         ahead = min(1.0, 2 / load.plain_bytes)  # a checkpoint of 16 bits may be cast to float32 as it is loaded
-    layers = load.layer_bytes * (1 + ahead * (len({layer_of(name) for name in load.source.matrices}) > 1))
+    layers = load.layer_bytes * (1 + ahead * (load.layer_bytes < load.decoder_bytes))
     if isinstance(load.job, QuantizeModel) and load.method.method.reads_tensors:
         layers = 0.0
     base = 0 if load.on_gpu else LEAST_BYTES

@@ -689,7 +689,7 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         raise recipe.error(("models", index, "id"), str(error)) from None
 
 
-def _weight_bytes(source: SourceModel, method: MethodChoice, device: str, skip: Sequence[str] = ()) -> int | None:
+def _weight_bytes(source: SourceModel, method: MethodChoice, device: str, skip: tuple[str, ...] = ()) -> int | None:
     """Estimated bytes of the loaded weights; None if the model's shapes are not known yet."""
     if not source.matrices:
         return None
@@ -697,7 +697,7 @@ def _weight_bytes(source: SourceModel, method: MethodChoice, device: str, skip: 
     return int(decoder.memory + decoder.modules + others)
 
 
-def _checkpoint_bytes(source: SourceModel, method: MethodChoice, device: str, skip: Sequence[str]) -> int:
+def _checkpoint_bytes(source: SourceModel, method: MethodChoice, device: str, skip: tuple[str, ...]) -> int:
     """Estimated bytes of the checkpoint that the method writes; 0 if the model's shapes are not known yet."""
     if not source.matrices:
         return 0
@@ -705,7 +705,9 @@ def _checkpoint_bytes(source: SourceModel, method: MethodChoice, device: str, sk
     return int(decoder.disk + others)
 
 
-def _estimated(source: SourceModel, method: MethodChoice, device: str, skip: Sequence[str]) -> tuple[Quantized, float]:
+def _estimated(
+    source: SourceModel, method: MethodChoice, device: str, skip: tuple[str, ...]
+) -> tuple[Quantized, float]:
     """The matrices that the method quantizes, and the bytes of all other weights."""
     plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)
     leaves = method.method.leaves_experts(source.model_type)

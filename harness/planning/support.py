@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from harness import plugins as registry
-from harness.core.engine import Engine, PlannedLoad
+from harness.core.engine import Engine, PlannedLoad, refuses_nothing
 from harness.core.format import GGUF_FORMAT, Codes
 from harness.core.job import Conditions, VariantJob
 from harness.core.method import Needs
@@ -169,6 +170,8 @@ def refusal(wanted: Combination, attention: Attention | None, job: VariantJob | 
     Layers with parameters of their own are each put to the engine: it must read them all.
     """
     source, method, engine = wanted.source, wanted.method, wanted.engine
+    if engine.engine.refuses is refuses_nothing:
+        return None
     for params in _parameters(method, wanted.scope):
         planned = PlannedLoad(
             machine=wanted.machine,
@@ -324,7 +327,7 @@ def _multimodal(source: SourceModel, method: MethodChoice) -> str | None:
     )
 
 
-def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
+def _experts(source: SourceModel, method: MethodChoice, skip: tuple[str, ...]) -> str | None:
     """Why a mixture's experts prevent the method: without them, coverage would be below the required minimum."""
     if not method.method.leaves_experts(source.model_type):
         return None
@@ -341,7 +344,7 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
     )
 
 
-def _single_experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
+def _single_experts(source: SourceModel, method: MethodChoice, skip: tuple[str, ...]) -> str | None:
     """Why single experts cannot be skipped where the result is a GGUF file."""
     if method.method.writes != GGUF_FORMAT or not skip:
         return None
@@ -354,7 +357,7 @@ def _single_experts(source: SourceModel, method: MethodChoice, skip: Sequence[st
     return divided_stack(method.ref.name, skipped)
 
 
-def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: Sequence[str]) -> str | None:
+def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: tuple[str, ...]) -> str | None:
     needs, shapes = method.method.needs(method.params), in_scope(source, skip).values()
     reason = misfit(method.ref.name, needs, shapes, source.model_type)
     if reason is not None or machine.device != "cuda":
@@ -363,7 +366,8 @@ def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: S
     return f"{needs.gpu_divisor} does not divide the widths {widths} of this model, as a GPU needs" if widths else None
 
 
-def in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=16)
+def in_scope(source: SourceModel, skip: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
     """The shapes (outputs and inputs last) of the decoder's matrices that a recipe does not skip, by name."""
     shapes = {name: shape_of(name, shape, source.model_type) for name, shape in source.matrices.items()}
     if not skip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +72,7 @@ def test_a_model_is_looked_up_in_the_users_cache_and_then_in_the_other(users: Pa
     assert not is_here("who/model", COMMIT)
     snapshot(users).mkdir(parents=True)
     shutil.copy(tiny / "config.json", snapshot(users))  # a part of it, as another tool looked at it
-    assert inspect(model, tmp_path, other) == found
+    assert asdict(inspect(model, tmp_path, other)) == asdict(found)
     shutil.copytree(tiny, snapshot(users), dirs_exist_ok=True)
     whole = inspect(model, tmp_path, other)
     assert whole.ref.path == str(snapshot(users))

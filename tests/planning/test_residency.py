@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,21 @@ from harness.api.plan import PlanState, plan
 from harness.cli.render.plan import show_plan
 from harness.core.method import PartsWork
 from harness.core.site import Machine
+from harness.execution.local import local_site
 from harness.methods.gptqmodel.driver import ENDS
+from harness.models import headers
 from harness.models.published import READERS, STREAMED, unstreamed, unstreamed_on
+from harness.models.sources import inspect
 from harness.planning.peaks import ACTIVATIONS, COPIES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
 from harness.planning.plan import PlannedRun
+from harness.planning.plan import plan as plan_at
 from harness.plugins import method, method_names
 from harness.recipe import load_recipe
 
 Make = Callable[..., tuple[PlannedRun, ...]]
 QUALITY = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "streaming.md"
+CPU = Machine("cpu", "a test machine")
 TOO_SMALL = {"memory": "1MB"}
 """The weights of the tiny model take 0.9 MB."""
 
@@ -220,6 +225,45 @@ def test_a_model_that_its_library_takes_only_whole_is_not_planned_from_disk(
     assert "loaded whole although it may not fit" in str(near.note)
     assert near.unsupported is None
     assert re.search("its weights take .*, and auto-round quantizes llama.* set residency: resident", over.unsupported)
+
+
+@pytest.mark.parametrize("residency", ["resident", "streamed"])
+def test_more_runs_of_a_model_read_its_shapes_and_its_configuration_no_more_often(
+    sweeps: Any, tiny: Path, residency: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large mixture has 45,000 matrices, and a recipe thousands of runs."""
+    read: list[str] = []
+
+    class Counted(dict[str, tuple[int, ...]]):
+        def __iter__(self) -> Iterator[str]:
+            read.append("shapes")
+            return super().__iter__()
+
+        def items(self) -> Any:
+            read.append("shapes")
+            return super().items()
+
+    def read_config(folder: Path) -> dict[str, Any]:
+        read.append("configuration")
+        return original(folder)
+
+    original = headers.read_config
+    monkeypatch.setattr(headers, "read_config", read_config)
+    content = {"models": [str(tiny)], "methods": ["none", "rtn"], "residency": residency}
+
+    def reads(texts: int) -> tuple[int, int]:
+        """How many runs a plan has, and how often it reads."""
+        scored = [{"text": "demo", "context": 32 + number} for number in range(texts)]
+        recipe = load_recipe(sweeps.recipe({**content, "measure": {"perplexity": scored, "divergence": {}}}))
+        source = inspect(recipe.models[0], tiny.parent)
+        read.clear()
+        counted = replace(source, matrices=Counted(source.matrices))
+        planned = plan_at(recipe, replace(local_site(device="cpu"), hardware=CPU), models=[counted])
+        return len(planned), len(read)
+
+    (few, once), (many, as_often) = reads(1), reads(20)
+    assert many > 10 * few
+    assert once == as_often
 
 
 def test_hessians_and_calibration_rows_count_for_the_peak(make: Make) -> None:
