@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
-from harness import plugins as registry
 from harness.core.identity import DecodeMode, KvCache
 from harness.errors import did_you_mean
+from harness.planning.exclude_entries import KEYS, matches
 from harness.planning.expand import EngineChoice, MethodChoice
 from harness.recipe import Recipe
-
-KEYS = frozenset({"model", "method", "engine", "kv_cache", "decode_mode"})
-"""The keys of an entry, in addition to parameters of methods and engines."""
 
 
 def excluded(
@@ -26,14 +23,14 @@ def excluded(
 ) -> bool:
     """Whether an entry excludes a method on an engine, with this cache and decode mode if given."""
     facts = _facts(method, model, engine, kv_cache, decode_mode)
-    return any(_matches(pattern, facts) for pattern in recipe.exclude)
+    return any(matches(pattern, facts) for pattern in recipe.exclude)
 
 
 def validate_exclude(
     recipe: Recipe, chosen: Sequence[MethodChoice], models: Iterable[str], engines: Sequence[EngineChoice]
 ) -> None:
     """Raises RecipeError for an entry that is empty, has an unknown key or matches no variant."""
-    known = KEYS | {key for method in chosen for key in method.ref.params}
+    known = {*KEYS, *(key for method in chosen for key in method.ref.params)}
     known |= {key for engine in engines for key in engine.engine.params.model_fields}
     every = [_facts(*each) for each in product(chosen, models, engines, recipe.kv_cache, recipe.decode_mode)]
     for index, pattern in enumerate(recipe.exclude):
@@ -42,7 +39,7 @@ def validate_exclude(
         for key in pattern:
             if key not in known:
                 raise recipe.error(("exclude", index, key), f"unknown key{did_you_mean(key, known)}")
-        if not any(_matches(pattern, facts) for facts in every):
+        if not any(matches(pattern, facts) for facts in every):
             raise recipe.error(("exclude", index), "matches no variant of this recipe")
 
 
@@ -52,11 +49,3 @@ def _facts(
     own = {"model": model, "method": method.ref.name, "engine": engine.engine.name}
     params = {**engine.params.model_dump(), **method.ref.params}
     return {**own, **params, "kv_cache": kv_cache, "decode_mode": decode_mode}
-
-
-def _matches(pattern: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    """Whether the facts match every value that an entry names."""
-    return all(
-        facts.get(key) == (registry.ALIASES.get(value, value) if key == "method" else value)
-        for key, value in pattern.items()
-    )

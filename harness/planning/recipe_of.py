@@ -1,8 +1,9 @@
 """The recipe that asks what runs asked: ``plan``'s inverse, for runs whose recipe is not at hand.
 
-Records hold all that a recipe says but how it said it: lists of values are entries of their own, and everything is
-written out. If the runs are of recipes that differ in what all of their variants share, such as the seed, the last run
-decides: those that it does not suit are not planned, which ``case_id`` tells.
+Records hold all that a recipe says but how it said it: lists of values are entries of their own, everything is written
+out, and ``exclude`` leaves out each combination that no run is of. If the runs are of recipes that differ in what all
+of their variants share, such as the seed, the last run decides: those that it does not suit are not planned, which
+``case_id`` tells.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from harness import plugins as registry
-from harness.core.job import AnswerTask, MakeReference, MeasurePerformance, MeasureQuality, MeasureServing, VariantJob
+from harness.core.identity import Residency
+from harness.core.job import (
+    AnswerTask,
+    MakeReference,
+    MeasurePerformance,
+    MeasureQuality,
+    MeasureServing,
+    QuantizeModel,
+    VariantJob,
+)
 from harness.core.model import MethodRef, ModelRef
 from harness.core.run import RunSpec
 from harness.core.workload import (
@@ -25,6 +35,7 @@ from harness.core.workload import (
     TextRef,
 )
 from harness.errors import UsageError
+from harness.planning.exclude_entries import entries_without
 from harness.text.sources import TEXTS
 
 T = TypeVar("T")
@@ -70,14 +81,26 @@ def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, 
         calibration=_calibration(calibrated[-1], place) if calibrated else None,
         device=last.conditions.device,
         devices=last.conditions.devices,
+        residency=_residency(jobs),
         threads=last.conditions.threads,
         attention=last.conditions.attention,
+        exclude=entries_without(measured) or None,
         seed=last.variant.seed,
         kv_cache=_distinct(job.variant.kv_cache for job in measured),
         decode_mode=_distinct(job.decode_mode for job in timed) or None,
         price=asdict(prices[-1]) if prices else None,
         gates=gates[-1] if gates else None,
     )
+
+
+def _residency(jobs: Sequence[VariantJob]) -> Residency | Literal["auto"]:
+    """Where all runs had their model. Speeds need it whole, so that beside them only ``auto`` streams anything."""
+    read = {job.conditions.residency for job in jobs if isinstance(job, MeasureQuality | MakeReference)}
+    quantized = {job.conditions.residency for job in jobs if isinstance(job, QuantizeModel)}
+    if "streamed" not in read | quantized:
+        return "resident"
+    whole = any(job.measures_variant and not isinstance(job, MeasureQuality) for job in jobs)
+    return "auto" if whole or "resident" in read else "streamed"
 
 
 def _measure(specs: Sequence[RunSpec], jobs: Sequence[VariantJob], place: Place) -> dict[str, Any]:

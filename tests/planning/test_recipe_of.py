@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_specs import run_spec
 
 from harness.api.plan import plan
 from harness.core.run import RunSpec
@@ -91,6 +92,55 @@ def test_every_setting_of_a_recipe_is_found_again(tiny: Path, tmp_path: Path) ->
         json.dumps(str((each.limits, each.readers))) for each in specs
     }
     assert {each.run_id for each in found} == {each.run_id for each in specs}
+    assert Recipe.model_fields.keys() - recipe_of(specs).keys() == {"extends"}
+
+
+def test_what_a_recipe_excludes_is_not_asked_again(tiny: Path) -> None:
+    recipe = {
+        "name": "some",
+        "models": [{"id": str(tiny), "label": "first", "degrid": 3}, {"id": str(tiny), "label": "second"}],
+        "methods": ["none", {"none": {"dtype": "float16"}}, {"rtn": {"bits": [8, 4], "group_size": 32}}, "gguf"],
+        "engines": ["transformers", {"llamacpp": {"threads": [1, 2]}}],
+        "measure": {"perplexity": {"text": "demo", "context": 64}, "throughput": {"prompt_tokens": 8, "new_tokens": 4}},
+        "kv_cache": ["model", "int8"],
+        "decode_mode": ["eager", "compiled"],
+        "device": "cpu",
+    }
+    exclude = [
+        {"method": "rtn", "bits": 4, "model": "first"},
+        {"method": "none", "dtype": "float16", "engine": "llamacpp"},
+        {"engine": "llamacpp", "threads": 2, "kv_cache": "int8"},
+        {"method": "rtn", "decode_mode": "compiled"},
+        {"model": "second", "method": "gguf"},
+    ]
+    every, specs = (
+        planned(Recipe.model_validate_json(json.dumps({**recipe, "exclude": each}))) for each in ([], exclude)
+    )
+    assert asked(specs) < asked(every)
+    assert asked(again(specs)) == asked(specs)
+    entries = recipe_of(specs)["exclude"]
+    assert {"threads": 2, "kv_cache": "int8"} in entries
+    assert {"method": "rtn", "decode_mode": "compiled"} in entries
+    assert len(entries) < 10, "none for each of the 40 variants that are left out"
+
+
+@pytest.mark.parametrize("residency", ["resident", "streamed"])
+def test_a_recipe_says_whether_models_were_streamed(tiny: Path, residency: str) -> None:
+    scored = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
+    recipe = {"name": "some", "models": [str(tiny)], "methods": ["none", "rtn"], "residency": residency}
+    specs = planned(Recipe.model_validate_json(json.dumps({**recipe, "measure": scored})))
+    assert recipe_of(specs)["residency"] == residency
+    assert [spec.job.conditions.residency for spec in again(specs)] == [spec.job.conditions.residency for spec in specs]
+
+
+def test_a_recipe_of_models_that_were_streamed_where_they_had_to_be_leaves_it_to_the_plan() -> None:
+    whole, cut = run_spec("quality"), run_spec("quality", residency="streamed")
+    assert recipe_of([whole])["residency"] == "resident"
+    assert recipe_of([cut])["residency"] == "streamed"
+    assert recipe_of([cut, run_spec("quantize")])["residency"] == "streamed", "its library may take only a whole model"
+    assert recipe_of([whole, cut])["residency"] == "auto"
+    assert recipe_of([run_spec("quantize", residency="streamed"), whole])["residency"] == "auto"
+    assert recipe_of([cut, run_spec("performance")])["residency"] == "auto", "speeds are those of a whole model"
 
 
 def test_models_and_texts_may_be_elsewhere(tiny: Path, tmp_path: Path) -> None:
