@@ -3,7 +3,8 @@
 If RESULTS holds no runs of the recipe, they are made first, in CACHE (a new folder by default), and the remaining time
 is compared with what followed at each quarter of the sweep. Then three forecasts are compared with the records: from
 this machine's speeds alone; of every second run, from the others; and of all, from the same runs. A ratio is the time
-taken to the time forecast. docs/measurements/forecast.md records what it prints.
+taken to the time forecast. Exits with 1, and says why, if one of the three is beyond the bar, either way.
+docs/measurements/forecast.md records what it prints.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.api.plan import plan
@@ -29,6 +30,8 @@ from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.storage.store import Store
 
+RATIO_BAR = 1.5
+"""The time taken is at most so many times the time forecast, and the other way round."""
 Pairs = Sequence[tuple[PlannedRun, RunRecord]]
 
 
@@ -56,13 +59,19 @@ def ratio(took_s: float, span: Span) -> str:
 
 def compare(
     name: str, wanted: Pairs, planned: Sequence[PlannedRun], speeds: Speeds, known: Sequence[RunRecord]
-) -> None:
-    """Prints a forecast of runs beside what they took. Whether they were forked is known."""
+) -> Iterator[str]:
+    """Prints a forecast of runs beside what they took, and yields the bar if it was missed.
+
+    Whether they were forked is known.
+    """
     expected = forecast([each for each, _ in wanted], planned, speeds, known, spawned=are_spawned(wanted, speeds))
     times = [(expected.runs[each.spec.run_id].time, record.wall_s) for each, record in wanted]
     within = sum(time.low_s <= wall_s <= time.high_s for time, wall_s in times)
     took_s = sum(wall_s for _, wall_s in times)
     print(f"{name}: ratio {ratio(took_s, expected.total_s)}, {within} of {len(times)} runs within their ranges")
+    off = took_s / expected.total_s.expected
+    if not 1 / RATIO_BAR <= off <= RATIO_BAR:
+        yield f"{name}: the runs took {off:.2f} times the time forecast; the bar is {RATIO_BAR}, either way"
 
 
 def are_spawned(pairs: Pairs, speeds: Speeds) -> bool:
@@ -85,7 +94,8 @@ def parts(pairs: Pairs, speeds: Speeds) -> None:
         print(f"{kind:12} {count:3.0f}: starting {mean[0]} → {mean[1]}, computing {mean[2]} → {mean[3]}")
 
 
-def main(recipe: Path, results: Path, cache: Path) -> None:
+def main(recipe: Path, results: Path, cache: Path) -> list[str]:
+    """The bars that were missed."""
     chosen = load_recipe(recipe)
     planned = plan(chosen)
     if not Store(results).read(chosen.name).records:
@@ -98,14 +108,20 @@ def main(recipe: Path, results: Path, cache: Path) -> None:
     speeds = machine_speeds(choose(chosen.device), cache_folder())
     print(f"{len(pairs)} of {len(planned)} runs were measured; {speeds}")
     same, odd, even = [record for _, record in pairs], pairs[1::2], [record for _, record in pairs[::2]]
-    compare("from this machine's speeds", pairs, planned, speeds, ())
-    compare("from every other run", odd, planned, speeds, even)
-    compare("from the same runs", pairs, planned, speeds, same)
+    missed = [
+        *compare("from this machine's speeds", pairs, planned, speeds, ()),
+        *compare("from every other run", odd, planned, speeds, even),
+        *compare("from the same runs", pairs, planned, speeds, same),
+    ]
     parts(pairs, speeds)
+    return missed
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (3, 4):
         sys.exit("usage: python benchmarks/forecast.py RECIPE RESULTS [CACHE]")
     with tempfile.TemporaryDirectory() as fresh:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3] if len(sys.argv) == 4 else fresh))
+        missed = main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3] if len(sys.argv) == 4 else fresh))
+    for fault in missed:
+        print(f"missed: {fault}")
+    sys.exit(1 if missed else 0)

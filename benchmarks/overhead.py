@@ -6,7 +6,7 @@ the run's job, and exits. No parent watches it, nothing is hashed, recorded or s
 With ``--spawn`` the sweep starts every process anew, as ``QHARNESS_START=spawn`` does.
 
 Printed are the seconds of both, their ratio, and by how much each run took longer than its phases. A script that does
-not measure what the run's record holds ends the comparison.
+not measure what the run's record holds ends the comparison. Exits with 1, and says why, if a bar was missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -35,6 +36,9 @@ from harness.storage.json_codec import decode, encode
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 COMMAND = [sys.executable, "-m", "harness"]
+RATIO_BAR, BEYOND_BAR_S = 1.10, 1.0
+"""At most so many times the scripts' seconds, and fewer beyond the phases of a run: in the mean, because what a server
+imports for many runs is in the time of the first."""
 SAME = 1e-4
 """By how much the mean of values of one item each may differ, relatively: the same sums, in another process."""
 MEASURED = "measured.json"
@@ -122,8 +126,22 @@ def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, 
     return str(local_site(cache).stacks.find(stack).python), {**environment(own), **ENVIRONMENT}
 
 
-def compare(recipe: Path, spawn: bool) -> float:
-    """The ratio of the sweep's seconds to those of the scripts."""
+@dataclass(frozen=True)
+class Overhead:
+    """The ratio of a sweep's seconds to those of the scripts, and a run's mean seconds beyond its phases."""
+
+    ratio: float
+    beyond_s: float
+
+    def missed(self) -> Iterator[str]:
+        if self.ratio > RATIO_BAR:
+            yield f"{self.ratio:.3f} times the scripts' seconds; the bar is {RATIO_BAR:.2f}"
+        if self.beyond_s >= BEYOND_BAR_S:
+            yield f"{self.beyond_s:.2f} s beyond the phases of a run in the mean; the bar is {BEYOND_BAR_S:g} s"
+
+
+def compare(recipe: Path, spawn: bool) -> Overhead:
+    """The overhead of a sweep from nothing."""
     from harness.execution.local import local_site
     from harness.planning.plan import plan
     from harness.recipe import load_recipe
@@ -153,8 +171,9 @@ def compare(recipe: Path, spawn: bool) -> float:
         took = f"run {record.wall_s:7.2f} s  script {script:7.2f} s  beyond phases {more:5.2f} s"
         print(f"{record.spec.title[:48]:48s} {took}")
     of_runs = f"beyond their phases: median {statistics.median(beyond):.2f} s, in all {sum(beyond):.1f} s"
-    print(f"sweep {whole:.1f} s, scripts {sum(scripts):.1f} s: ratio {whole / sum(scripts):.3f}; {of_runs}", flush=True)
-    return whole / sum(scripts)
+    ratio = whole / sum(scripts)
+    print(f"sweep {whole:.1f} s, scripts {sum(scripts):.1f} s: ratio {ratio:.3f}; {of_runs}", flush=True)
+    return Overhead(ratio, statistics.mean(beyond))
 
 
 def main() -> None:
@@ -167,8 +186,12 @@ def main() -> None:
     if arguments.bare:
         bare(*arguments.bare)
         return
-    ratios = [compare(arguments.recipe, arguments.spawn) for _ in range(arguments.repeat)]
-    print(f"{arguments.recipe.name}: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    found = [compare(arguments.recipe, arguments.spawn) for _ in range(arguments.repeat)]
+    print(f"{arguments.recipe.name}: {', '.join(f'{each.ratio:.3f}' for each in found)}")
+    missed = [fault for each in found for fault in each.missed()]
+    for fault in missed:
+        print(f"missed: {fault}")
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":
