@@ -80,13 +80,13 @@ def alike_figures(table: Table, most: int, summaries: Summaries | None = None) -
     """
     summaries = summaries or Summaries({}, {})
     rows = table.rows[:most]
-    records = {id(run): run for row in rows for run in row.runs_with_figures}
-    return summaries.of_rows(
-        f"alike {most}",
-        table.rows,
-        lambda: alike_on(table, rows, keyed_figures([table], list(records.values()), summaries.of_figures())),
-        _read_alike,
-    )
+
+    def make() -> tuple[AlikeFigures, ...]:
+        records = {id(run): run for row in rows for run in row.runs_with_figures}
+        values = _values(list(records.values()), summaries.of_figures())
+        return alike_on(table, rows, {id(row): tuple(_of_row(table, row, values)) for row in rows})
+
+    return summaries.of_rows(f"alike {most}", table.rows, make, _read_alike)
 
 
 def alike_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 
 from harness.analysis.front_probability import compared_bytes
@@ -22,6 +22,7 @@ from harness.analysis.selection import (
 )
 from harness.analysis.summaries import Summaries
 from harness.analysis.verdicts import judged
+from harness.core.column import LazyColumn
 from harness.core.job import (
     AnswerTask,
     MakeReference,
@@ -307,8 +308,10 @@ def _marked(rows: Sequence[VariantRow], summaries: Summaries) -> list[VariantRow
     points = {index: point for index, (entry, size) in sized if (point := _point(entry, size)) is not None}
     indices = list(points)
     kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
-    likely = summaries.front_probabilities(rows)
-    return [entry.altered(front=index in kept, front_probability=likely[index]) for index, entry in enumerate(rows)]
+    likely = LazyColumn[float | None](len(rows), cache(lambda: summaries.front_probabilities(rows)))
+    return [
+        entry.altered(front=index in kept, front_shares=likely, front_place=index) for index, entry in enumerate(rows)
+    ]
 
 
 def _point(entry: VariantRow, size: int | None) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -35,6 +36,14 @@ def not_finite(value: Any) -> str | None:
         if place is not None:
             return f"{name}.{place}" if place else str(name)
     return None
+
+
+def finite_text(value: Any) -> str:
+    """Plain data as one line of JSON with null for every NaN and infinite number; most data have none."""
+    try:
+        return json.dumps(value, default=dict, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any, digits: int | None = None) -> Any:

@@ -12,8 +12,8 @@ from harness.core.exact_text import as_text, builder
 from harness.figures.evidence import Evidence
 from harness.figures.table import VariantRow
 
-NOT_DERIVED = ("label", "evidence")
-"""Fields of a row that its evidence does not determine: a label depends on the other variants."""
+NOT_DERIVED = ("label", "evidence", "front_shares", "front_place")
+"""Fields of a row that its evidence does not determine: a label and the front depend on the other variants."""
 MOST_SHARED = 1_000
 """Texts of a field whose values are remembered."""
 _decode = json.JSONDecoder().raw_decode

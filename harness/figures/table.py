@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -333,10 +333,10 @@ class VariantRow:
     ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of the checkpoint). A method that was
     timed in several decode modes has a row for each, with the same quality.
     ``reason`` is the first line of why ``status`` is not ok. ``front`` is set if no other variant of the table is both
-    smaller and closer to the baseline; ``front_probability`` is the probability of being on the front of quality,
-    stored bytes and decode speed (see ``analysis.front_probability``). ``peaks`` are the phases' highest memory use,
-    ``left`` the memory in use at their end. ``kl_influence`` and ``perplexity_influence`` are the contributions of
-    the windows to the error of ``kl_mean`` and ``perplexity_change``.
+    smaller and closer to the baseline. ``front_shares`` has the ``front_probability`` of all rows of the table, drawn
+    when one is used, as not every command shows it; ``front_place`` is this row's place there. ``peaks`` are the
+    phases' highest memory use, ``left`` the memory in use at their end. ``kl_influence`` and ``perplexity_influence``
+    are the contributions of the windows to the error of ``kl_mean`` and ``perplexity_change``.
 
     For variants on another engine than that of the reference: ``kl_control`` is the mean KL of the unquantized model on
     their engine, ``top1_agreement_control`` its agreement, and ``kl_excess`` how far ``kl_mean`` lies above
@@ -396,7 +396,8 @@ class VariantRow:
     quantize_s: float | None = None
     quantize_peak_bytes: int | None = None
     front: bool = False
-    front_probability: float | None = None
+    front_shares: Sequence[float | None] = field(default=(), repr=False, compare=False)
+    front_place: int = field(default=0, repr=False, compare=False)
     _remembered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -411,6 +412,11 @@ class VariantRow:
         vars(made).update(vars(self))
         vars(made).update(changes, _remembered={})
         return made
+
+    @property
+    def front_probability(self) -> float | None:
+        """Of being on the front of quality, stored bytes and decode speed (see ``analysis.front_probability``)."""
+        return self.front_shares[self.front_place] if self.front_shares else None
 
     @property
     def runs_with_figures(self) -> tuple[RunRecord, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, cast
@@ -73,12 +73,17 @@ def columns(table: Table) -> tuple[Column, ...]:
     return table.remember("columns", lambda: _columns(table))
 
 
-def _columns(table: Table) -> tuple[Column, ...]:
+def _columns(table: Table, wanted: Callable[[Figure[Any]], bool] = lambda figure: True) -> tuple[Column, ...]:
     return tuple(
         column
         for _, alike in groupby(figures().values(), key=lambda figure: figure.places_in)
-        for column in _side_by_side(table, list(alike))
+        for column in _side_by_side(table, [figure for figure in alike if wanted(figure)])
     )
+
+
+def columns_of_readers(table: Table) -> tuple[Column, ...]:
+    """Those of figures that readers may see: the others have more places than all of these, for programs."""
+    return table.remember("columns of readers", lambda: _columns(table, lambda figure: figure.shown is not False))
 
 
 def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
@@ -95,7 +100,7 @@ def shown_columns(table: Table) -> tuple[Column, ...]:
 
 
 def _shown_columns(table: Table) -> tuple[Column, ...]:
-    found = [each for each in columns(table) if each.shown and _says_something(table, each)]
+    found = [each for each in columns_of_readers(table) if each.shown and _says_something(table, each)]
     groups = list(dict.fromkeys(each.group for each in found))
     return tuple(sorted(found, key=lambda each: groups.index(each.group)))
 
@@ -161,7 +166,8 @@ def _cell(column: Column, row: VariantRow, value: Value) -> Cell:
 
 def _side_by_side(table: Table, alike: Sequence[Figure[Any]]) -> list[Column]:
     """The columns of figures that have the same places."""
-    made = (_column(table, figure, place) for place in alike[0].taken_at(table) for figure in alike)
+    places = alike[0].taken_at(table) if alike else ()
+    made = (_column(table, figure, place) for place in places for figure in alike)
     return [column for column in made if column is not None]
 
 

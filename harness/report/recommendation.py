@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
 from harness.analysis.choice import Candidate, Recommendation
 from harness.analysis.ties import Tie
-from harness.core.json_values import finite
+from harness.core.json_values import finite_text
 from harness.core.label import codes
 from harness.figures.ask import Reading
 from harness.figures.formats import BLANK
@@ -85,35 +84,31 @@ def _place(found: Recommendation) -> str:
 def json_line(found: Recommendation) -> str:
     """One line: the query, the answer, every variant with its figures. An infinite figure is null."""
     conclusion = answer(found)
-    text = json.dumps(
-        finite(
-            {
-                "model": found.table.model,
-                "hardware": found.table.hardware,
-                "protocol": found.table.protocol,
-                "point": found.use.point.label if found.use.point else None,
-                "load": found.use.level,
-                "memory_at": {"batch": found.use.batch, "tokens": found.use.tokens},
-                "objective": objective_of(found.query.objective).name,
-                "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.query.limits],
-                "sentence": conclusion.sentence,
-                "pick": conclusion.variant,
-                "holds": found.holds,
-                "implausible_baseline": [asdict(each) for each in found.table.implausible],
-                "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
-                "uncertain": conclusion.uncertain,
-                "draws": found.draws,
-                "none_probability": found.none_probability,
-                "better_than_second_probability": found.lead,
-                "ties": [{"variant": tie.row.label, "decided_by": _decided_by(tie)} for tie in found.ties],
-                "nearest": found.nearest.row.label if found.nearest else None,
-                "binding": [limit.option for limit in found.binding],
-                "admissible": [_candidate(each) for each in found.admissible],
-                "fallen": [_rejected(each) for each in found.rejected],
-            }
-        ),
-        ensure_ascii=False,
-        allow_nan=False,
+    text = finite_text(
+        {
+            "model": found.table.model,
+            "hardware": found.table.hardware,
+            "protocol": found.table.protocol,
+            "point": found.use.point.label if found.use.point else None,
+            "load": found.use.level,
+            "memory_at": {"batch": found.use.batch, "tokens": found.use.tokens},
+            "objective": objective_of(found.query.objective).name,
+            "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.query.limits],
+            "sentence": conclusion.sentence,
+            "pick": conclusion.variant,
+            "holds": found.holds,
+            "implausible_baseline": [asdict(each) for each in found.table.implausible],
+            "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
+            "uncertain": conclusion.uncertain,
+            "draws": found.draws,
+            "none_probability": found.none_probability,
+            "better_than_second_probability": found.lead,
+            "ties": [{"variant": tie.row.label, "decided_by": _decided_by(tie)} for tie in found.ties],
+            "nearest": found.nearest.row.label if found.nearest else None,
+            "binding": [limit.option for limit in found.binding],
+            "admissible": [_candidate(each) for each in found.admissible],
+            "fallen": [_rejected(each) for each in found.rejected],
+        }
     )
     return json_escaped(text)
 

@@ -97,10 +97,11 @@ def _fill(
     ends = np.cumsum(held * (1 + (flags & WEIGHTED)))
     before = np.concatenate([[0], ends])  # floats of the measurements before each, of all entries
     begin = np.repeat(first_float + counts - before[starts], counts) + before[:-1]
-    plain = floats.tolist()
-    values: list[Sequence[float]] = [
-        tuple(plain[one:end]) for one, end in zip(begin.tolist(), (begin + held).tolist(), strict=True)
-    ]
+    values = np.empty(len(within), dtype=np.object_)
+    singles = held == 1  # nearly all: their tuples are made at once
+    values[singles] = _objects(zip(floats[begin[singles]].tolist()))
+    for place in np.flatnonzero(~singles).tolist():
+        values[place] = tuple(floats[begin[place] : begin[place] + held[place]].tolist())
     ids: list[Sequence[str]] = [()] * len(values)
     for place in np.flatnonzero(items).tolist():
         ids[place] = () if is_elsewhere[place] else ids_of(segment.texts[items[place] - 1])
@@ -112,7 +113,7 @@ def _fill(
     found.kinds[rows] = _numbered(kinds, segment.texts, numbers)
     found.counts[rows] = sizes
     found.means[rows] = floats[np.repeat(first_float, counts) + within]
-    found.values[rows] = _objects(values)
+    found.values[rows] = values
     found.item_ids[rows] = _objects(ids)
 
 

@@ -86,16 +86,14 @@ def comparability(case: Case, figure: Figure[Any], value: CaseValue) -> Comparab
     conditions = dict(conditions_of(case, value))
     if not isinstance(figure.statistic, PerProcess):
         conditions.pop(MACHINE, None)
-    spec, question = case.spec, case.spec.question
+    spec = case.spec
     series = {
         "figure": figure.name,
         "engine": spec.engine_label,
         "cache of keys and values": spec.kv_cache,
         "decode mode": spec.decode_mode,
     }
-    content = {
-        f"asked {name}": condition(question[name]) for name in ("model", "method", "baseline") if name in question
-    }
+    content = case.runs[-1].outcome.remember("content of the question", lambda: _content_of_question(spec))
     return Comparability(conditions | series | {name: text for name, text in content.items() if name in conditions})
 
 
@@ -218,6 +216,12 @@ def _parts_of_question(spec: RunSpec, only: tuple[str, ...] | None) -> dict[str,
             question[role] = [method.name, method.label, method.stack]
     kept = question if only is None else {name: question[name] for name in only if name in question}
     return {f"asked {name}": condition(value) for name, value in kept.items()}
+
+
+def _content_of_question(spec: RunSpec) -> dict[str, str]:
+    """The parts that name content, with their content."""
+    question = spec.question
+    return {f"asked {name}": condition(question[name]) for name in ("model", "method", "baseline") if name in question}
 
 
 def _grid(spec: RunSpec) -> str:

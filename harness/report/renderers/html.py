@@ -18,7 +18,7 @@ from harness.report.answer import Answer
 from harness.report.answer_pairs import VariantPairs, answer_pairs
 from harness.report.breakdown import breakdowns
 from harness.report.choice import MOST_ROWS, chosen
-from harness.report.column import Column, cell, column_groups, columns, shown_columns
+from harness.report.column import Column, cell, column_groups, columns_of_readers, shown_columns
 from harness.report.comparability import ColumnKey, column_keys, measurements
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
@@ -214,7 +214,7 @@ def _section(
 def _grid_columns(table: Table, point: GridPoint) -> tuple[Column, ...]:
     """The columns that the main table shows for the first point of the grid, here for this point."""
     at_first = {each.figure.name for each in shown_columns(table) if each.place == table.grid[0]}
-    return tuple(each for each in columns(table) if each.place == point and each.figure.name in at_first)
+    return tuple(each for each in columns_of_readers(table) if each.place == point and each.figure.name in at_first)
 
 
 def _script_json(text: str) -> Markup:
