@@ -13,9 +13,10 @@ from command_line import COMMAND
 from slurm_cluster import Slurm, slurm
 
 from harness.core.record import RunRecord
+from harness.execution import starter
 from harness.storage.store import Store
 
-pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+pytestmark = pytest.mark.heavy(minutes=1)
 
 PATIENCE_S = 900.0
 
@@ -27,14 +28,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 class Sweep:
-    """A ``qharness run --json`` of the tiny recipe, on Slurm's nodes or, without any, on this machine."""
+    """A ``qharness run --json`` of the tiny recipe, on Slurm's nodes or, without any, on this machine.
+
+    Its nodes start workers as users' do: each forks them from a server.
+    """
 
     def __init__(self, folder: Path, recipe: Path, cluster: Slurm, *options: str) -> None:
         self.results, self.cache = folder / "results", folder / "cache"
         where = ["--results", str(self.results), "--cache", str(self.cache)]
         self.process = subprocess.Popen(
             [*COMMAND, "run", str(recipe), "--json", *where, *options],
-            env=cluster.variables,
+            env={**cluster.variables, starter.VARIABLE: starter.FORK},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
