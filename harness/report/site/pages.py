@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from types import MappingProxyType
 
 from markupsafe import Markup
@@ -17,6 +18,8 @@ from harness.report.templating import source, template
 
 MOST_POINTS = 60
 """The newest points of a series that are drawn and listed."""
+MOST_OPEN = 6
+"""The figures of more variants than these are collapsed, each variant's by itself."""
 MOST_COMPARED = 400
 """The newest rows of a model that can be chosen to be compared."""
 COMPARED = ("name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "key")
@@ -150,6 +153,7 @@ def model_page(
         variants=_variants(pairs, agreements),
         rows=len(pairs),
         most_compared=MOST_COMPARED,
+        most_open=MOST_OPEN,
         keys=keys,
         data=_script(_compared(model, pairs[-MOST_COMPARED:]) | {"keys": keys}),
     )
@@ -181,19 +185,35 @@ def _series(points: Sequence[SiteSource], agreement: SiteAgreement | None) -> Si
 
 
 def _compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> dict[str, object]:
-    """What the script compares: the newest row first."""
+    """What the script compares: the newest row first, and which two at first: a baseline, and the newest answer."""
+    pairs = pairs[::-1]
     keys = {figure.key for _, row in pairs for figure in row.figures}
     conditions = {key: dict(found) for sweep in model.sweeps for key, found in sweep.conditions.items() if key in keys}
     return {
         "conditions": conditions,
+        "first": _first_compared(model, pairs),
         "rows": [
-            {
-                "name": " · ".join([row.label, row.engine, row.machine, row.measured[:DAY], sweep]),
-                "figures": [[getattr(figure, name) for name in COMPARED] for figure in row.figures],
-            }
-            for sweep, row in reversed(pairs)
+            {"name": name, "figures": [[getattr(figure, field) for field in COMPARED] for figure in row.figures]}
+            for name, (_, row) in zip(_names(pairs), pairs, strict=True)
         ],
     }
+
+
+def _names(pairs: Sequence[tuple[str, SiteRow]]) -> Iterator[str]:
+    """Each row's variant, and the parts in which rows differ: what all share would only push the rest out of sight."""
+    parts = [(row.label, row.engine, row.machine, row.measured[:DAY], sweep) for sweep, row in pairs]
+    differ = [place == 0 or len(set(values)) > 1 for place, values in enumerate(zip(*parts, strict=True))]
+    return (" · ".join(compress(each, differ)) for each in parts)
+
+
+def _first_compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> tuple[int, int]:
+    sweep = model.answered or model.sweeps[0]
+    picks = {each.answer.variant for each in model.answers(sweep)}
+    own = [(place, row) for place, (name, row) in enumerate(pairs) if name == sweep.name]
+    baseline = next((place for place, row in own if row.is_baseline), 0)
+    picked = [place for place, row in own if row.label in picks]
+    others = [place for place in (*picked, *range(len(pairs))) if place != baseline]
+    return baseline, others[0] if others else baseline
 
 
 def _script(content: object) -> Markup:

@@ -56,12 +56,12 @@
   };
 
   const setUpComparison = section => {
-    const {rows, conditions, keys: shown} = JSON.parse(section.querySelector("[data-rows]").textContent);
+    const {rows, conditions, first, keys: shown} = JSON.parse(section.querySelector("[data-rows]").textContent);
     const sides = [...section.querySelectorAll("select")], result = section.querySelector("[data-result]");
     const found = rows.map(figures);
     for (const [place, side] of sides.entries()) {
       side.append(...rows.map((row, number) => element("option", row.name, {value: number})));
-      side.selectedIndex = Math.min(place, rows.length - 1);
+      side.selectedIndex = first[place];
       side.addEventListener("input", () => draw());
     }
     const cell = figure => {
