@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CACHES = ("past_key_values", "cache_params", "state")
 """What models of transformers call their cache, as an argument and in their output."""
 
+NORM = "RMSNorm"
+"""How the names of norms' classes end that take one tensor, and return one like it."""
+
 
 @dataclass(frozen=True)
 class _CacheCount:
@@ -31,11 +34,11 @@ def count_caches(model: Any) -> tuple[LayerCache, ...]:
     """What the layers of a language model on the meta device keep of a text, in transformers' own growing cache.
 
     The passes are of 1 and 2 tokens, of some around the end of a block if layers compress, and of more than the longest
-    window: a cache that they do not explain is refused. Experts do not compute: they cache nothing, and some loop over
-    those that tokens chose, which only numbers would tell. Raises ValueError for a cache that cannot be read, and
-    whatever the model raises if it cannot run without numbers.
+    window: a cache that they do not explain is refused. Experts and norms do not compute, because they cache nothing:
+    some experts loop over those that tokens chose, which only numbers would tell, and norms take a third of the time.
+    Raises ValueError for a cache that cannot be read, and whatever the model raises if it cannot run without numbers.
     """
-    _idle_experts(model)
+    _idle(model)
     dtype = str(model.dtype).removeprefix("torch.")
     constants = dict(_attributes(model))
     counts = {tokens: _after(model, tokens, constants) for tokens in (1, 2)}
@@ -55,11 +58,13 @@ def count_caches(model: Any) -> tuple[LayerCache, ...]:
     return found
 
 
-def _idle_experts(model: Any) -> None:
+def _idle(model: Any) -> None:
+    """Has a model's experts and norms return states as they would, but of no numbers."""
     import torch
 
     for name, module in model.named_modules():
-        if name.endswith("experts") and not isinstance(module, torch.nn.ModuleList):
+        is_experts = name.endswith("experts") and not isinstance(module, torch.nn.ModuleList)
+        if is_experts or type(module).__name__.endswith(NORM):
             module.forward = lambda states, *routing, **others: torch.empty_like(states)
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaModel
 
 from harness.core.model import LayerCache
+from harness.models import caches
 from harness.models.resolve import described
 
 pytestmark = pytest.mark.heavy
@@ -131,6 +132,17 @@ def test_a_pass_whose_shapes_depend_on_numbers_is_not_counted(monkeypatch: pytes
     answer = described(AutoConfig.for_model("llama", **SHAPE))
     assert answer["caches"] is None
     assert "computes shapes from numbers" in answer["uncounted"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma3_text", "qwen3_next", *(each for each in KINDS if each != "deepseek_v4"), *OF_THEIR_OWN]
+)
+def test_norms_that_do_not_compute_change_no_count(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = KINDS.get(kind) or OF_THEIR_OWN.get(kind, (SHAPE, None))[0]
+    idle = described(AutoConfig.for_model(kind, **given))["caches"]
+    monkeypatch.setattr(caches, "NORM", "no class")
+    assert idle
+    assert idle == described(AutoConfig.for_model(kind, **given))["caches"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

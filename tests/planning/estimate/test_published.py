@@ -92,6 +92,8 @@ IN_A_PROCESS = resolving._asked
 """As users have it; tests otherwise answer in their own process (conftest.py)."""
 LENGTHS = (100, 3000, 131_072)
 """Within most windows, between the shortest and the longest, and beyond them all (or as long as the model reads)."""
+WITHOUT_WINDOW = 10_000
+"""The longest text of a model without windows in a forward pass, which takes time even without numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +119,12 @@ def published(name: str) -> dict[str, Any]:
     return content
 
 
-def lengths(name: str, longest: int) -> set[int]:
-    """Of LENGTHS, those that the model reads; beyond the first two a cache without a window grows as it did before.
-
-    A forward pass takes time even without numbers. The cache that is allocated, without one, has all three.
-    """
-    windows = re.search(r'"\w*(window|chunk)\w*": [1-9]', (CONFIGS / f"{name}.json").read_text())
-    return {min(length, longest) for length in (LENGTHS if windows else LENGTHS[:2])}
+def lengths(config: Any, longest: int) -> set[int]:
+    """Three lengths, none beyond what the model reads. Windows that the configuration leaves to a default count too."""
+    windows = re.search(r'"\w*(window|chunk)\w*": [1-9]', config.get_text_config().to_json_string(use_diff=False))
+    found = {min(length, longest) for length in (*LENGTHS[:2], LENGTHS[2] if windows else WITHOUT_WINDOW)}
+    assert len(found) == len(LENGTHS)
+    return found
 
 
 def on_meta(name: str, folder: Path) -> Any:
@@ -174,7 +175,7 @@ def test_the_cache_is_the_one_that_transformers_fills(
     """One token after a prompt: a layer with a window has then dropped what is beyond it."""
     name, model = built
     found = shapes(name)
-    for length in lengths(name, found.context_length or LENGTHS[-1]):
+    for length in lengths(model.config, found.context_length or LENGTHS[-1]):
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
             for tokens in (length - 1, 1):
