@@ -43,6 +43,8 @@ TENSOR_COPIES = 9
 """Bytes of a number of the largest tensor while a model is converted: as read, as cast, and a mask that checks it."""
 WHOLE_COPIES = 2
 """How often a library that quantizes a whole model has the matrices, by measurement: as loaded, and changed."""
+FREED_BYTES = 2**27
+"""What the C library keeps of freed memory at most while parts come and go (``host.allocator.KEPT_BYTES``)."""
 MASKS = 1.1
 """What a suspended window keeps, in times of its hidden states: also masks and positions."""
 CERTAIN = 0.9
@@ -170,7 +172,7 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
 
     Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped.
     Streamed: the layer that computes and on a CPU the next one, or at the end the head with logits; and all the time
-    the states of the windows and the reference's head.
+    the states of the windows, the reference's head, and on a CPU freed memory that is kept for the next layer.
     """
     weights = load.weight_bytes
     if weights is None or not load.source.matrices:
@@ -181,7 +183,9 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     layers = (1 if load.on_gpu else 2) * load.layer_bytes + load.working_bytes
     gathered = load.written_bytes if load.method.method.gathers_parts else 0
     at_once = max(layers, load.others_bytes, load.head_bytes + load.logits_bytes, gathered)
-    return math.ceil(LIBRARIES_BYTES + load.states_bytes(memory_bytes) + load.compared_bytes + at_once)
+    computes = load.job.effort.scored is not None and not load.on_gpu
+    freed = min(FREED_BYTES, load.working_bytes + load.logits_bytes) if computes else 0.0
+    return math.ceil(LIBRARIES_BYTES + load.states_bytes(memory_bytes) + load.compared_bytes + at_once + freed)
 
 
 def converting_peak_bytes(load: ModelLoad) -> int | None:
