@@ -11,7 +11,7 @@ from harness.methods.quark.quark import QuarkParams
 from harness.models import stored
 from harness.models.headers import read_directory
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("eager")]
 
 KEPT = "model.layers.1.mlp.down_proj"
 INT4 = {"group_size": 32}
@@ -45,6 +45,16 @@ def test_a_reload_is_what_was_in_memory(make, tiny, given: dict[str, object], le
     bits = [8 * (layer.value_bytes + layer.scale_bytes) / layer.parameters for layer in layers.values()]
     assert bits == pytest.approx([expected] * 27, rel=0.02)
     assert made.linear_bits == pytest.approx(expected + (32 - expected) * 64 * 192 / (4 * 49152), rel=0.02)
+
+
+@pytest.mark.slow
+def test_what_its_compiled_rounding_stores_is_the_same(make) -> None:
+    """As users have it: compiling takes some 20 s where no kernel is cached, so the other tests leave it out."""
+    eager = make("quark", scheme="int4", **INT4)
+    torch.compiler.set_stance("default")
+    compiled = make("quark", scheme="int4", **INT4)
+    assert compiled.reload_difference < 1e-6
+    assert compiled.kl == pytest.approx(eager.kl, rel=1e-3)
 
 
 def test_it_calibrates_on_every_row(make, monkeypatch, calibration) -> None:
