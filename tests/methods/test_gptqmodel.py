@@ -105,8 +105,9 @@ def test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu(
 
     backends: list[BACKEND] = []
 
-    def quantize(job: Any, config: Any, *, backend: BACKEND, **others: Any) -> None:
+    def quantize(job: Any, config: Any, *, backend: BACKEND, **others: Any) -> Any:
         backends.append(backend)
+        return SimpleNamespace(quant_log=[])
 
     monkeypatch.setattr(driver, "quantize", quantize)
     for name in ("calibration", "dynamic", "amend_config", "as_loaded"):
@@ -115,6 +116,7 @@ def test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu(
         **{"params": awq.AwqParams(), "source": tiny, "out": tmp_path, "dtype": "float16", "device": device},
         untouched=(),
         note=lambda *_: None,
+        rounded=lambda _: None,
     )
     awq.quantize(job)
     assert backends == [BACKEND[backend]]
