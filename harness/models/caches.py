@@ -17,7 +17,8 @@ CACHES = ("past_key_values", "cache_params", "state")
 """What models of transformers call their cache, as an argument and in their output."""
 
 NORM = "RMSNorm"
-"""How the names of norms' classes end that take one tensor, and return one like it."""
+"""How the names of norms' classes end that take one tensor, and return one like it. HY-V4 has one without a
+weight, which returns a number per token: such norms compute."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def _idle(model: Any) -> None:
 
     for name, module in model.named_modules():
         is_experts = name.endswith("experts") and not isinstance(module, torch.nn.ModuleList)
-        if is_experts or type(module).__name__.endswith(NORM):
+        is_norm = type(module).__name__.endswith(NORM) and hasattr(module, "weight")
+        if is_experts or is_norm:
             module.forward = lambda states, *routing, **others: torch.empty_like(states)
 
 
