@@ -35,14 +35,19 @@ def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
     """
     used: set[str] = set()
     for table in tables:
-        unquantized = {row.method for row in table.rows if row.is_baseline or row.is_control}
+        unquantized = {_made_by(row) for row in table.rows if row.is_baseline or row.is_control}
         for row in table.rows:
-            if row.status == "ok" and row.method not in unquantized:
+            if row.status == "ok" and _made_by(row) not in unquantized:
                 folder, shown = file_name(f"{table.model} {row.label}", used), badge(table, row)
                 yield f"{folder}/README.md", _card(table, row, shown)
                 if shown is not None:
                     yield f"{folder}/{BADGE}", svg(shown)
                 yield from ((f"{folder}/{name}", content) for name, content in eval_results(row))
+
+
+def _made_by(row: VariantRow) -> str:
+    """What identifies the method that made its weights: labels are only names."""
+    return row.evidence.variant.method.content_id if row.evidence else row.method
 
 
 def _card(table: Table, row: VariantRow, shown: Badge | None) -> str:
