@@ -29,6 +29,7 @@ HUB_FILE = re.compile(rf"({HUB_ID.pattern})/((?:{_FILE_NAME}/)*{_FILE_NAME}\.ggu
 """A GGUF file of a repository. Its name may hold spaces and brackets, and leads nowhere else."""
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 """The files, besides the weights, that determine what a checkpoint computes."""
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf"})
 _DECIDING = (*_CHECKPOINT_FILES, "*.safetensors")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """A file's name in a hub's cache is a content hash: git's, or the sha256 of a large file."""
@@ -55,6 +56,12 @@ class SourceModel:
     degrid_obstacle: str | None = None
     files: Input | None = None
     multimodal: bool = False
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of its files of weights; 0 if nothing on disk is read."""
+        files = self.files.files if self.files else ()
+        return sum(file.size for file in files if Path(file.path).suffix in WEIGHT_SUFFIXES)
 
 
 def inspect(entry: Model, folder: Path, downloads: Path | None = None) -> SourceModel:

@@ -509,6 +509,8 @@ class _OfMethod:
         if self.engine.remote:
             return None
         sweep, choice = self.sweep, self.choice
+        if choice.checkpoint is not None and choice.checkpoint.quantization is not None:
+            return choice.checkpoint.stored_bytes or None  # its codes are tensors of other shapes and dtypes
         return _weight_bytes(choice.checkpoint or self.source, choice, sweep.machine.device, sweep.skip(choice))
 
     @cached_property

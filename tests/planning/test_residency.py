@@ -362,6 +362,16 @@ def test_published_checkpoints_are_streamed(name: str, make: Make, published: Ca
     assert run.spec.job.conditions.residency == "streamed", run.unsupported
 
 
+def test_a_published_checkpoint_is_as_large_as_its_files_of_weights(
+    make: Make, published: Callable[[str], Path]
+) -> None:
+    """Its tensors are codes, eight of GPTQ's in a number of 32 bits: counted as weights they would be half as large."""
+    folder = published("gptq")
+    runs = make(measure=QUALITY, methods=["none", {"checkpoint": {"id": str(folder)}}])
+    (own,) = {run.weight_bytes for run in runs if run.spec.kind == "quality" and run.spec.method.name == "checkpoint"}
+    assert own == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("name", sorted(READERS.keys() - STREAMED))
 def test_a_published_checkpoint_that_cannot_be_streamed_says_why(
     name: str, make: Make, published: Callable[[str], Path]
