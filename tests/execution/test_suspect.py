@@ -177,7 +177,7 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     monkeypatch.setattr(import_guard, "skip_unused_imports", lambda _: None)  # it would hold for all tests that follow
     spec = run_spec("machine", memory=False)
     cache = Cache(tmp_path)
-    outcome = worker._run(Context(spec, cache, lambda _: None), (), "token", lambda: None)
+    outcome, _ = worker._run(Context(spec, cache, lambda _: None), (), "token", lambda: None)
     assert outcome.status == "ok"
     assert (cache.outcome(spec) is None) is busy
     assert not list(tmp_path.rglob("*.part"))

@@ -181,7 +181,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(kind, name, given, id=f"{kind}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("each_kind", "name", "given"), cases(), indirect=["each_kind"])
+@pytest.mark.parametrize(("each_kind", "name", "given"), tuple(cases()), indirect=["each_kind"])
 def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
     each_kind: tuple[str, Path], tmp_path: Path, name: str, given: dict[str, Any]
 ) -> None:
