@@ -56,8 +56,7 @@ def trace(
     """Every figure of ``records`` over their sessions, in the order in which the sessions began.
 
     ``metrics`` are names of gates; none means all. A record that is in several folders counts once, and not at all if
-    it was withdrawn in one of them. What a case gives
-    is taken from ``kept`` if it is there.
+    it was withdrawn in one of them. What a case gives is taken from ``kept`` if it is there.
     Raises ResultsError if no run gave such a figure.
     """
     records = list(records)
