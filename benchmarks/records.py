@@ -30,7 +30,7 @@ from report_speed import records
 from harness.core.job import MeasureQuality
 from harness.core.record import RunRecord
 from harness.storage.disk import Disk
-from harness.storage.reading import attempt_folders
+from harness.storage.reading import attempt_folders, read_attempt
 from harness.storage.store import Store
 from harness.storage.summaries import REPORT
 
@@ -224,9 +224,12 @@ def cost_of(command: Command, results: Path, rounds: int) -> Costs:
 
 
 def _unmeasured(results: Path) -> RunRecord:
-    """The newest record of a quality, as if it were that of another variant."""
-    found = reversed(Store(results).read().records)
-    like = next(each for each in found if isinstance(each.spec.job, MeasureQuality) and each.status == "ok")
+    """A record of a quality, as if it were that of another variant.
+
+    Not all are read for it: on Linux the peak of a command is at least the memory of the process that starts it.
+    """
+    found = (read_attempt(folder, results).record for folder in attempt_folders(results))
+    like = next(each for each in found if each and isinstance(each.spec.job, MeasureQuality) and each.status == "ok")
     job, now_ns = like.spec.job, time.time_ns()
     assert isinstance(job, MeasureQuality)
     method = replace(job.variant.method, params={"n": now_ns}, label=f"one more variant {now_ns}")
