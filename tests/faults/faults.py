@@ -155,7 +155,11 @@ def _allow_writing(root: Path, allow: bool) -> None:
 
 
 def results_removed(bench: Bench) -> Ended:
-    return in_quantize(bench, lambda: shutil.rmtree(bench.results))
+    def remove() -> None:
+        # Moved away first, at once: the sweep goes on writing, so a folder may fill again while its files are removed.
+        shutil.rmtree(bench.results.rename(bench.results.with_name("results removed")))
+
+    return in_quantize(bench, remove)
 
 
 def clock_jumps(by_s: int) -> Make:
