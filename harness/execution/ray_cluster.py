@@ -4,8 +4,9 @@ An agent holds all CPUs and GPUs of its node in Ray's accounts while the sweep r
 and the sweep's schedule decides which of its nodes executes a run. A run is one call of its node's agent, which streams
 the phases and then the outcome. If Ray loses an agent, the run is lost; if the node is gone, so is the node.
 
-The nodes share the models and the texts with the machine that plans, under the same paths, and the cache folder, or the
-URL of the cache, where each exchanges artifacts with its own folder.
+The nodes share the models and the texts on disk with the machine that plans, under the same paths, and the cache folder,
+or the URL of the cache, where each exchanges artifacts with its own folder. Models of a hub may be in a hub cache of
+each node's own.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from typing import Any
 
 from harness.core.inputs import Input
 from harness.core.owner import current_owner
-from harness.core.record import Outcome
+from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
 from harness.core.site import Node
-from harness.errors import HarnessError, ResultsError, UsageError, reason_of
+from harness.errors import HarnessError, ResultsError, SourceError, UsageError, reason_of
 from harness.execution import fetch
 from harness.execution.cluster import ClusterSite, NodeReport, find_absent, paths_read, refuse_absent, report_node
 from harness.execution.debris import clear
 from harness.execution.exchange import Exchange
 from harness.execution.executor import RunLost
 from harness.execution.executors import ExecutorChoice
+from harness.execution.hub_copies import HubCopies
 from harness.execution.interrupt import uninterrupted
 from harness.execution.local import GUARD_PATIENCE_S, LocalExecutor, LocalSite, local_site
 from harness.storage.anonymizer import Anonymizer
@@ -75,6 +77,7 @@ class Agent:
         artifacts = self._executor.site.artifacts
         clear([artifacts.root])
         self._exchange = Exchange(artifacts)
+        self._copies = HubCopies()
         self._anonymizer = Anonymizer.for_nodes(artifacts.root if artifacts.shared is not None else None)
         self._threads = ThreadPoolExecutor(threads, "run")
 
@@ -88,7 +91,9 @@ class Agent:
         return self._exchange.find_problem()
 
     def fetch(self, specs: Sequence[RunSpec]) -> None:
-        self._executor.fetch(specs)
+        """What this node lacks, whatever the machine that plans has."""
+        if self._executor.fetch(self._copies.named(specs)):
+            self._executor.fetch(self._copies.named(specs))  # what else a model needs is known once it is here
 
     def run(self, spec: RunSpec, inputs: Sequence[Input]) -> Iterator[str | tuple[Outcome, bytes]]:
         """The names of the phases as they begin, and at last the outcome and the log."""
@@ -96,7 +101,7 @@ class Agent:
 
         def execute() -> None:
             try:
-                outcome, log = self._exchange.around(spec, lambda: self._executor.run(spec, inputs, news.put))
+                outcome, log = self._run(spec, inputs, news.put)
                 news.put((self._anonymizer.outcome(outcome), self._anonymizer.log(log)))
             except RunLost as error:  # it may name a path of this machine
                 news.put(RunLost(self._anonymizer.message(str(error)), error.for_good))
@@ -109,6 +114,15 @@ class Agent:
         if isinstance(item, BaseException):
             raise item
         yield item
+
+    def _run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]
+    ) -> tuple[Outcome, bytes]:
+        try:
+            own, files = self._copies.placed(spec, inputs)
+        except SourceError as error:
+            return Outcome("failed", Failure("fetch", type(error).__name__, str(error))), b""
+        return self._exchange.around(own, lambda: self._executor.run(own, files, on_phase))
 
     def answer(self) -> None:
         """Returns as soon as this agent can be called."""
@@ -262,11 +276,11 @@ class RayExecutor:
         return self.site.nodes()
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
-        """What was fetched from a hub lies in the downloads of each node."""
+        """What was fetched from a hub may be in each node's own hub cache (``HubCopies``)."""
         refuse_absent(self._ask_all("find_absent", paths_read(specs, shared_downloads=False)))
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
-        """Here, because planning reads it, and on each node, whose downloads may be its own."""
+        """Here, because planning reads it, and on each node, whose hub cache may be its own."""
         fetched = fetch.fetch(specs, self.site)
         self._ask_all("fetch", specs)
         return fetched

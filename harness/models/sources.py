@@ -91,6 +91,25 @@ def is_here(model: str, commit: str) -> bool:
     return bool(_hub(Model(id=model, revision=commit), None).matrices)
 
 
+def find_here(ref: ModelRef) -> SourceModel | None:
+    """A hub model in this user's hub cache, or else at its path, which another machine gave; None if neither is whole.
+
+    It is described as it was published: neither dequantized nor degridded.
+    """
+    entry = Model(id=ref.id, revision=ref.revision)
+    with suppress(SourceError, OSError):
+        own = _hub(entry, None)
+        if own.files is not None:
+            return own
+    path = Path(ref.path)
+    with suppress(SourceError, OSError):
+        if ref.path and path.suffix == hub.GGUF:
+            return _gguf(entry, path, _fetched(path), ref.content)
+        if ref.path:
+            return _snapshot(entry, path, ref.content)
+    return None
+
+
 def fetch(ref: ModelRef) -> None:
     """Downloads a hub model's checkpoint into the hub's cache of this process; the workers run offline.
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_cache import fill_hub_cache
 
 from harness.api.plan import plan
 from harness.core.record import RunRecord
@@ -263,15 +264,7 @@ def test_a_hubs_cache_is_held_against_its_own_names(
     from huggingface_hub import constants
 
     revision = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--someone--tiny"
-    snapshot, blobs = repository / "snapshots" / revision, repository / "blobs"
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
-    for path in tiny.iterdir():
-        large = path.suffix == ".safetensors"
-        blob = blobs / (hashlib.sha256(path.read_bytes()).hexdigest() if large else git_blob(path))
-        shutil.copy(path, blob)
-        (snapshot / path.name).symlink_to(blob)
+    snapshot = fill_hub_cache(tmp_path, "someone/tiny", revision, tiny)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = inspect(Model(id="someone/tiny", revision=revision), tmp_path).files
     assert found is not None
