@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Literal
 
+from harness.analysis.selection import AttemptKey
 from harness.api.locations import open_results, open_source
 from harness.api.results_step import ResultsStep
 from harness.core.foreign import shown
 from harness.core.record import RunRecord
+from harness.core.run import ReaderSettings
 from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError, reason_of
 from harness.storage.objects import is_url
-from harness.storage.reading import Attempt, attempt_folders, read_attempt
+from harness.storage.reading import ATTEMPT, Attempt, attempt_folders, read_attempt
 from harness.storage.repair import files_of
 from harness.storage.seal import LOG
 from harness.storage.store import Store
@@ -29,9 +33,10 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> Iterator[MergeStep
 
     Sources are only read. An attempt is copied byte for byte, with its seal, if its number is free there, and is
     written again under the run's next number if another sweep has it. An attempt that is there already is not added
-    twice, so that a merge can be repeated, or go on after an interruption. If one of the copies was withdrawn
-    (``invalid``), the attempt becomes invalid. Copies that differ otherwise are a ``conflict``: one was edited, and
-    the target's is kept. Damaged attempts, and those of a newer harness, are left out.
+    twice, so that a merge can be repeated, or go on after an interruption. An attempt that was saved again with another
+    price, budget or gates is added again: those that were added last count. If one of the copies was withdrawn
+    (``invalid``), the attempt becomes invalid. Copies that differ otherwise are a ``conflict``: one was edited, and the
+    target's is kept. Damaged attempts, and those of a newer harness, are left out.
 
     Raises UsageError for a source that is the target, or contains it; ResultsError for a source without records, and
     while a sweep writes in the target; StorageError if the disk refuses. Nothing is written before all sources are
@@ -61,19 +66,30 @@ def _steps(sources: Sequence[Store], target: _Target) -> Iterator[MergeStep]:
     try:
         with ExitStack() as locks:
             for source in sources:
-                for folder in attempt_folders(source.root):
+                for folder in _in_order(attempt_folders(source.root)):
                     yield target.take(folder, source, locks)
     except OSError as error:
         where = shown(str(error.filename or target.store.place.title))
         raise StorageError(f"{where}: cannot merge: {reason_of(error)}; run the same command again") from None
 
 
+def _in_order(folders: Iterator[Path]) -> Iterator[Path]:
+    """The attempts of each run by their numbers: the settings that count are those of its last."""
+    for _, attempts in groupby(folders, lambda folder: folder.parent):
+        yield from sorted(attempts, key=lambda folder: int(folder.name) if ATTEMPT.fullmatch(folder.name) else 0)
+
+
 class _Target:
-    """The folder that is merged into, and what it holds of the recipes that were met so far."""
+    """The folder that is merged into, and what it holds of the recipes that were met so far.
+
+    A sweep whose recipe names another price, budget or gates saves a finished attempt again with these, so that
+    several records may be of one attempt. All of them are kept, in the order of the source.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._held: dict[str, dict[tuple[str, str, str], RunRecord]] = {}
+        self._held: dict[str, dict[AttemptKey, list[RunRecord]]] = {}
+        self._met: dict[tuple[Path, AttemptKey], int] = {}  # how many of the held records a source's go up to
 
     def take(self, folder: Path, source: Store, locks: ExitStack) -> MergeStep:
         """Adds one attempt of a source. Locks its recipe's folder in the target when it meets the recipe first."""
@@ -89,13 +105,15 @@ class _Target:
         recipe = record.spec.recipe
         if recipe not in self._held:
             locks.enter_context(self.store.locked(recipe))
-            self._held[recipe] = {each.key: each for each in self.store.read(recipe).records}
-        held = self._held[recipe].get(record.key)
-        if held is None:
+            self._held[recipe] = defaultdict(list)
+            for each in sorted(self.store.read(recipe).records, key=lambda each: each.attempt):
+                self._held[recipe][each.key].append(each)
+        held = self._held[recipe][record.key]
+        step = self._join(name, record, held, source) if held else None
+        if step is None:
             added, step = self._add(name, found, record)
-        else:
-            added, step = self._join(name, record, held)
-        self._held[recipe][record.key] = added
+            held.append(added)
+            self._met[source.root, record.key] = len(held)
         return step
 
     def _add(self, name: str, found: Attempt, record: RunRecord) -> tuple[RunRecord, MergeStep]:
@@ -111,21 +129,36 @@ class _Target:
         home = self.store.save(numbered, log).parent.relative_to(self.store.root).as_posix()
         return numbered, MergeStep(name, "renumbered", f"{shown(place.at(home))}{note}")
 
-    def _join(self, name: str, record: RunRecord, held: RunRecord) -> tuple[RunRecord, MergeStep]:
-        """An attempt that the target has: what was withdrawn anywhere counts nowhere."""
+    def _join(self, name: str, record: RunRecord, held: list[RunRecord], source: Store) -> MergeStep | None:
+        """What becomes of an attempt that the target has; None if it is to be added, with the settings that it has.
+
+        What was withdrawn anywhere counts nowhere.
+        """
         failure = record.outcome.failure
-        if record.status == "invalid" and held.status != "invalid" and failure is not None:
-            invalid = self.store.withdraw(held, failure)
-            return invalid, MergeStep(name, "withdrawn", failure.message)
-        if held.status == "invalid" or _content(record) == _content(held):
-            return held, MergeStep(name, "already there", f"attempt {held.attempt} of {held.spec.run_id}")
-        return held, MergeStep(
-            name,
-            "conflict",
-            f"differs from the same attempt in {shown(self.store.place.title)}, whose copy is kept: one was edited",
-        )
+        valid = [each for each in held if each.status != "invalid"]
+        if record.status == "invalid" and valid and failure is not None:
+            held[:] = [self.store.withdraw(each, failure) if each in valid else each for each in held]
+            return MergeStep(name, "withdrawn", failure.message)
+        if len(valid) < len(held):
+            return _already_there(name, held[-1])
+        if _content(record) != _content(held[0]):
+            return MergeStep(
+                name,
+                "conflict",
+                f"differs from the same attempt in {shown(self.store.place.title)}, whose copy is kept: one was edited",
+            )
+        met = self._met.get((source.root, record.key), 0)
+        for number, each in enumerate(held[met:], met + 1):
+            if each.spec.readers == record.spec.readers:
+                self._met[source.root, record.key] = number
+                return _already_there(name, each)
+        return None
+
+
+def _already_there(name: str, held: RunRecord) -> MergeStep:
+    return MergeStep(name, "already there", f"attempt {held.attempt} of {held.spec.run_id}")
 
 
 def _content(record: RunRecord) -> RunRecord:
-    """What must be equal in two copies of an attempt: everything but its number."""
-    return replace(record, attempt=0)
+    """What must be equal in two copies of an attempt: everything but its number and the settings for reading it."""
+    return replace(record, attempt=0, spec=replace(record.spec, readers=ReaderSettings()))

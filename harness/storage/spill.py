@@ -106,10 +106,14 @@ class Saver:
         return tuple(taken)
 
     def _take(self, copies: Sequence[Spilled], present: RunRecord | None) -> RunRecord:
-        """Takes in one attempt, of which there is a second copy if it was withdrawn. Survives a crash at any point."""
+        """Takes in one attempt, of which there is a second copy if it was withdrawn. Survives a crash at any point.
+
+        One that is present counts as another if it was saved again with other settings for reading it.
+        """
         withdrawn = next((each.record for each in copies if each.record.status == "invalid"), None)
         record = withdrawn or copies[0].record
-        if present is None:
+        restated = present is not None and withdrawn is None and present.spec.readers != record.spec.readers
+        if present is None or (restated and present.status != "invalid"):
             number = self._store.next_attempt(record.spec.recipe, record.spec.run_id)
             record = replace(record, attempt=number)
             self._store.save(record, next((each.log for each in copies if each.log is not None), None))

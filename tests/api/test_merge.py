@@ -19,6 +19,7 @@ from harness.api.verify import verify
 from harness.cli.app import app
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
+from harness.core.run import HourlyPrice, ReaderSettings
 from harness.errors import ExitCode, ResultsError, UsageError
 from harness.storage.reading import attempt_folders, read_records
 from harness.storage.store import Store
@@ -103,6 +104,27 @@ def test_an_attempt_that_was_withdrawn_anywhere_counts_nowhere(tmp_path: Path) -
     assert actions([two, one], tmp_path / "back") == {"copied": 1, "already there": 1}
     assert read_records(tmp_path / "forth") == read_records(tmp_path / "back") == read_records(two)
     assert read_records(two)[0].status == "invalid"
+
+
+def test_settings_that_a_later_sweep_changed_are_those_of_the_merged_results(tmp_path: Path) -> None:
+    """A sweep with another price saves a finished attempt again: the same run, session and start, the next number."""
+    prices = [ReaderSettings(price=HourlyPrice(each, "EUR")) for each in (2.0, 3.0, 2.0)]
+    restated = [
+        replace(record(), spec=replace(record().spec, readers=each), attempt=number)
+        for number, each in enumerate(prices, 1)
+    ]
+    whole, older = saved(tmp_path / "whole", *restated), saved(tmp_path / "older", *restated[:2])
+    assert actions([whole], tmp_path / "all") == {"copied": 3}
+    assert actions([older, whole], tmp_path / "all") == {"already there": 5}
+    assert actions([older, whole], tmp_path / "in order") == {"copied": 3, "already there": 2}
+    for name in ("all", "in order"):
+        merged = sorted(read_records(tmp_path / name), key=lambda each: each.attempt)
+        assert [each.spec.readers for each in merged] == prices
+    edited = replace(restated[2], outcome=replace(record().outcome, measurements=()))
+    assert actions([saved(tmp_path / "edited", edited)], tmp_path / "all") == {"conflict": 1}
+    Store(older).withdraw(restated[1], Failure("verify", "InvalidRunError", "the model's folder changed"))
+    assert actions([older], tmp_path / "all") == {"already there": 1, "withdrawn": 1}
+    assert {each.status for each in read_records(tmp_path / "all")} == {"invalid"}
 
 
 def test_two_copies_that_differ_are_a_conflict_and_the_first_is_kept(tmp_path: Path) -> None:

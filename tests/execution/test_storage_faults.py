@@ -16,7 +16,7 @@ from harness.core.inputs import Input
 from harness.core.label import Fact
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.core.run import RunSpec
+from harness.core.run import HourlyPrice, ReaderSettings, RunSpec
 from harness.core.site import HERE, Node
 from harness.errors import ExitCode, ResultsError, StorageError
 from harness.execution.events import ArtifactDamaged, DamageFound, Ended, Event, TakenIn, Verifying
@@ -29,6 +29,7 @@ from harness.storage.cache import Cache
 from harness.storage.checksums import hash_file
 from harness.storage.disk import Disk
 from harness.storage.pack import PACK
+from harness.storage.spill import Saver
 from harness.storage.store import Store
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
@@ -211,6 +212,27 @@ def test_a_finished_run_survives_a_disk_that_fails(
     assert not list(place.spills[0].rglob("record.json"))
     assert place.run() == records
     assert place.of(TakenIn) == []
+
+
+def test_new_settings_of_a_finished_run_survive_a_disk_that_fails(
+    place: Place, failing: Callable[[Path, int], None]
+) -> None:
+    """Its record is saved again with another price: the spilled one is another record of the same attempt."""
+    place.run()
+    price = ReaderSettings(price=HourlyPrice(2.0, "EUR"))
+    place.planned = [replace(run, spec=replace(run.spec, readers=price)) for run in place.planned]
+
+    def fail(event: Event) -> None:
+        failing(place.store.root, errno.ENOSPC)
+
+    with pytest.raises(StorageError):
+        sweep(place.planned, place.store, place.executor, fail, spill_roots=place.spills)
+    failing(place.store.root, 0)
+    taken = Saver(place.store, place.spills).take_in("sweep")
+    assert [each.spec.readers for each in taken] == [price]
+    kept = [each for each in place.store.read("sweep").records if each.key == taken[0].key]
+    assert [(each.attempt, each.spec.readers) for each in kept] == [(1, ReaderSettings()), (2, price)]
+    assert not list(place.spills[0].rglob("record.json"))
 
 
 def test_a_spilled_run_goes_to_the_first_root_that_works(place: Place, failing: Callable[[Path, int], None]) -> None:
