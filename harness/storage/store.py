@@ -24,6 +24,7 @@ from harness.storage.disk import Disk
 from harness.storage.evidence import without_evidence, write_evidence
 from harness.storage.index import is_indexed, note
 from harness.storage.json_codec import encode
+from harness.storage.pack import pack_of
 from harness.storage.place import LocalPlace, StorePlace
 from harness.storage.reading import A_NAME, A_RUN_ID, ATTEMPT, Contents, read_attempt, read_contents
 from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, file_seal, seal
@@ -106,12 +107,18 @@ class Store:
         """
         others = [] if self.remote else sorted({*self.place.names("")} - {recipe})
         found: list[RunRecord] = []
-        for name in others:
-            most_runs -= sum(RUN_ID.fullmatch(each) is not None for each in self.place.names(name))
-            if NAME.fullmatch(name) and most_runs >= 0:
+        for name in filter(NAME.fullmatch, others):
+            most_runs -= len(self._run_ids(name))
+            if most_runs >= 0:
                 with suppress(ResultsError):  # of a newer harness
                     found += self.read(name).records
         return tuple(found)
+
+    def _run_ids(self, recipe: str) -> set[str]:
+        """Of a recipe's runs, packed ones too."""
+        pack = pack_of(self.root / recipe)
+        packed = [] if pack is None else [key.partition("/")[0] for key in pack.attempts]
+        return {*filter(RUN_ID.fullmatch, self.place.names(recipe)), *packed}
 
     def _located(self, damaged: Damaged) -> Damaged:
         """With the URL of an attempt of which there is a copy here."""

@@ -12,6 +12,7 @@ import pytest
 from run_specs import run_spec
 
 from harness import load_results
+from harness.api.pack import pack, unpack
 from harness.core.column import LazyColumn
 from harness.core.label import Fact
 from harness.core.model import MethodRef, ModelRef
@@ -237,6 +238,10 @@ def test_other_recipes_are_read_as_long_as_they_are_few(tmp_path: Path) -> None:
     assert store.read_others("sweep", 3) == tuple(others)
     assert store.read_others("sweep", 2) == tuple(others[:2])
     assert store.read_others("b", 0) == ()
+    list(pack(tmp_path))
+    assert store.read_others("sweep", 3) == tuple(others)
+    assert store.read_others("sweep", 2) == tuple(others[:2]), "packed runs count too"
+    list(unpack(tmp_path))
     (tmp_path / "a" / "not a run").mkdir()
     damaged = tmp_path / "a" / own.spec.run_id / "1" / "record.json"
     damaged.write_text(damaged.read_text().replace("quality", "quantity"))
