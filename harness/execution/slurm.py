@@ -104,7 +104,7 @@ def parse_options(given: Sequence[str]) -> dict[str, int | bool | str]:
         elif name == "time":
             options[name] = _minutes(value)
         else:
-            options[name] = int(value) if value.isdecimal() else value
+            options[name] = value  # also digits: 00421 may be an account's name
     return options
 
 

@@ -155,10 +155,10 @@ def test_a_model_that_one_node_does_not_see_is_named_before_the_first_run(
 
 
 def test_options_of_sbatch_are_taken_by_their_long_names() -> None:
-    given = ["partition=gpu", "--gpus-per-node=4", "time=1-2:30", "exclusive=false", "constraint=a100&ib"]
+    given = ["account=00421", "--gpus-per-node=4", "time=1-2:30", "exclusive=false", "constraint=a100&ib"]
     assert parse_options(given) == {
-        "partition": "gpu",
-        "gpus_per_node": 4,
+        "account": "00421",
+        "gpus_per_node": "4",
         "time": 26 * 60 + 30,
         "exclusive": False,
         "constraint": "a100&ib",
@@ -214,15 +214,16 @@ def test_sbatch_gets_the_options_and_a_script_that_starts_the_agent(
     tmp_path: Path, commands: Callable[[str, str], None]
 ) -> None:
     commands("sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 7')
-    given = parse_options(["partition=gpu", "gres=gpu:8", "time=2:00:00", "reservation=mine"])
+    given = parse_options(["partition=gpu", "gres=gpu:8", "cpus-per-task=4", "time=2:00:00", "reservation=007"])
     job = slurm._submitter(given, tmp_path / "jobs").submit(agent.serve, str(tmp_path), "node-1")
     assert job.job_id == "7"  # type: ignore[attr-defined]
     lines = (tmp_path / "script").read_text().splitlines()
     for wanted in (
         "partition=gpu",
         "gres=gpu:8",
+        "cpus-per-task=4",
         "time=120",
-        "reservation=mine",
+        "reservation=007",
         "job-name=qharness",
         "exclusive",
         "no-requeue",
