@@ -5,7 +5,6 @@ One part of the model is in memory at a time, whatever it is made from.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.engine import LoadRequest
 from harness.core.model import ModelRef
+from harness.core.owner import temporary_folder
 from harness.errors import InvalidRunError
 from harness.models.degrid import draw_factors, rescale
 from harness.models.gguf.loading import GgufTensors
@@ -57,7 +57,7 @@ def prepare(ref: ModelRef, out: Path) -> Prepared:
     if ref.kind == "synthetic" and ref.degrid is None:
         _draw(ref, out)
     else:
-        with tempfile.TemporaryDirectory() as folder, closing(_parts(ref, Path(folder))) as parts:
+        with temporary_folder() as folder, closing(_parts(ref, folder)) as parts:
             if ref.degrid is None:
                 _save(parts, out)
             else:

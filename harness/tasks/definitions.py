@@ -6,7 +6,6 @@ these files.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from harness.core.owner import temporary_folder
 from harness.core.workload import TaskWorkload
 from harness.errors import UnsupportedError
 from harness.tasks import trust
@@ -41,12 +41,12 @@ def load(workload: TaskWorkload) -> TaskDict:
         if untrusted:
             raise UnsupportedError(f"{workload.name}: {'; '.join(untrusted)}; the recipe does not trust it")
     _confine_templates()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for index, path in enumerate(_needed(Path(workload.definition))):
             definition = {"include": str(path), **_replaced(path, workload)}
-            Path(folder, f"{index}.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
+            (folder / f"{index}.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
         try:
-            loaded = TaskManager(include_path=folder, include_defaults=False).load([workload.name])
+            loaded = TaskManager(include_path=str(folder), include_defaults=False).load([workload.name])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnsupportedError(f"{workload.name}: its questions cannot be read: {error}") from error
     for task in loaded["tasks"].values():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.core.owner import current_owner
+from harness import errors
 from harness.execution import debris
 from harness.execution.debris import Debris, clear
 
@@ -70,6 +73,26 @@ def test_what_may_be_anyone_s_stays(tmp_path: Path, roots: list[Path], name: str
     path = make(tmp_path, name.format(DEAD))
     assert not clear(roots)
     assert path.exists()
+
+
+def test_every_temporary_file_of_the_harness_carries_its_owner() -> None:
+    """Also a worker's: it may be killed, and where TMPDIR is long, its own folder is not that of the libraries.
+
+    What is made within a folder of a run or a cache (``dir``) goes with it.
+    """
+    makers = {"TemporaryDirectory", "NamedTemporaryFile", "mkdtemp", "mkstemp"}
+    assert makers <= {*dir(tempfile)}
+    package = Path(errors.__file__).parent
+    found = [
+        f"{path.relative_to(package)}:{call.lineno}"
+        for path in package.rglob("*.py")
+        if path != package / "core" / "owner.py" and "tempfile" in (text := path.read_text(encoding="utf-8"))
+        for call in ast.walk(ast.parse(text))
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "attr", getattr(call.func, "id", None)) in makers
+        and not any(each.arg == "dir" for each in call.keywords)
+    ]
+    assert found == []
 
 
 def test_what_belongs_to_another_user_stays(tmp_path: Path, roots: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

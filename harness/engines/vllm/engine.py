@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
+from harness.core.owner import temporary_folder
 from harness.engines.vllm.model import COMPILING, VllmModel
 from harness.engines.vllm.runtime import VllmRuntime, set_variables
 from harness.engines.vllm.server import serving_vllm
@@ -169,11 +169,11 @@ def weights_alone(checkpoint: Path) -> Iterator[Path]:
     if not others:
         yield checkpoint
         return
-    with tempfile.TemporaryDirectory(prefix="qharness-vllm-") as folder:
+    with temporary_folder() as folder:
         for file in checkpoint.iterdir():
             if file.name not in others:
-                (Path(folder) / file.name).symlink_to(file.resolve())
-        yield Path(folder)
+                (folder / file.name).symlink_to(file.resolve())
+        yield folder
 
 
 def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.job import QuantizeModel
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.core.model import MAIN_ENGINE
+from harness.core.owner import temporary_folder
 from harness.core.site import MAIN
 from harness.core.variant import Variant
 from harness.errors import InvalidRunError
@@ -34,8 +34,7 @@ def run(job: QuantizeModel, context: Context, out: Path) -> None:
     if context.spec.stack == MAIN:
         _quantize(job, context, context.source(), out)
         return
-    with tempfile.TemporaryDirectory(prefix="qharness-view-") as folder:
-        shown = Path(folder)
+    with temporary_folder() as shown:
         view(context.source(), shown)
         if job.conditions.residency == "resident":  # in parts, its method reads the tensors without transformers
             with context.phase("check source"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 from harness.core.capability import Endpoint
 from harness.core.identity import Scalar
 from harness.core.job import MeasureServing
+from harness.core.owner import temporary_folder
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo, shown_level
 from harness.errors import UndrivenError, UnsupportedError
@@ -61,7 +61,7 @@ def run(job: MeasureServing, context: Context, out: Path) -> None:
     prompts = Prompts(job.serving, tokenizer)
     python = Path(os.environ[INTERPRETER])
     with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="qharness-server-")))
+        folder = running.enter_context(temporary_folder())
         running.callback(_keep_log, folder / LOG)  # when the server has ended
         endpoint = running.enter_context(context.serve(folder))
         _refuse_long_rows(job.serving, prompts, job.variant.seed, endpoint)

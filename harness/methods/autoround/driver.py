@@ -6,7 +6,6 @@ ids with their masks, and ``seqlen`` is their length, so that it uses every row.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.method import PartsWork, QuantizeJob
+from harness.core.owner import temporary_folder
 from harness.models.auto_round import keep_dtype
 from harness.models.loading import device_map
 from harness.models.scope import reads_other_inputs
@@ -97,8 +97,8 @@ def quantize_parts(job: QuantizeJob[Any], how: Rounding) -> None:
     from harness.methods.autoround.layers import LayersOnDisk
 
     with (
-        tempfile.TemporaryDirectory(prefix="qharness-layers-") as folder,
-        closing(LayersOnDisk(job, Path(folder), lambda layer: _cast_plain(layer, job.dtype))) as layers,
+        temporary_folder() as folder,
+        closing(LayersOnDisk(job, folder, lambda layer: _cast_plain(layer, job.dtype))) as layers,
     ):
         with layers.looks_whole():
             rounding = _prepare(job, how, layers.model, from_disk=True)

@@ -46,28 +46,29 @@ def quantize(job: QuantizeJob[AwqParams], from_disk: bool = False) -> Any:
     from gptqmodel.quantization import FORMAT, METHOD
 
     rows = gptqmodel.calibration(job)
-    config = QuantizeConfig(
-        bits=job.params.bits,
-        group_size=job.params.group_size,
-        sym=job.params.symmetric,
-        quant_method=METHOD.AWQ,
-        format=FORMAT.GEMM,
-        dynamic=gptqmodel.dynamic(job),
-        offload_to_disk=from_disk,
-    )
     dtype = HALF if job.dtype == "float32" else job.dtype
     job.note("quantized_in", dtype)
     backend = BACKEND.AUTO if job.device == "cuda" else BACKEND.AWQ_TORCH
-    with _any_rows(), _unscaled() as unscaled, _balanced(read_config(job.source).get("model_type", "")):
-        model = gptqmodel.quantize(job, config, dtype=dtype, calibration=rows, backend=backend)
-    job.rounded(unscaled)
-    left_out = [each["scale_raw_tokens"] - each["scale_retained_tokens"] for each in model.quant_log]
-    if any(left_out):
-        job.note(TOKENS_LEFT_OUT, max(left_out))
-    # transformers does not read ``dynamic``: without this it would replace the plain layers by empty ones
-    patterns = [gptqmodel.pattern(name) for name in job.untouched]
-    gptqmodel.amend_config(job.out, modules_to_not_convert=patterns)
-    return gptqmodel.as_loaded(model, job.device, job.dtype)
+    with gptqmodel.layers_on_disk(from_disk) as where:
+        config = QuantizeConfig(
+            bits=job.params.bits,
+            group_size=job.params.group_size,
+            sym=job.params.symmetric,
+            quant_method=METHOD.AWQ,
+            format=FORMAT.GEMM,
+            dynamic=gptqmodel.dynamic(job),
+            **where,
+        )
+        with _any_rows(), _unscaled() as unscaled, _balanced(read_config(job.source).get("model_type", "")):
+            model = gptqmodel.quantize(job, config, dtype=dtype, calibration=rows, backend=backend)
+        job.rounded(unscaled)
+        left_out = [each["scale_raw_tokens"] - each["scale_retained_tokens"] for each in model.quant_log]
+        if any(left_out):
+            job.note(TOKENS_LEFT_OUT, max(left_out))
+        # transformers does not read ``dynamic``: without this it would replace the plain layers by empty ones
+        patterns = [gptqmodel.pattern(name) for name in job.untouched]
+        gptqmodel.amend_config(job.out, modules_to_not_convert=patterns)
+        return gptqmodel.as_loaded(model, job.device, job.dtype)
 
 
 @contextmanager

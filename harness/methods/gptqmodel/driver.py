@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from typing import Any
 
 from harness.core.engine import LoadRequest
 from harness.core.method import Beside, PartsWork, QuantizeJob
+from harness.core.owner import temporary_folder
 from harness.errors import UnsupportedError
 from harness.host.allocator import return_freed_memory
 from harness.models.loading import attention_option, device_map, load_transformers
@@ -85,11 +85,24 @@ def calibration(job: QuantizeJob[Any]) -> list[dict[str, list[int]]]:
     return [{"input_ids": list(ids), "attention_mask": mask} for ids, mask in zip(rows.tokens, rows.masks, strict=True)]
 
 
+@contextmanager
+def layers_on_disk(from_disk: bool) -> Iterator[dict[str, Any]]:
+    """The arguments of a QuantizeConfig that say where layers are while the model is quantized and loaded again.
+
+    On disk they are in a folder that carries its owner: gptqmodel's own would stay after a process that is killed.
+    """
+    if not from_disk:
+        yield {"offload_to_disk": False}
+        return
+    with temporary_folder() as folder:
+        yield {"offload_to_disk": True, "offload_to_disk_path": str(folder)}
+
+
 def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arguments: Any) -> Any:
     """Quantizes the source with ``config`` and saves it to ``job.out``; returns gptqmodel's model.
 
     With ``offload_to_disk`` in ``config``, gptqmodel reads a decoder layer from the checkpoint when its turn comes, and
-    keeps what it makes of it in a temporary folder.
+    keeps what it makes of it in a temporary folder (``layers_on_disk``).
     If one of its threads fails, gptqmodel ends the whole process, with the error on stderr.
     Raises SourceError for a checkpoint that lacks a tensor, which gptqmodel would fill with random numbers.
     """
@@ -322,8 +335,8 @@ def _scratch() -> Iterator[None]:
     from gptqmodel.looper import loop_processor
 
     usual = loop_processor._PROJECT_LOG_DIR
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        loop_processor._PROJECT_LOG_DIR = Path(folder)
+    with temporary_folder() as folder:
+        loop_processor._PROJECT_LOG_DIR = folder
         try:
             yield
         finally:

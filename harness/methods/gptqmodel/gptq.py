@@ -57,17 +57,18 @@ def quantize(job: QuantizeJob[GptqParams], from_disk: bool = False) -> Any:
 
     rows = gptqmodel.calibration(job)
     overrides = {name: _settings(values) for name, values in job.overrides.items()}
-    config = QuantizeConfig(
-        **_settings(job.params.model_dump()),
-        act_group_aware=_within_groups(job),
-        dynamic=gptqmodel.dynamic(job, overrides),
-        offload_to_disk=from_disk,
-    )
-    model = gptqmodel.quantize(job, config, calibration=rows)
-    job.rounded(_given_up(job, model.quant_log))
-    # transformers and optimum do not read ``dynamic``: without this they would replace the plain layers by empty ones
-    gptqmodel.amend_config(job.out, modules_in_block_to_quantize=[list(job.scope)])
-    return gptqmodel.as_loaded(model, job.device, job.dtype)
+    with gptqmodel.layers_on_disk(from_disk) as where:
+        config = QuantizeConfig(
+            **_settings(job.params.model_dump()),
+            act_group_aware=_within_groups(job),
+            dynamic=gptqmodel.dynamic(job, overrides),
+            **where,
+        )
+        model = gptqmodel.quantize(job, config, calibration=rows)
+        job.rounded(_given_up(job, model.quant_log))
+        # transformers and optimum do not read ``dynamic``: they would replace the plain layers by empty ones
+        gptqmodel.amend_config(job.out, modules_in_block_to_quantize=[list(job.scope)])
+        return gptqmodel.as_loaded(model, job.device, job.dtype)
 
 
 def _given_up(job: QuantizeJob[GptqParams], log: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.engine import LoadRequest
 from harness.core.format import Codes
 from harness.core.layers import is_layer
 from harness.core.method import Beside, CalibrationSet, PartsWork, QuantizeJob
+from harness.core.owner import temporary_folder
 from harness.host.allocator import return_freed_memory
 from harness.models.compressed import QUANT_METHOD
 from harness.models.skeleton import skeleton
@@ -86,7 +87,7 @@ def from_disk(quantize: Callable[[QuantizeJob[Any]], None]) -> Callable[[Quantiz
 
     def quantize_parts(job: QuantizeJob[Any]) -> None:
         return_freed_memory()
-        with tempfile.TemporaryDirectory(prefix="qharness-layers-") as folder:
+        with temporary_folder() as folder:
             quantize(replace(job, load=partial(_load_on_disk, job, folder), probe=partial(_probe_by_layer, job)))
 
     return quantize_parts
@@ -153,14 +154,14 @@ def _probe_by_layer(job: QuantizeJob[Any], model: Any) -> None:
         job.probe(model)
 
 
-def _load_on_disk(job: QuantizeJob[Any], folder: str) -> Any:
+def _load_on_disk(job: QuantizeJob[Any], folder: Path) -> Any:
     """The source with its decoder layers on disk, in ``folder`` once they change, and all else in main memory."""
     from compressed_tensors.offload import from_accelerate
 
     names = skeleton(LoadRequest(job.source, "float32", "cpu", trust_remote_code=job.trust_remote_code)).state_dict()
     model = job.load(
         device_map={owner: "disk" if is_layer(owner) else "cpu" for owner in map(part_name, names)},
-        offload_folder=folder,
+        offload_folder=str(folder),
         offload_buffers=True,
     )
     from_accelerate(model)

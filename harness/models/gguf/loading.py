@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from harness.core.engine import LoadRequest
+from harness.core.owner import temporary_folder
 from harness.errors import UnsupportedError
 from harness.models.gguf.header import read_header
 
@@ -45,7 +45,7 @@ class GgufTensors:
             )
         name = self._file.name
         with (
-            tempfile.TemporaryDirectory() as folder,
+            temporary_folder() as folder,
             _header_read_once(),
             mock.patch.multiple(
                 GgufHfQuantizer,
@@ -54,9 +54,9 @@ class GgufTensors:
             ),
         ):
             # A folder of its own: transformers also reads adjacent files, which are not hashed.
-            (Path(folder) / name).symlink_to(self._file.absolute())
+            (folder / name).symlink_to(self._file.absolute())
             model = AutoModelForCausalLM.from_pretrained(
-                folder,
+                str(folder),
                 gguf_file=name,
                 quantization_config=GgufConfig(gguf_file=name, dequantize=True),
                 dtype=request.dtype,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.foreign import shown
+from harness.core.owner import temporary_folder
 from harness.errors import StorageError, reason_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class WaitingStates:
         self._held: dict[int, dict[int, Any]] = {}
         self._bytes: dict[int, int] = {}
         self._spilled: dict[int, Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._closing = ExitStack()
         self.spilled_bytes = 0
 
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -72,8 +74,8 @@ class WaitingStates:
         path.unlink()
 
     def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._closing.close()
+        self._folder = None
 
     def _spill(self, number: int, storages: list[torch.UntypedStorage]) -> None:
         path = self._file(number)
@@ -97,8 +99,8 @@ class WaitingStates:
 
     def _file(self, number: int) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="qharness-states-")
-        return Path(self._folder.name, str(number))
+            self._folder = self._closing.enter_context(temporary_folder())
+        return self._folder / str(number)
 
 
 def _memory(storage: torch.UntypedStorage) -> memoryview:
