@@ -88,26 +88,36 @@ class ClusterSite:
     def nodes(self) -> tuple[Node, ...]:
         """The nodes with their names.
 
-        Raises UsageError if one lacks the recipe's device, if their hardware differs, or if a node runs another version
-        of the harness than this machine.
+        Raises UsageError if one lacks the recipe's device, if their hardware or their GPU drivers differ, or if a node
+        runs another version of the harness than this machine.
         """
-        hardware, nodes = {}, []
+        hardware, drivers, nodes = dict[str, str](), dict[str, str](), list[Node]()
         for name, report in self.reports.items():
             if report.machine is None or report.node is None:
                 raise UsageError(f"{name}: {report.problem}")
             hardware[name] = report.machine.hardware
+            drivers[name] = report.machine.driver or "unknown"
             nodes.append(replace(report.node, name=name, stacks=_ready(report)))
         _refuse_unlike("hardware", hardware, "choose alike nodes")
+        _refuse_unlike("the GPU driver", drivers, "give all of them one version")
         self.version(PACKAGE)
         return tuple(nodes)
 
     def machine(self, device: str) -> Machine:
-        """The first node's machine, which stands for all of them. Raises UsageError as ``nodes`` does."""
-        machine = self.reports[self.nodes()[0].name].machine
-        assert machine is not None, "each has one"
-        if device not in ("auto", machine.device):
-            raise UsageError(f"device: {device}, but the nodes run on {machine.device}")
-        return machine
+        """A machine that has what every node has: the least memory, the fewest GPUs. Raises as ``nodes`` does."""
+        self.nodes()
+        machines = [report.machine for report in self.reports.values() if report.machine is not None]
+        first = machines[0]
+        if device not in ("auto", first.device):
+            raise UsageError(f"device: {device}, but the nodes run on {first.device}")
+        return replace(
+            first,
+            uuids=min((each.uuids for each in machines), key=len),
+            memory_bytes=min((each.memory_bytes for each in machines if each.memory_bytes), default=0),
+            instructions=frozenset.intersection(*(each.instructions for each in machines)),
+            gpu_problem=next((each.gpu_problem for each in machines if each.gpu_problem), None),
+            absent_compilers=tuple(dict.fromkeys(name for each in machines for name in each.absent_compilers)),
+        )
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
         """The version of a distribution, the same on this machine and on every node that has the stack.

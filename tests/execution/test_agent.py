@@ -286,12 +286,27 @@ def test_planning_sees_the_nodes_hardware_and_what_is_installed(tmp_path: Path) 
     assert "missing" in (site.obstacle("llamacpp") or "")  # here and there: its runs are unsupported
 
 
+def test_planning_counts_on_what_every_node_has(tmp_path: Path) -> None:
+    """Processors of one name may have unlike memory, and a virtual machine may hide instructions."""
+    large = replace(CPU, memory_bytes=512 * 10**9, instructions=frozenset({"avx2", "amx_tile"}))
+    small = replace(CPU, memory_bytes=256 * 10**9, instructions=frozenset({"avx2"}), absent_compilers=("nvcc",))
+    for machines in ((large, small), (small, large)):
+        assert cluster(tmp_path, *machines).machine("auto") == small
+    gpus = Machine("cuda", "a GPU", uuids=("GPU-1", "GPU-2"), driver="570.1")
+    one = replace(gpus, uuids=("GPU-3",))
+    assert cluster(tmp_path, gpus, one).machine("cuda") == one
+
+
 @pytest.mark.parametrize(
     ("site", "message"),
     [
         (
             lambda folder: cluster(folder, CPU, replace(CPU, hardware="a CPU, 4 cores")).machine("cpu"),
             "hardware is a CPU, 8 cores on node-1 and a CPU, 4 cores on node-2; choose alike nodes",
+        ),
+        (
+            lambda folder: cluster(folder, *(Machine("cuda", "a GPU", driver=each) for each in "12")).machine("cuda"),
+            "the GPU driver is 1 on node-1 and 2 on node-2; give all of them one version",
         ),
         (lambda folder: cluster(folder, CPU).machine("cuda"), "device: cuda, but the nodes run on cpu"),
         (lambda folder: cluster(folder, CPU, torch="1.0").version("torch"), "1.0 on node-1; give all of them one env"),

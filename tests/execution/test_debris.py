@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.owner import current_owner
 from harness import errors
+from harness.core.owner import current_owner
 from harness.execution import debris
 from harness.execution.debris import Debris, clear
 
