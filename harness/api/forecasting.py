@@ -1,17 +1,15 @@
-"""Forecasts of sweeps here, from this machine's speeds and its earlier runs."""
+"""Forecasts of sweeps, from the speeds of a machine that executes the runs and its earlier runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import Machine, Node, Speeds
+from harness.core.site import Node, Speeds
 from harness.execution.schedule import width
 from harness.execution.starter import forks
-from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import SweepForecast, forecast
 from harness.planning.plan import PlannedRun
 from harness.storage.store import Store
@@ -34,14 +32,12 @@ class ForecastBasis:
         nodes: Sequence[Node],
         price: HourlyPrice | None = None,
     ) -> SweepForecast:
-        """Of the runs that are ``left`` of a plan, as if all nodes were as fast as this machine."""
+        """Of the runs that are ``left`` of a plan, as if all nodes were as fast as that machine."""
         specs = [run.spec for run in planned]
         lanes = tuple(width(specs, [node]) for node in nodes)
         return forecast(left, planned, self.speeds, self.known, lanes, price, spawned=not forks())
 
 
-def forecast_basis(
-    machine: Machine, cache_root: Path, store: Store, recipe: str, records: Sequence[RunRecord]
-) -> ForecastBasis:
+def forecast_basis(speeds: Speeds, store: Store, recipe: str, records: Sequence[RunRecord]) -> ForecastBasis:
     """A machine's speeds, the recipe's own ``records``, and some of other recipes in the same results."""
-    return ForecastBasis(machine_speeds(machine, cache_root), [*store.read_others(recipe, MOST_OTHER_RUNS), *records])
+    return ForecastBasis(speeds, [*store.read_others(recipe, MOST_OTHER_RUNS), *records])

@@ -55,7 +55,8 @@ class PlanSettings:
 class PlanState:
     """The runs of a recipe, the run ids of those that ``qharness run`` would not repeat, and a forecast of the others.
 
-    ``speeds`` are this machine's, None if nothing is left to run. ``nodes`` are those that would execute the runs.
+    ``speeds`` are those that the forecast starts from, this machine's or the first node's; None if nothing is left to
+    run. ``nodes`` are those that would execute the runs.
     """
 
     planned: tuple[PlannedRun, ...]
@@ -91,13 +92,14 @@ def plan_with_state(recipe: str | Path, settings: PlanSettings) -> PlanState:
         opened.refuse_unseen([run.spec for run in planned])
         nodes = Schedule.of(planned, opened.nodes(machine.device)).nodes
         resumed = resume_point(planned, store, here.spill_roots, opened.site.artifacts)
+        speeds = opened.site.speeds(chosen.device) if resumed.left else None
     for damaged in resumed.damaged:
         on_event(DamageFound(anonymizer.damaged(damaged), None))
     if not settings.offline:
         ask_servers(chosen, resumed.left)
     done = frozenset(resumed.done)
-    if not resumed.left:
+    if speeds is None:
         return PlanState(planned, done, nodes=nodes)
-    basis = forecast_basis(machine, here.artifacts.root, store, chosen.name, resumed.records)
+    basis = forecast_basis(speeds, store, chosen.name, resumed.records)
     expected = basis.forecast(resumed.left, planned, nodes, hourly_price(chosen))
-    return PlanState(planned, done, expected, basis.speeds, nodes)
+    return PlanState(planned, done, expected, speeds, nodes)

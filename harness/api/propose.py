@@ -251,7 +251,7 @@ def _text(text: str, folder: Path) -> str:
 
 def forecaster_of(site: LocalSite, store: Store, name: str) -> Forecaster:
     """From this machine's speeds and its earlier runs."""
-    basis = forecast_basis(site.machine("auto"), site.artifacts.root, store, name, store.read(name).records)
+    basis = forecast_basis(site.speeds("auto"), store, name, store.read(name).records)
     return partial(basis.forecast, nodes=site.nodes("auto"))
 
 

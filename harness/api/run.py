@@ -105,9 +105,8 @@ def run_part(
             return ()
 
         def expect(todo: Sequence[PlannedRun], records: Sequence[RunRecord]) -> SweepForecast:
-            machine = opened.site.machine(chosen.device)
-            basis = forecast_basis(machine, site.artifacts.root, store, chosen.name, records)
-            return basis.forecast(todo, planned, opened.nodes(machine.device), hourly_price(chosen))
+            basis = forecast_basis(opened.site.speeds(chosen.device), store, chosen.name, records)
+            return basis.forecast(todo, planned, opened.nodes(chosen.device), hourly_price(chosen))
 
         with ProgressNote(store, [each.spec for each in planned]) as note:
             return sweep(planned, store, opened, note.following(on_event), settings.paranoid, site.spill_roots, expect)

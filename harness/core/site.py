@@ -165,6 +165,13 @@ class Site(Protocol):
         """
         ...
 
+    def speeds(self, device: str) -> Speeds:
+        """What a machine that executes runs for this ``device`` does in a second, for forecasts.
+
+        Raises UsageError as ``machine`` does.
+        """
+        ...
+
     def version(self, package: str, stack: str = MAIN) -> str | None:
         """The version of a distribution in a stack, by its name on PyPI; None if it is not installed."""
         ...

@@ -9,6 +9,8 @@ requests into the spool, the agent runs each as the local executor does, and wri
     NODE/beat          the same number of the agent
     NODE/N.paths.json  question N: which of these paths lead nowhere on the node?
     NODE/N.absent.json the answer
+    NODE/N.timing      question N: how fast is the node?
+    NODE/N.speeds.json the answer
     NODE/N.run.json    run N: its spec and inputs
     NODE/N.phases      the phases that run N has begun, one per line
     NODE/N.log         its log
@@ -41,6 +43,7 @@ from harness.core.foreign import parse_json, read_file
 from harness.core.inputs import Input
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
+from harness.core.site import Speeds
 from harness.errors import ResultsError, UsageError, reason_of
 from harness.execution.cluster import NodeReport, find_absent, report_node
 from harness.execution.debris import clear
@@ -70,6 +73,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """How a job of a cluster is ended: when it is cancelled, preempted or out of time."""
 SETTINGS, BEAT, REPORT, STOP, GONE = "settings.json", "beat", "report.json", "stop", "gone"
 QUESTION, ANSWER = ".paths.json", ".absent.json"
+TIMING, SPEEDS = ".timing", ".speeds.json"
 REQUEST, PHASES, LOG, ENDED = ".run.json", ".phases", ".log", ".ended.json"
 
 T = TypeVar("T")
@@ -167,6 +171,16 @@ class RemoteAgent:
         """Has the agent look whether the node has these files and folders."""
         self._question = str(next(self._count))
         _write(self.folder / f"{self._question}{QUESTION}", encode(tuple(paths)).encode())
+
+    def time(self) -> Speeds:
+        """Has the agent time its node. Raises RunLost if the agent has ended."""
+        name = str(next(self._count))
+        _write(self.folder / f"{name}{TIMING}", b"")
+        while not _is_there(answer := self.folder / f"{name}{SPEEDS}"):
+            if (reason := self._end()) is not None:
+                raise RunLost(reason, for_good=True)
+            time.sleep(POLL_S)
+        return _read(Speeds, answer)
 
     def read_absent(self) -> tuple[str, ...] | None:
         """Those of the paths last asked for that the node does not have; None until the agent has looked.
@@ -301,6 +315,8 @@ class _Agent:
             _write(self._folder / REPORT, encode(report_node(self._site)).encode())
         for name, path in self._new(QUESTION):
             _write(self._folder / f"{name}{ANSWER}", encode(find_absent(_read(tuple[str, ...], path))).encode())
+        for name, _ in self._new(TIMING):
+            _write(self._folder / f"{name}{SPEEDS}", encode(self._site.speeds(self._site.stacks.device)).encode())
         for name, path in self._new(REQUEST):
             self._running.add(pool.submit(self._run, name, _read(RunRequest, path)))
         for run in [each for each in self._running if each.done()]:

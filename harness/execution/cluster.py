@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 
 from harness.core.run import RunSpec
-from harness.core.site import MAIN, Artifacts, Machine, Node
+from harness.core.site import MAIN, Artifacts, Machine, Node, Speeds
 from harness.errors import UsageError
 from harness.execution.local import LocalSite
+from harness.host.speeds import TYPICAL
 from harness.stacks import stack_names
 
 HERE_NAME = "this machine"
@@ -74,12 +75,14 @@ class ClusterSite:
     """Alike nodes that share artifacts with this machine, whose site is ``here``.
 
     ``reports`` are those of the nodes by name. Where a stack is ready here and on no node, it may have been created
-    since: then those that ``ask_anew`` returns take their place.
+    since: then those that ``ask_anew`` returns take their place. ``time_node`` has a node time itself; None if it does
+    not answer.
     """
 
     here: LocalSite
     reports: dict[str, NodeReport]
     ask_anew: Callable[[], Mapping[str, NodeReport]] = field(repr=False, compare=False)
+    time_node: Callable[[], Speeds | None] = field(repr=False, compare=False)
 
     @property
     def artifacts(self) -> Artifacts:
@@ -118,6 +121,11 @@ class ClusterSite:
             gpu_problem=next((each.gpu_problem for each in machines if each.gpu_problem), None),
             absent_compilers=tuple(dict.fromkeys(name for each in machines for name in each.absent_compilers)),
         )
+
+    def speeds(self, device: str) -> Speeds:
+        """Those of one node, which stands for all of them. This machine may be another, as login nodes are."""
+        self.machine(device)
+        return self.time_node() or TYPICAL
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
         """The version of a distribution, the same on this machine and on every node that has the stack.

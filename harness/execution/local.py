@@ -21,7 +21,7 @@ from harness.core.job import VariantJob
 from harness.core.owner import temporary_folder
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
-from harness.core.site import HERE, MAIN, Machine, Node
+from harness.core.site import HERE, MAIN, Machine, Node, Speeds
 from harness.errors import ResultsError, UsageError
 from harness.execution import fetch, guard
 from harness.execution.interrupt import uninterrupted
@@ -33,6 +33,7 @@ from harness.host.control_group import core_limit, oom_kills
 from harness.host.machine import cache_folder, choose, cores, installed_version, state_folder, usable_memory_bytes
 from harness.host.process import MARKER, end_run
 from harness.host.processor import physical_cores
+from harness.host.speeds import machine_speeds
 from harness.host.visible import NUMBERED_AS_NVML
 from harness.libraries import load_generator
 from harness.stacks import Stacks
@@ -93,6 +94,9 @@ class LocalSite:
 
     def machine(self, device: str) -> Machine:
         return self.hardware or choose(device, self.artifacts.root)
+
+    def speeds(self, device: str) -> Speeds:
+        return machine_speeds(self.machine(device), self.artifacts.root)
 
     def nodes(self, device: str) -> tuple[Node]:
         """This machine, as the schedule of a sweep sees it."""

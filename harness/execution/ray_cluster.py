@@ -28,7 +28,7 @@ from harness.core.inputs import Input
 from harness.core.owner import current_owner
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
-from harness.core.site import Node
+from harness.core.site import Node, Speeds
 from harness.errors import HarnessError, ResultsError, SourceError, UsageError, reason_of
 from harness.execution import fetch
 from harness.execution.cluster import ClusterSite, NodeReport, find_absent, paths_read, refuse_absent, report_node
@@ -83,6 +83,9 @@ class Agent:
 
     def report(self) -> NodeReport:
         return report_node(self._executor.site)
+
+    def speeds(self) -> Speeds:
+        return self._executor.site.speeds(self._executor.site.stacks.device)
 
     def find_absent(self, paths: Sequence[str]) -> tuple[str, ...]:
         return find_absent(paths)
@@ -264,12 +267,12 @@ class RayExecutor:
                 self._refuse_unseen_cache()
             else:
                 self._refuse_unreachable_cache()
-            device = ClusterSite(here, reports, self._reports_anew).machine("auto").device
+            device = ClusterSite(here, reports, self._reports_anew, self._time_node).machine("auto").device
         except BaseException:
             self._end_agents()
             raise
         self.stacks = replace(here.stacks, device=device)
-        self.site = ClusterSite(replace(here, stacks=self.stacks), reports, self._reports_anew)
+        self.site = ClusterSite(replace(here, stacks=self.stacks), reports, self._reports_anew, self._time_node)
 
     def nodes(self, device: str) -> tuple[Node, ...]:
         self.site.machine(device)
@@ -368,6 +371,16 @@ class RayExecutor:
 
     def _reports_anew(self) -> dict[str, NodeReport]:
         return self._ask_all("report")
+
+    def _time_node(self) -> Speeds | None:
+        """The first node's speeds, for a forecast: nothing ends if there are none."""
+        import ray
+        from ray.exceptions import RayError
+
+        with suppress(RayError):
+            found: Speeds = ray.get(next(iter(self._agents.values())).speeds.remote())
+            return found
+        return None
 
     def _refuse_unseen_cache(self) -> None:
         """Raises UsageError unless every node sees what is written into the cache folder here."""

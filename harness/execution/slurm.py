@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ from harness.core.inputs import Input
 from harness.core.owner import current_owner
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
-from harness.core.site import Node
-from harness.errors import UsageError
+from harness.core.site import Node, Speeds
+from harness.errors import ResultsError, UsageError
 from harness.execution import agent, fetch
 from harness.execution.agent import AgentSettings, Beating, RemoteAgent
 from harness.execution.cluster import ClusterSite, NodeReport, paths_read, refuse_absent
@@ -200,12 +201,12 @@ class SlurmExecutor:
             (self._spool / agent.SETTINGS).write_text(settings, encoding="utf-8")
             self._submit(count, make_submitter(self._spool / "jobs"))
             reports = self._wait_for(RemoteAgent.read_report, report)
-            device = ClusterSite(here, reports, self._ask_anew).machine("auto").device
+            device = ClusterSite(here, reports, self._ask_anew, self._time_node).machine("auto").device
         except BaseException:
             self.close()
             raise
         self.stacks: Stacks = replace(here.stacks, device=device)
-        self.site = ClusterSite(replace(here, stacks=self.stacks), reports, self._ask_anew)
+        self.site = ClusterSite(replace(here, stacks=self.stacks), reports, self._ask_anew, self._time_node)
 
     def nodes(self, device: str) -> tuple[Node, ...]:
         self.site.machine(device)
@@ -272,6 +273,12 @@ class SlurmExecutor:
                 if answer is not None:
                     found[name] = answer
         return {name: found[name] for name in self._agents}
+
+    def _time_node(self) -> Speeds | None:
+        """The first node's speeds, for a forecast: nothing ends if there are none."""
+        with suppress(RunLost, ResultsError, OSError):
+            return next(iter(self._agents.values())).time()
+        return None
 
     def _ask_anew(self) -> dict[str, NodeReport]:
         for each in self._agents.values():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from gguf_files import write_q8_0
 
-from harness.api import forecasting, pick, propose
+from harness.api import pick, propose
 from harness.api.candidates import base_of
 from harness.api.pick import PickRequest, measure_each, measured_earlier, serving, serving_variant, write_recipe
 from harness.api.propose import find_model
@@ -82,7 +82,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(pick, "fetch_into", made.fetch_into)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(made.users))
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
+    monkeypatch.setattr("harness.execution.local.machine_speeds", lambda machine, root: TYPICAL)
     monkeypatch.setattr(pick, "_is_done", lambda recipe, *where: False)
     return made
 
@@ -150,7 +150,7 @@ def test_what_was_measured_is_known_when_its_checkpoint_is_deleted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
+    monkeypatch.setattr("harness.execution.local.machine_speeds", lambda machine, root: TYPICAL)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
     monkeypatch.setattr(hub, "newest", lambda name: Published(COMMIT, 10**9))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -14,7 +14,6 @@ from typing import NoReturn
 import pytest
 from typer.testing import CliRunner
 
-from harness.api import forecasting
 from harness.api import plan as api_plan
 from harness.api import run as api_run
 from harness.api.plan import PlanSettings, plan_with_state
@@ -22,15 +21,16 @@ from harness.api.run import RunSettings, run_part
 from harness.api.workplace import Workplace
 from harness.cli.app import app
 from harness.core.run import RunSpec
-from harness.core.site import Node
+from harness.core.site import Node, Speeds
 from harness.errors import UsageError
 from harness.execution.cluster import ClusterSite, NodeReport, report_node
 from harness.execution.executors import ExecutorChoice
 from harness.execution.local import LocalSite, local_site
-from harness.host.speeds import TYPICAL
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
+SPEEDS = Speeds(0.1, 40e9, {"float32": 900e9}, 2e9)
+"""The nodes', which this machine has not."""
 ELSEWHERE = ExecutorChoice("slurm", nodes=2)
 
 
@@ -47,7 +47,7 @@ class Elsewhere:
 
     @property
     def site(self) -> ClusterSite:
-        return ClusterSite(self.here, self.reports, lambda: self.reports)
+        return ClusterSite(self.here, self.reports, lambda: self.reports, lambda: SPEEDS)
 
     @property
     def stacks(self) -> Stacks:
@@ -95,7 +95,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster(tmp_path)
     for module in (api_plan, api_run):
         monkeypatch.setattr(module, "open_executor", made.open)
-    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
+    monkeypatch.setattr("harness.execution.local.machine_speeds", lambda *machine: pytest.fail("a login node's"))
     return made
 
 
@@ -120,6 +120,8 @@ def test_it_shows_the_runs_and_the_nodes_that_would_execute_them(cluster: Cluste
     cores = cluster.own.node.cores
     assert f"node-1, node-2: {cores} core{'s' * (cores != 1)}; stacks: main" in shown
     assert "expected: " in shown
+    assert "; the first node copies 40 GB/s and does 900·10⁹ operations per second" in shown
+    assert not (tmp_path / "cache" / "speeds").exists(), "this machine's are not theirs"
     assert [each.is_closed for each in cluster.opened] == [True]
     assert not (tmp_path / "r").exists(), "a plan writes no results"
 

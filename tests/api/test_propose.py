@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.api import forecasting
 from harness.api.propose import Proposed, TryRequest, propose
 from harness.cli.app import app
 from harness.core.site import Machine
@@ -23,7 +22,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder, on a machine whose speeds are known."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
+    monkeypatch.setattr("harness.execution.local.machine_speeds", lambda machine, root: TYPICAL)
     monkeypatch.setattr(LocalSite, "machine", lambda site, device: Machine("cpu", "a test machine"))
     return tmp_path
 

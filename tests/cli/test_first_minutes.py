@@ -16,7 +16,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from harness import load_results, recommend
-from harness.api import forecasting
 from harness.cli.app import app
 from harness.errors import ExitCode, UsageError
 from harness.host.speeds import TYPICAL
@@ -30,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder, on a machine of known speed: how much is measured does not depend on how busy it is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecasting, "machine_speeds", lambda machine, root: TYPICAL)
+    monkeypatch.setattr("harness.execution.local.machine_speeds", lambda machine, root: TYPICAL)
     return tmp_path
 
 

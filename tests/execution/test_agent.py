@@ -19,7 +19,7 @@ from run_specs import run_spec
 from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.core.record import Measurement, Outcome
-from harness.core.site import MAIN, Machine, Node
+from harness.core.site import MAIN, Machine, Node, Speeds
 from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef
 from harness.errors import ResultsError, UsageError
 from harness.execution import agent, local
@@ -120,8 +120,18 @@ def test_an_agent_says_which_paths_lead_nowhere_on_its_node(spool: Spool) -> Non
     assert spool.remote.run(run_spec("quality"), inputs("/a"), lambda phase: None)[0] == OK
 
 
+def test_an_agent_times_its_node(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, asked = Speeds(0.1, 1e9, {"float32": 2e9}, 3e9), list[object]()
+    monkeypatch.setattr(local, "machine_speeds", lambda machine, cache: [asked.append((machine, cache)), own][1])
+    report = spool.begin()
+    assert spool.remote.time() == own
+    assert asked == [(report.machine, spool.folder / "cache")]
+
+
 def test_a_question_to_an_agent_that_ends_has_an_end(spool: Spool) -> None:
     spool.job_end = "its job has ended (timeout)"
+    with pytest.raises(RunLost, match=r"its job has ended \(timeout\)"):
+        spool.remote.time()
     spool.remote.ask_for(["/a"])
     with pytest.raises(RunLost, match=r"its job has ended \(timeout\)"):
         spool.remote.read_absent()
@@ -274,7 +284,7 @@ def cluster(folder: Path, *machines: Machine, **versions: str) -> ClusterSite:
     reports = {
         f"node-{number}": NodeReport(each, Node(cores=4), None, others) for number, each in enumerate(machines, 1)
     }
-    return ClusterSite(here, reports, lambda: reports)
+    return ClusterSite(here, reports, lambda: reports, lambda: None)
 
 
 def test_planning_sees_the_nodes_hardware_and_what_is_installed(tmp_path: Path) -> None:
@@ -313,7 +323,7 @@ def test_planning_counts_on_what_every_node_has(tmp_path: Path) -> None:
         (lambda folder: cluster(folder, CPU, qharness="0.0.1").machine("cpu"), "qharness is .* and 0.0.1 on node-1"),
         (
             lambda folder: ClusterSite(
-                local_site(folder), {"node-1": NodeReport(None, None, "no GPU", {})}, lambda: {}
+                local_site(folder), {"node-1": NodeReport(None, None, "no GPU", {})}, lambda: {}, lambda: None
             ).machine("cpu"),
             "node-1: no GPU",
         ),
@@ -345,7 +355,7 @@ def test_a_stack_that_some_nodes_have_is_ready_and_the_schedule_knows_where(tmp_
 def test_a_stack_that_no_node_has_is_refused_unless_it_was_created_meanwhile(tmp_path: Path) -> None:
     site = cluster(tmp_path, CPU)
     own = replace(site.here, stacks=replace(site.here.stacks, pythons={"llamacpp": Path(__file__)}))
-    ready = ClusterSite(own, dict(site.reports), lambda: later)
+    ready = ClusterSite(own, dict(site.reports), lambda: later, lambda: None)
     later = site.reports
     with pytest.raises(UsageError, match="'llamacpp' is ready on this machine and on no node; node-1: it is missing"):
         ready.obstacle("llamacpp")

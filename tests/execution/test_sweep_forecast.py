@@ -38,6 +38,9 @@ class Site:
     def machine(self, device: str) -> Machine:
         return Machine("cpu", "")
 
+    def speeds(self, device: str) -> Speeds:
+        return SPEEDS
+
     def version(self, package: str, stack: str = "main") -> str | None:
         return "1"
 

@@ -45,7 +45,8 @@ def forecast_lines(state: PlanState) -> Iterator[str]:
     if state.speeds is not None:
         bandwidth = significant(state.speeds.bandwidth_byte_per_s / 1e9, 2)
         rate = significant(state.speeds.rate("float32") / 1e9, 2)
-        here = f"; this machine copies {bandwidth} GB/s and does {rate}·10⁹ operations per second in float32"
+        who = "this machine" if state.nodes[0].name == "" else "the first node"
+        here = f"; {who} copies {bandwidth} GB/s and does {rate}·10⁹ operations per second in float32"
     yield f"  ranges hold four of five; of {len(forecast.runs)} runs {', '.join(based)}{here}"
 
 
