@@ -50,7 +50,7 @@ class HubCopies:
                     raise RunLost(f"its hub cache does not hold {model.id}", for_good=False)
                 if (difference := _difference(each, own)) is not None:
                     raise SourceError(f"{model.id}: {difference}; delete it from the hub cache of that node")
-                paths[model.content], each = _place(own), own  # noqa: PLW2901
+                paths[model.content], each = _place(own), own
             placed.append(each)
         return _with_paths(spec, paths), tuple(placed)
 

@@ -4,9 +4,9 @@ An agent holds all CPUs and GPUs of its node in Ray's accounts while the sweep r
 and the sweep's schedule decides which of its nodes executes a run. A run is one call of its node's agent, which streams
 the phases and then the outcome. If Ray loses an agent, the run is lost; if the node is gone, so is the node.
 
-The nodes share the models and the texts on disk with the machine that plans, under the same paths, and the cache folder,
-or the URL of the cache, where each exchanges artifacts with its own folder. Models of a hub may be in a hub cache of
-each node's own.
+The nodes share the models and the texts on disk with the machine that plans, under the same paths, and the cache
+folder, or the URL of the cache, where each exchanges artifacts with its own folder. Models of a hub may be in a hub
+cache of each node's own.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ class Agent:
             raise item
         yield item
 
-    def _run(
-        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]
-    ) -> tuple[Outcome, bytes]:
+    def _run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         try:
             own, files = self._copies.placed(spec, inputs)
         except SourceError as error:
