@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
@@ -35,7 +35,9 @@ class ForecastBasis:
         """Of the runs that are ``left`` of a plan, as if all nodes were as fast as that machine."""
         specs = [run.spec for run in planned]
         lanes = tuple(width(specs, [node]) for node in nodes)
-        return forecast(left, planned, self.speeds, self.known, lanes, price, spawned=not forks())
+        made = forecast(left, planned, self.speeds, self.known, lanes, price, spawned=not forks())
+        lent_s = min((node.lent_s for node in nodes if node.lent_s is not None), default=None)
+        return replace(made, lent_s=lent_s)
 
 
 def forecast_basis(speeds: Speeds, store: Store, recipe: str, records: Sequence[RunRecord]) -> ForecastBasis:

@@ -87,6 +87,7 @@ class Node:
     names say where a sweep ran. It is empty if the site is one machine. ``gpus`` are those that runs may use; 1 on a
     CPU, where runs share ``cores`` (``RunSpec.cores``) and ``memory_bytes``. Without cores one executes at a time.
     ``stacks`` are those that are ready there, the main one always; None if all are that the site's runs use.
+    ``lent_s`` is how long the sweep may have it from its beginning; None if nobody takes it away.
     """
 
     name: str = ""
@@ -94,6 +95,7 @@ class Node:
     cores: int = 0
     memory_bytes: int = 0
     stacks: frozenset[str] | None = None
+    lent_s: float | None = None
 
     def has(self, stacks: Set[str]) -> bool:
         """Whether all of these stacks are ready there."""

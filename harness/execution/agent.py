@@ -149,6 +149,12 @@ class RemoteAgent:
         self._beats = Heartbeat(folder / BEAT)
         self._count = itertools.count(1)
         self._question = ""
+        self._reported_s: float | None = None
+
+    @property
+    def known_for_s(self) -> float:
+        """The seconds since its report was first read, at least as long as which its job runs."""
+        return 0.0 if self._reported_s is None else time.monotonic() - self._reported_s
 
     @property
     def has_reported(self) -> bool:
@@ -161,7 +167,10 @@ class RemoteAgent:
             if (reason := self._end()) is not None:
                 raise RunLost(reason, for_good=True)
             return None
-        return _read(NodeReport, self.folder / REPORT)
+        report = _read(NodeReport, self.folder / REPORT)
+        if self._reported_s is None:
+            self._reported_s = time.monotonic()
+        return report
 
     def ask_anew(self) -> None:
         """Has the agent write its report again."""

@@ -82,7 +82,8 @@ def open_slurm(choice: ExecutorChoice, site: LocalSite, report: Callable[[str], 
     Raises UsageError if this machine cannot submit jobs, if Slurm refuses the options or a job ends before it reports,
     and if the nodes are unlike.
     """
-    return SlurmExecutor(site, choice.nodes or 1, partial(_submitter, parse_options(choice.slurm)), report)
+    options = parse_options(choice.slurm)
+    return SlurmExecutor(site, choice.nodes or 1, partial(_submitter, options), report, _limit_s(options))
 
 
 def parse_options(given: Sequence[str]) -> dict[str, int | bool | str]:
@@ -122,6 +123,12 @@ def _minutes(text: str) -> int:
     else:
         seconds = first * 60 + second
     return -(-seconds // 60)
+
+
+def _limit_s(options: Mapping[str, int | bool | str]) -> float | None:
+    """How long a job may run; None if the options leave that to the partition, or set no limit (0)."""
+    minutes = {**DEFAULTS, **options}["time"]
+    return 60.0 * minutes if not isinstance(minutes, bool | str) and minutes else None
 
 
 def _submitter(options: Mapping[str, int | bool | str], folder: Path) -> Submitter:
@@ -187,8 +194,12 @@ class SlurmExecutor:
         count: int,
         make_submitter: Callable[[Path], Submitter],
         report: Callable[[str], None] = lambda message: None,
+        limit_s: float | None = None,
     ) -> None:
-        """Submits ``count`` jobs and waits for their nodes, of which ``report`` is told. Raises as ``open_slurm``."""
+        """Submits ``count`` jobs and waits for their nodes, of which ``report`` is told. Raises as ``open_slurm``.
+
+        A job ends after ``limit_s``, if that is known.
+        """
         cache = here.artifacts.root.absolute()
         self._spool = cache / f".spool-{current_owner()}.part"
         self._spool.mkdir(mode=0o700, parents=True)
@@ -205,12 +216,15 @@ class SlurmExecutor:
         except BaseException:
             self.close()
             raise
+        self._lent_s = {
+            name: None if limit_s is None else limit_s - each.known_for_s for name, each in self._agents.items()
+        }
         self.stacks: Stacks = replace(here.stacks, device=device)
         self.site = ClusterSite(replace(here, stacks=self.stacks), reports, self._ask_anew, self._time_node)
 
     def nodes(self, device: str) -> tuple[Node, ...]:
         self.site.machine(device)
-        return self.site.nodes()
+        return tuple(replace(node, lent_s=self._lent_s[node.name]) for node in self.site.nodes())
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
         """Nodes fetch nothing, so they must also see what was fetched here from a hub."""

@@ -43,6 +43,7 @@ class Elsewhere:
     reports: dict[str, NodeReport]
     absent: str | None = None
     arriving: str | None = None
+    lent_s: float | None = None
     is_closed: bool = field(default=False, init=False)
 
     @property
@@ -54,7 +55,7 @@ class Elsewhere:
         return self.here.stacks
 
     def nodes(self, device: str) -> tuple[Node, ...]:
-        return self.site.nodes()
+        return tuple(replace(node, lent_s=self.lent_s) for node in self.site.nodes())
 
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
         if self.absent is not None:
@@ -124,6 +125,19 @@ def test_it_shows_the_runs_and_the_nodes_that_would_execute_them(cluster: Cluste
     assert not (tmp_path / "cache" / "speeds").exists(), "this machine's are not theirs"
     assert [each.is_closed for each in cluster.opened] == [True]
     assert not (tmp_path / "r").exists(), "a plan writes no results"
+
+
+def test_it_says_that_the_jobs_end_before_the_runs(cluster: Cluster, tmp_path: Path, tiny: Path) -> None:
+    def shown(lent_s: float | None) -> str:
+        cluster.change = lambda opened: setattr(opened, "lent_s", lent_s)
+        words = ["plan", str(recipe(tmp_path, tiny)), "--executor", "slurm", "--nodes", "2"]
+        ended = CliRunner().invoke(app, [*words, "--results", str(tmp_path / "r"), "--cache", str(tmp_path / "cache")])
+        assert ended.exit_code == 0, ended.output
+        return " ".join(ended.stdout.split())
+
+    assert "longer than the nodes are there: their jobs end in 0.10 s" in shown(0.1)
+    for enough in (None, 14_400.0):
+        assert "longer than the nodes" not in shown(enough)
 
 
 def test_its_runs_and_its_forecast_are_those_of_the_sweep(

@@ -122,8 +122,11 @@ def test_a_plan_names_the_node_and_leaves_no_job(sweeps, tiny: Path, monkeypatch
     monkeypatch.setattr(slurm, "_submitter", lambda options, folder: jobs(folder))
     recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
     place = Workplace(sweeps.store.root, sweeps.cache.root)
-    state = plan_with_state(recipe, PlanSettings(place, executor=ExecutorChoice("slurm")))
-    assert [node.name for node in state.nodes] == ["node-1"]
+    state = plan_with_state(recipe, PlanSettings(place, executor=ExecutorChoice("slurm", slurm=("time=60",))))
+    (node,) = state.nodes
+    assert node.name == "node-1"
+    assert node.lent_s is not None
+    assert 3000 < node.lent_s <= 3600
     assert [run.spec.run_id for run in state.planned] == list(state.forecast.runs)
 
 
@@ -171,6 +174,14 @@ def test_options_of_sbatch_are_taken_by_their_long_names() -> None:
 def test_times_are_read_as_sbatch_reads_them(time: str, minutes: int) -> None:
     """https://slurm.schedmd.com/sbatch.html, --time"""
     assert parse_options([f"time={time}"]) == {"time": minutes}
+
+
+@pytest.mark.parametrize(
+    ("given", "limit_s"),
+    [([], 14_400.0), (["time=90"], 5400.0), (["time=0"], None), (["time=false"], None), (["qos=long"], 14_400.0)],
+)
+def test_a_job_s_limit_is_known_where_the_options_set_one(given: list[str], limit_s: float | None) -> None:
+    assert slurm._limit_s(parse_options(given)) == limit_s
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
-from harness.cli.render.forecast import expected_words, forecast_and_fact, span_entry
+from harness.cli.render.forecast import expected_words, forecast_and_fact, span_entry, too_long_lines
 from harness.core.foreign import shown
 from harness.core.record import Failure
 from harness.execution.debris import Debris
@@ -126,8 +126,9 @@ def _(event: Expected) -> Rendered:
         "bases": dict(forecast.bases),
         "cost": None if cost is None else [cost.expected, cost.low, cost.high],
         "currency": forecast.price.currency if forecast.price else None,
+        "lent_s": forecast.lent_s,
     }
-    return Rendered(entry, [f"expected: {expected_words(forecast)}"])
+    return Rendered(entry, [f"expected: {expected_words(forecast)}", *too_long_lines(forecast)])
 
 
 @rendered.register

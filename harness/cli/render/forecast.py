@@ -40,6 +40,7 @@ def forecast_lines(state: PlanState) -> Iterator[str]:
     if not forecast.runs:
         return
     yield f"expected: {expected_words(forecast)}"
+    yield from too_long_lines(forecast)
     based = [f"{count} on {BASES[basis]}" for basis, count in sorted(forecast.bases.items(), reverse=True)]
     here = ""
     if state.speeds is not None:
@@ -58,6 +59,16 @@ def expected_words(forecast: SweepForecast) -> str:
         expected, low, high = (significant(each, 2) for each in (cost.expected, cost.low, cost.high))
         parts.append(f"{expected} {forecast.price.currency} ({low}–{high})")
     return ", ".join(parts)
+
+
+def too_long_lines(forecast: SweepForecast) -> Iterator[str]:
+    """What happens if the machines are there for a shorter time; nothing if they are not."""
+    if forecast.lent_s is not None and forecast.outlasts_its_machines:
+        yield (
+            f"  longer than the nodes are there: their jobs end in {duration(forecast.lent_s)}, and what is left then "
+            "is recorded as failed; give them more by --slurm time=… or --nodes, or give the command again afterwards: "
+            "it goes on"
+        )
 
 
 def bytes_words(size: int) -> str:

@@ -52,12 +52,14 @@ class RunForecast:
 class SweepForecast:
     """Of the runs of a plan that are left, by run id, in the plan's order.
 
-    ``lanes`` says of each machine how many runs it executes at once. ``price`` is that of a machine's hour.
+    ``lanes`` says of each machine how many runs it executes at once. ``price`` is that of a machine's hour. ``lent_s``
+    is how long the sweep has all of its machines, None if nobody takes one away.
     """
 
     runs: Mapping[str, RunForecast]
     lanes: tuple[int, ...] = (1,)
     price: HourlyPrice | None = None
+    lent_s: float | None = None
 
     @property
     def total_s(self) -> Span:
@@ -81,6 +83,11 @@ class SweepForecast:
         timed = {run_id: TimedRun(run.mean_s, run.constraints) for run_id, run in self.runs.items()}
         last_s = makespan_s(timed, self.lanes)
         return _span(last_s, variance * (last_s / mean_s) ** 2)
+
+    @property
+    def outlasts_its_machines(self) -> bool:
+        """Whether it is likely to take longer than the sweep has its machines."""
+        return self.lent_s is not None and self.total_s.expected > self.lent_s
 
     @property
     def cost(self) -> Span | None:
