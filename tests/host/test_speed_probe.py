@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -78,6 +79,25 @@ def test_a_probe_that_ends_without_an_answer_leaves_a_typical_machine(
     monkeypatch.setattr(speeds.subprocess, "run", lambda *command, **own: subprocess.CompletedProcess(command, 1))
     assert speeds.machine_speeds(Machine("cpu", "a machine"), tmp_path) == speeds.TYPICAL
     assert not list((tmp_path / speeds.FOLDER).iterdir()), "it is timed again"
+
+
+def test_starting_is_timed_with_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The threads that NumPy starts compute while they wait. The constants of forecasts count without them."""
+    started: list[dict[str, str]] = []
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(command: list[str], env: dict[str, str], **others: object) -> None:
+        if command[-2:] == ["-c", "import numpy"]:
+            started.append({name: value for name, value in env.items() if name.endswith("_NUM_THREADS")})
+        else:
+            answer = {"bandwidth_byte_per_s": 1.0, "operations_per_s": {"float32": 1.0}, "disk_byte_per_s": 1.0}
+            Path(command[-1]).write_text(json.dumps(answer), encoding="utf-8")
+
+    monkeypatch.setattr(speeds.subprocess, "run", run)
+    assert speeds.machine_speeds(Machine("cpu", "a machine"), tmp_path) != speeds.TYPICAL
+    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    assert started == [one, one]
 
 
 def test_speeds_are_those_of_the_interpreter_and_of_so_many_threads(
