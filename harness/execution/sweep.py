@@ -329,7 +329,7 @@ class _Progress:
             self._running[spec.run_id] = attempt.began_s
             return attempt
         outcome = kept or Outcome("unsupported", Failure("plan", "Unsupported", refusal or ""))
-        self._record(attempt, outcome, None, time.perf_counter() - attempt.began_s)
+        self._record(attempt, outcome, None, 0.0)  # nothing was measured; hashing an artifact may take minutes
         self._show(index, reused=kept is not None)
         return None
 

@@ -142,6 +142,14 @@ def test_nothing_is_made_twice_and_what_is_used_is_hashed_once(place: Place) -> 
     assert [event.spec.kind for event in place.of(Verifying)] == ["quantize"]  # type: ignore[union-attr]
 
 
+def test_an_artifact_that_was_taken_over_took_no_time(place: Place) -> None:
+    """Hashing it may take longer than making it did: a forecast must not learn from that."""
+    place.run()
+    place.store = Store(place.store.root.with_name("others"))
+    assert [record.wall_s > 0 for record in place.run()] == [False, False, True]
+    assert place.executor.made == ["quality"]
+
+
 def test_figures_too_large_for_a_record_are_an_invalid_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.storage.evidence.MAX_ROWS", 1)
     first, *others = place.run()
