@@ -190,9 +190,10 @@ class Method(Generic[P]):
     checkpoint; ``refuses_parts`` is why it cannot, given the parameters, the model's type and whether it has parts that
     read images or sound. ``gathers_parts`` says that at its end the whole quantized model is in memory, and
     ``parts_peak`` is about the most memory that it takes in bytes, libraries included (default: two layers, or what is
-    larger of other parts). ``reads_tensors`` says that it reads the checkpoint's tensors without transformers. In a
-    stack of its own only such a method quantizes in parts: of others it is checked first, with the whole model, that
-    the stack's transformers reads the same one.
+    larger of other parts). ``offloads`` says that on a GPU it quantizes a model in memory as a whole even if the GPU
+    cannot hold that, because it has what it does not work on in main memory, or in fewer bits. ``reads_tensors`` says
+    that it reads the checkpoint's tensors without transformers. In a stack of its own only such a method quantizes in
+    parts: of others it is checked first, with the whole model, that the stack's transformers reads the same one.
     ``streams`` says that the transformers engine may load the result part by part, bit by bit as it loads the whole.
     ``read`` loads what ``quantize`` wrote if transformers alone cannot; if that ``streams``, by transformers' own
     loading, with all that is to be done to loaded layers in its quantizer. ``stack`` names the environment
@@ -241,6 +242,7 @@ class Method(Generic[P]):
     quantize_parts: Callable[[QuantizeJob[P]], Any] | None = None
     refuses_parts: Callable[[P, str | None, bool], str | None] = lambda params, model_type, multimodal: None
     gathers_parts: bool = False
+    offloads: bool = False
     reads_tensors: bool = False
     parts_peak: Callable[[P, PartsWork], float] | None = None
     streams: bool = False

@@ -7,16 +7,42 @@ stays in place. The quantizer does it after loading, so that a streamed model do
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from harness.core.format import Codes
+
 if TYPE_CHECKING:
     import torch
 
 QUANT_METHOD = "compressed-tensors"
+_PACKED = ".weight_packed"
+_BESIDE = re.compile(r"[._](weight|input|output)_(scale|global_scale|zero_point|g_idx|shape)$")
+"""What is stored beside a matrix of codes: a dense one has none of it."""
+_BITS_OF_A_PACKAGE = {"int": 32, "float": 8}
+"""Of the numbers that codes are packed into, by the kind of a code."""
+
+
+def dense_shapes(shapes: Mapping[str, tuple[int, ...]], codes: Codes) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the dense model by those of the stored tensors.
+
+    Those stored where the width of a code is not known, because layers differ.
+    """
+    package = _BITS_OF_A_PACKAGE[codes.number or "int"]
+    if codes.bits is None or not 0 < codes.bits <= package:
+        return shapes
+    columns = package // codes.bits
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if name.endswith(_PACKED):
+            found[name.removesuffix("_packed")] = (*shape[:-1], shape[-1] * columns)
+        elif not _BESIDE.search(name):
+            found[name] = shape
+    return found
 
 
 @contextmanager

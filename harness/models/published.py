@@ -12,7 +12,7 @@ from typing import Any
 from harness.core.format import Activations, Codes, Number
 from harness.core.model import ModelRef
 from harness.core.site import Machine, Site
-from harness.models import auto_round, headers
+from harness.models import auto_round, compressed, headers
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -234,6 +234,14 @@ def unpacking(config: Mapping[str, Any], machine: Machine, site: Site) -> str | 
     """
     reason = None if missing_kernels(config, machine, site) else _unused(config, machine, site)
     return reason and f"transformers unpacks {config.get('quant_method')} into dense matrices while loading: {reason}"
+
+
+def becomes_dense(config: Mapping[str, Any], machine: Machine, site: Site) -> bool:
+    """Whether transformers has dense matrices in memory there, in place of this checkpoint's codes."""
+    method = str(config.get("quant_method"))
+    if method in HUB_KERNELS:
+        return hub_kernel(config, machine, site) is None
+    return method == compressed.QUANT_METHOD
 
 
 def _unused(config: Mapping[str, Any], machine: Machine, site: Site) -> str | None:

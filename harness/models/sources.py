@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,8 @@ from harness.core.identity import digest
 from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.errors import SourceError
+from harness.models import compressed, degrid, headers, hub, native, published
 from harness.models import config as configurations
-from harness.models import degrid, headers, hub, native
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
 from harness.models.scope import in_decoder, reads_other_inputs
@@ -41,9 +42,11 @@ class SourceModel:
 
     ``matrices`` are the shapes of the decoder's matrices, by name (a shape's last number is the input width),
     and ``decoder_parameters`` and ``other_parameters`` count elements; all are empty if the model is on a hub
-    and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized, and
-    ``files`` are the hashed files, None if nothing on disk is read. ``degrid_obstacle`` says why the model cannot be
-    degridded, if a recipe asks for it. ``multimodal`` says that it has parts that read images or sound.
+    and not yet fetched. If transformers can unpack a checkpoint's codes while loading, they are those of the dense
+    model; of other codes they are those of the stored tensors. ``quantization`` is the quant_method of a checkpoint
+    that transformers loads quantized, and ``files`` are the hashed files, None if nothing on disk is read.
+    ``degrid_obstacle`` says why the model cannot be degridded, if a recipe asks for it. ``multimodal`` says that it has
+    parts that read images or sound.
     """
 
     ref: ModelRef
@@ -236,12 +239,13 @@ def _asked(entry: Model, config: dict[str, Any]) -> headers.Header:
 
 
 def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, content: str) -> SourceModel:
-    published, dequantize = header.quantization, None
+    native_quantization, dequantize = header.quantization, None
     if entry.native == "dequantize":
         header, dequantize = _dequantized(entry, kind, header)
-        published, content = f"{dequantize}, dequantized", digest([content, "dequantized"])
+        native_quantization, content = f"{dequantize}, dequantized", digest([content, "dequantized"])
+    quantization = header.quantization if kind in ("directory", "hub") else None
     matrices, decoder, other = {}, 0, 0
-    for name, shape in header.shapes.items():
+    for name, shape in _unpacked(header, quantization, path).items():
         if in_decoder(name, len(shape)):
             if 0 in shape:
                 raise SourceError(f"model {quoted(entry.id)}: {shown(name)} is empty")
@@ -259,11 +263,10 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         degrid=entry.degrid,
         revision=entry.revision,
         trust_remote_code=entry.trust_remote_code,
-        native_quantization=published,
+        native_quantization=native_quantization,
         seed=entry.seed or 0,
         dequantize=dequantize,
     )
-    quantization = header.quantization if kind in ("directory", "hub") else None
     degrid_obstacle = degrid.obstacle(header, quantization) if entry.degrid is not None else None
     return SourceModel(
         ref,
@@ -276,6 +279,15 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         degrid_obstacle,
         multimodal=any(map(reads_other_inputs, header.shapes)),
     )
+
+
+def _unpacked(header: headers.Header, quantization: str | None, folder: Path | None) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the dense model that transformers can make of a checkpoint's codes; of others those stored."""
+    if quantization in native.FORMATS:
+        return native.dequantized(header).shapes
+    if quantization == compressed.QUANT_METHOD and folder is not None:
+        return compressed.dense_shapes(header.shapes, published.codes(published.quantization_config(folder)))
+    return header.shapes
 
 
 def _dequantized(entry: Model, kind: str, header: headers.Header) -> tuple[headers.Header, str | None]:

@@ -75,6 +75,11 @@ class ModelLoad:
     def size(self) -> ModelSize | None:
         return size_of(self.source)
 
+    @property
+    def is_stored_quantized(self) -> bool:
+        """Whether the checkpoint that it reads was published quantized."""
+        return (self.method.checkpoint or self.source).quantization is not None
+
     @cached_property
     def plain_bytes(self) -> float:
         """Of an unquantized weight."""
@@ -91,9 +96,23 @@ class ModelLoad:
         return max((self.weight_bytes or 0) - self.others_bytes, 0.0)
 
     @cached_property
+    def layer_parameters(self) -> int:
+        """Of the largest layer."""
+        return sum(map(math.prod, largest_layer(self.source)))
+
+    @property
     def layer_bytes(self) -> float:
         """Of the largest layer, as it is loaded."""
-        return self.decoder_bytes * (sum(map(math.prod, largest_layer(self.source))) / self.source.decoder_parameters)
+        return self.decoder_bytes * (self.layer_parameters / self.source.decoder_parameters)
+
+    @cached_property
+    def next_layer_bytes(self) -> float:
+        """Of the layer that is read ahead of its turn, as it is stored: an unquantized one maybe in a wider dtype."""
+        if self.is_stored_quantized or (self.method.method.stage == "offline" and not self.job.quantizes):
+            return self.layer_bytes
+        source = self.source
+        stored = round(source.stored_bytes / (source.decoder_parameters + source.other_parameters))
+        return max(self.layer_bytes, self.layer_parameters * max(self.plain_bytes, stored))
 
     @property
     def head_bytes(self) -> float:
@@ -134,14 +153,19 @@ class ModelLoad:
         whole = MASKS * overlap * expected_tokens(scored) * hidden * self.plain_bytes
         return min(whole, STATES_SHARE * memory_bytes) if memory_bytes else whole
 
-    def other_dtype_bytes(self, memory_bytes: int) -> float:
-        """Of the second copy of a baseline, in another dtype, that a reference run loads for a noise floor.
+    @property
+    def other_dtype_times(self) -> float:
+        """How much larger a baseline is in the other dtype in which a reference run loads it again; 0 if it does not.
 
-        It is not made if it does not fit.
+        It measures a noise floor.
         """
-        if not self.job.effort.kept or self.source.quantization is not None or self.weight_bytes is None:
+        if not self.job.effort.kept or self.is_stored_quantized:
             return 0.0
-        size = self.weight_bytes * (0.5 if self.plain_bytes == WIDE_BYTES else WIDE_BYTES / self.plain_bytes)
+        return 0.5 if self.plain_bytes == WIDE_BYTES else WIDE_BYTES / self.plain_bytes
+
+    def other_dtype_bytes(self, memory_bytes: int) -> float:
+        """Of that second copy, in memory as a whole. It is not made if it does not fit."""
+        size = self.other_dtype_times * (self.weight_bytes or 0)
         return 0.0 if memory_bytes and size > memory_bytes else size
 
 
@@ -171,8 +195,9 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     """About the most memory that a run needs, of ``memory_bytes`` (0 if not known); None if sizes are not known.
 
     Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped.
-    Streamed: the layer that computes and on a CPU the next one, or at the end the head with logits; and all the time
-    the states of the windows, the reference's head, and on a CPU freed memory that is kept for the next layer.
+    Streamed: the layer that computes and on a CPU the next one, or at the end the head with logits, in a reference run
+    in the second copy's dtype too; and all the time the states of the windows, the reference's head, and on a CPU freed
+    memory that is kept for the next layer.
     """
     weights = load.weight_bytes
     if weights is None or not load.source.matrices:
@@ -180,12 +205,18 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     if residency == "resident":
         second = load.other_dtype_bytes(memory_bytes)
         return math.ceil(beside_bytes(load) + (max(weights, second) if load.on_gpu else weights + second))
-    layers = (1 if load.on_gpu else 2) * load.layer_bytes + load.working_bytes
     gathered = load.written_bytes if load.method.method.gathers_parts else 0
-    at_once = max(layers, load.others_bytes, load.head_bytes + load.logits_bytes, gathered)
+    at_once = max(_largest_part_bytes(load), _largest_part_bytes(load, load.other_dtype_times), gathered)
     computes = load.job.effort.scored is not None and not load.on_gpu
     freed = min(FREED_BYTES, load.working_bytes + load.logits_bytes) if computes else 0.0
     return math.ceil(LIBRARIES_BYTES + load.states_bytes(memory_bytes) + load.compared_bytes + at_once + freed)
+
+
+def _largest_part_bytes(load: ModelLoad, times: float = 1.0) -> float:
+    """What a streamed model takes at most with its largest part, in a dtype that makes it so many times as large."""
+    ahead = 0.0 if load.on_gpu else load.next_layer_bytes
+    layers = times * load.layer_bytes + ahead + load.working_bytes
+    return max(layers, times * load.others_bytes, times * load.head_bytes + load.logits_bytes)
 
 
 def converting_peak_bytes(load: ModelLoad) -> int | None:
@@ -207,7 +238,7 @@ def least_bytes(load: ModelLoad) -> int:
     if load.weight_bytes is None or not load.source.matrices:
         return 0
     ahead = 0.0
-    if load.job.effort.scored and not load.on_gpu and load.source.quantization is None:
+    if load.job.effort.scored and not load.on_gpu and not load.is_stored_quantized:
         ahead = min(1.0, 2 / load.plain_bytes)  # a checkpoint of 16 bits may be cast to float32 as it is loaded
     layers = load.layer_bytes * (1 + ahead * (load.layer_bytes < load.decoder_bytes))
     if isinstance(load.job, QuantizeModel) and load.method.method.reads_tensors:

@@ -45,6 +45,7 @@ from harness.core.workload import (
 )
 from harness.errors import SourceError
 from harness.models.memory import DTYPE_BITS, Quantized, plain_bytes, quantized
+from harness.models.published import becomes_dense, quantization_config
 from harness.models.scope import holds_experts
 from harness.models.shapes import ModelSize, attention_of, size_of
 from harness.models.sources import SourceModel, inspect
@@ -156,6 +157,20 @@ class _Resolved:
     def memory_bytes(self, job: Job) -> int:
         """What a run has in all; 0 if it is not known."""
         return room(self.machine, job.conditions, self._memory_limit).all_bytes
+
+    def weight_bytes(self, source: SourceModel, method: MethodChoice, runtime: Engine[Any]) -> int | None:
+        """Estimated bytes of the weights that an engine loads; None if they are not known yet.
+
+        Codes of a checkpoint that was published quantized take what its files do, unless transformers unpacks them.
+        """
+        loaded = method.checkpoint or source
+        if loaded.quantization is None:
+            return _weight_bytes(loaded, method, self.machine.device, self.skip(method))
+        stored = quantization_config(Path(loaded.ref.path))
+        if runtime.name != MAIN_ENGINE or not becomes_dense(stored, self.machine, self.site):
+            return loaded.stored_bytes or None
+        parameters = source.decoder_parameters + source.other_parameters
+        return int(plain_bytes(parameters, _plain_bits(source, method))) or None
 
     def skip(self, method: MethodChoice) -> tuple[str, ...]:
         """What the recipe has a method leave unquantized."""
@@ -393,11 +408,16 @@ class _OfModel:
             references[text] = self._shared_run(reference, needed, write.reason if write else None)
         return _Shared(prepare, calibrate, probe, written, references)
 
+    @cached_property
+    def _weight_bytes(self) -> int | None:
+        """Of the baseline on the main engine."""
+        return self.sweep.weight_bytes(self.source, self.sweep.base, registry.engine(MAIN_ENGINE))
+
     def _shared_run(self, job: Job, made: Mapping[str, str], unwritten: Reason | None = None) -> PlannedRun:
         """``unwritten`` is why the text that it reads cannot be written."""
         machine = self.sweep.machine
         reason = unwritten or self.source.degrid_obstacle or _too_long(self.source, job)
-        weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
+        weight_bytes = self._weight_bytes
         main, note = registry.engine(MAIN_ENGINE), None
         load = ModelLoad(job, self.source, self.sweep.base, main, weight_bytes)
         if isinstance(job, KeepProbe | WriteText | MakeReference):
@@ -506,12 +526,7 @@ class _OfMethod:
     @cached_property
     def _weight_bytes(self) -> int | None:
         """Of the loaded variant; None on a server."""
-        if self.engine.remote:
-            return None
-        sweep, choice = self.sweep, self.choice
-        if choice.checkpoint is not None and choice.checkpoint.quantization is not None:
-            return choice.checkpoint.stored_bytes or None  # its codes are tensors of other shapes and dtypes
-        return _weight_bytes(choice.checkpoint or self.source, choice, sweep.machine.device, sweep.skip(choice))
+        return None if self.engine.remote else self.sweep.weight_bytes(self.source, self.choice, self.engine)
 
     @cached_property
     def _note(self) -> str | None:
@@ -711,9 +726,14 @@ def _estimated(
     source: SourceModel, method: MethodChoice, device: str, skip: tuple[str, ...]
 ) -> tuple[Quantized, float]:
     """The matrices that the method quantizes, and the bytes of all other weights."""
-    plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)
+    plain = _plain_bits(source, method)
     leaves = method.method.leaves_experts(source.model_type)
     scope = in_scope(source, skip)
     covered = [shape for name, shape in scope.items() if not (leaves and holds_experts(name, len(shape)))]
     others = source.other_parameters + source.decoder_parameters - sum(map(math.prod, covered))
     return quantized(method.method, method.params, plain, covered, device), plain_bytes(others, plain)
+
+
+def _plain_bits(source: SourceModel, method: MethodChoice) -> float:
+    """Of an unquantized weight in the dtype that the method runs in."""
+    return DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)

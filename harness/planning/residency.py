@@ -81,8 +81,9 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     if wanted == "auto" and excess is None:
         return Residence()
     obstacle, on_cpu = _obstacle(load), job.conditions.device == "cpu"
+    whole = on_cpu or (isinstance(job, QuantizeModel) and not method.method.offloads)  # other jobs see ``too_large``
     if wanted == "resident":
-        cannot = excess is not None and on_cpu and not available.holds(weight_bytes)
+        cannot = excess is not None and whole and not available.holds(weight_bytes)
         offer = "" if obstacle else "; with residency: streamed it need not be in memory as a whole"
         return Residence(unsupported=f"{excess}{offer}" if cannot else None)
     if obstacle is None and method.method.gathers_parts and on_cpu and not available.holds(written_bytes):
@@ -97,8 +98,8 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
         return Residence("streamed", note=f"streamed from disk: {excess}" if excess else "streamed from disk")
     if wanted == "auto" and available.holds(weight_bytes):
         return Residence(note=f"loaded whole although it may not fit: {excess}")
-    if isinstance(job, QuantizeModel) and (not on_cpu or available.holds(weight_bytes)):
-        return Residence()  # on a GPU its library may keep a part of the model in main memory
+    if isinstance(job, QuantizeModel) and (not whole or available.holds(weight_bytes)):
+        return Residence()
     if wanted == "streamed":
         return Residence(unsupported=obstacle)
     return Residence(unsupported=f"{excess}, and {obstacle}")

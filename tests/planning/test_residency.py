@@ -21,7 +21,7 @@ from harness.methods.gptqmodel.driver import ENDS
 from harness.models import headers
 from harness.models.published import READERS, STREAMED, unstreamed, unstreamed_on
 from harness.models.sources import inspect
-from harness.planning.peaks import ACTIVATIONS, COPIES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
+from harness.planning.peaks import ACTIVATIONS, COPIES, FREED_BYTES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
 from harness.planning.plan import PlannedRun
 from harness.planning.plan import plan as plan_at
 from harness.plugins import method, method_names
@@ -105,6 +105,62 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
     at_once = max(2 * layer + beside, 4 * 64 * 512 + LOGITS * logits)  # the head is as wide as the embedding
     freed = beside + LOGITS * logits
     assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + at_once + freed + MASKS * 2 * 64 * 64 * 4, rel=1e-9)
+
+
+def test_a_streamed_reference_needs_its_layer_in_float32_too(make: Make, billion: Mapping[str, str]) -> None:
+    """It loads a model of 16 bits once more, in float32, and reads the next layer as it is stored meanwhile."""
+    models = [{**billion, "dtype": "bfloat16"}]
+    runs = make(models=models, methods=["none"], measure=QUALITY, residency="streamed")
+    peaks = {run.spec.kind: run.peak_bytes for run in runs}
+    parameters = 4 * 2048**2 + 3 * 5632 * 2048
+    beside = COPIES * 4 * 5632 * 2048 + ACTIVATIONS * 4 * 64 * 5632
+    freed = min(FREED_BYTES, beside + LOGITS * 4 * 64 * 16384)
+    states, head = MASKS * 2 * 64 * 2048 * 2, 16384 * 2048 * 2
+    usual = LIBRARIES_BYTES + beside + freed + states + head
+    assert peaks["reference"] == pytest.approx(usual + (4 + 2) * parameters, rel=1e-6)
+    assert peaks["quality"] == pytest.approx(usual + (2 + 2) * parameters, rel=1e-6)
+
+
+def test_a_layer_that_is_read_ahead_counts_as_it_is_stored(make: Make, tiny: Path) -> None:
+    """The tiny model is stored in float32; the layer that computes is in bfloat16."""
+    layer = 64 * 64 * 2 + 32 * 64 * 2 + 3 * 192 * 64
+    short = {"perplexity": {"text": "demo", "context": 32, "windows": 2}, "divergence": {}}
+    wide, narrow = (
+        make(models=[{"id": str(tiny), "dtype": dtype}], methods=["none"], measure=short, residency="streamed")
+        for dtype in ("float32", "bfloat16")
+    )
+    (whole,), (half,) = ([run.peak_bytes for run in runs if run.spec.kind == "quality"] for runs in (wide, narrow))
+    states, head = MASKS * 2 * 32 * 64 * 2, 512 * 64 * 2
+    assert whole - half == pytest.approx(2 * layer + states + head, abs=2), "of two layers in float32 one is as before"
+
+
+GPU = Machine("cuda", "a test GPU", capability=(9, 0), memory_bytes=900_000)
+"""The weights of the tiny model take 0.9 MB, a little more than it has."""
+
+
+@pytest.mark.parametrize("residency", ["auto", "resident", "streamed"])
+def test_a_library_that_puts_the_whole_model_on_a_gpu_is_refused_where_that_does_not_fit(
+    sweeps: Any, tiny: Path, residency: str
+) -> None:
+    content = {
+        "models": [str(tiny)],
+        "methods": ["none", "quanto", {"gptq": {"group_size": 32}}, {"llmc-rtn": {"group_size": 32}}],
+        "measure": {"perplexity": QUALITY["perplexity"]},
+        "calibration": {"samples": 4, "length": 32},
+        "residency": residency,
+    }
+    runs = plan(load_recipe(sweeps.recipe(content)), GPU)
+    found = {run.spec.method.name: run for run in quantizing(runs)}
+    assert "quantizes only a model that is in memory as a whole" in str(found["quanto"].unsupported) or (
+        residency == "resident" and "its weights take" in str(found["quanto"].unsupported)
+    )
+    assert found["gptq"].unsupported is None, "it moves one layer after the other onto the GPU"
+    from_disk = found["llmc-rtn"]
+    if residency == "resident":
+        assert "with residency: streamed it need not be in memory as a whole" in str(from_disk.unsupported)
+    else:
+        assert from_disk.unsupported is None
+        assert from_disk.spec.job.conditions.residency == "streamed"
 
 
 BENCHMARK = {

@@ -182,6 +182,7 @@ AWQ = Method(
     enable=gptqmodel.enable,
     quantize=quantize,
     quantize_parts=partial(quantize, from_disk=True),
+    offloads=True,
     gathers_parts=True,
     parts_peak=gptqmodel.awq_peak,
     multimodal=frozenset(),

@@ -61,6 +61,7 @@ GPTQMODEL_GGUF = Method(
     extra="gptq",
     enable=gptqmodel.enable,
     quantize=quantize,
+    offloads=True,
     read=read,
     multimodal=frozenset({"gemma3"}),
     quantizes_experts=frozenset({"deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen3_moe"}),

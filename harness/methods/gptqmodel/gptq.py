@@ -111,6 +111,7 @@ GPTQ = Method(
     enable=gptqmodel.enable,
     quantize=quantize,
     quantize_parts=partial(quantize, from_disk=True),
+    offloads=True,
     gathers_parts=True,
     parts_peak=gptqmodel.gptq_peak,
     read=read,

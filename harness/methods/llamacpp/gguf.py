@@ -215,6 +215,7 @@ GGUF = Method(
     writes=GGUF_FORMAT,
     quantize=quantize,
     quantize_parts=quantize,  # without an importance matrix it never has the source in memory
+    offloads=True,
     refuses_parts=refuses_parts,
     gathers_parts=True,
     reads_tensors=True,

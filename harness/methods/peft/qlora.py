@@ -172,6 +172,7 @@ QLORA = Method(
     extra="qlora",
     enable=enable,
     quantize=quantize,
+    offloads=True,
     read=read,
     calibrated=lambda params: params.result != "dequantized",
     passes=lambda params, samples: 3.0 * BATCH * params.steps / samples,

@@ -1,0 +1,198 @@
+"""Checkpoints that were published quantized are planned with the size of what a machine has of them in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.api.plan import plan
+from harness.core.format import Codes
+from harness.core.site import Machine
+from harness.execution.local import LocalSite
+from harness.models.compressed import dense_shapes
+from harness.planning.plan import PlannedRun
+from harness.planning.residency import WEIGHTS_SHARE
+from harness.recipe import load_recipe
+
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+CPU = Machine("cpu", "a test machine", memory_bytes=2**40)
+GPU = Machine("cuda", "a test GPU", capability=(9, 0), memory_bytes=2**40)
+OLD_GPU = Machine("cuda", "an old GPU", capability=(7, 0), memory_bytes=2**40)
+BITS = {"U8": 8, "F8_E4M3": 8, "I32": 32, "BF16": 16, "F32": 32, "I64": 64}
+QUALITY = {"perplexity": {"text": "demo", "context": 32, "windows": 2}, "divergence": {}}
+COMMON = {
+    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 512},
+    **{"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128},
+    **{"dtype": "bfloat16"},
+}
+OUTSIDE: Tensors = {"model.embed_tokens.weight": ("BF16", (512, 64)), "lm_head.weight": ("BF16", (512, 64))}
+LAYER = "model.layers.0"
+MXFP4: Tensors = {
+    **OUTSIDE,
+    f"{LAYER}.self_attn.q_proj.weight": ("BF16", (64, 64)),
+    f"{LAYER}.mlp.experts.gate_up_proj_blocks": ("U8", (4, 192, 2, 16)),
+    f"{LAYER}.mlp.experts.gate_up_proj_scales": ("U8", (4, 192, 2)),
+    f"{LAYER}.mlp.experts.down_proj_blocks": ("U8", (4, 64, 3, 16)),
+    f"{LAYER}.mlp.experts.down_proj_scales": ("U8", (4, 64, 3)),
+}
+FP8: Tensors = {
+    **OUTSIDE,
+    f"{LAYER}.self_attn.q_proj.weight": ("F8_E4M3", (64, 64)),
+    f"{LAYER}.self_attn.q_proj.weight_scale_inv": ("F32", (1, 1)),
+    f"{LAYER}.mlp.up_proj.weight": ("F8_E4M3", (96, 64)),
+    f"{LAYER}.mlp.up_proj.weight_scale_inv": ("F32", (1, 1)),
+}
+W4A16: Tensors = {
+    **OUTSIDE,
+    f"{LAYER}.self_attn.q_proj.weight_packed": ("I32", (64, 8)),
+    f"{LAYER}.self_attn.q_proj.weight_scale": ("BF16", (64, 2)),
+    f"{LAYER}.self_attn.q_proj.weight_shape": ("I64", (2,)),
+    f"{LAYER}.mlp.up_proj.weight_packed": ("I32", (96, 8)),
+    f"{LAYER}.mlp.up_proj.weight_scale": ("BF16", (96, 2)),
+    f"{LAYER}.mlp.up_proj.weight_shape": ("I64", (2,)),
+}
+PUBLISHED: Mapping[str, tuple[dict[str, Any], Tensors, int]] = {
+    "mxfp4": (
+        {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2},
+        MXFP4,
+        2 * 512 * 64 + 64 * 64 + 4 * 3 * 64 * 96,
+    ),
+    "fp8": ({"model_type": "qwen3"}, FP8, 2 * 512 * 64 + 64 * 64 + 96 * 64),
+    "compressed-tensors": ({"model_type": "llama"}, W4A16, 2 * 512 * 64 + 64 * 64 + 96 * 64),
+}
+"""By quant_method: a configuration, its tensors, and the parameters of the dense model."""
+QUANTIZED: Mapping[str, dict[str, Any]] = {
+    "mxfp4": {},
+    "fp8": {"activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "compressed-tensors": {
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32}}},
+    },
+}
+
+
+def save(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Path:
+    """A checkpoint of zeros; planning reads no weights."""
+    folder.mkdir()
+    header, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(end))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Any:
+    def make(method: str) -> tuple[Path, int, int]:
+        """A checkpoint, the bytes of its weights' file, and the parameters of the dense model."""
+        config, tensors, parameters = PUBLISHED[method]
+        own = {"quantization_config": {"quant_method": method, **QUANTIZED[method]}}
+        folder = save(tmp_path / method, COMMON | config | own, tensors)
+        return folder, (folder / "model.safetensors").stat().st_size, parameters
+
+    return make
+
+
+@pytest.fixture
+def planned(sweeps: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def planned(machine: Machine, kernels: bool, **content: Any) -> tuple[PlannedRun, ...]:
+        own = {"kernels": "0.16.1", "triton": "3.5.0"} if kernels else {"kernels": None}
+        version = LocalSite.version
+        monkeypatch.setattr(
+            LocalSite,
+            "version",
+            lambda site, package, *stack: own[package] if package in own else version(site, package, *stack) or "1.0",
+        )
+        return plan(load_recipe(sweeps.recipe({"methods": ["none"], "measure": QUALITY, **content})), machine)
+
+    return planned
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "fp8"])
+@pytest.mark.parametrize(
+    ("machine", "kernels", "dense"),
+    [(CPU, True, True), (GPU, True, False), (GPU, False, True), (OLD_GPU, True, True)],
+    ids=["cpu", "gpu", "gpu without kernels", "old gpu"],
+)
+def test_a_native_baseline_is_as_large_as_its_codes_where_kernels_multiply_them_and_as_the_dense_model_elsewhere(
+    method: str, machine: Machine, kernels: bool, dense: bool, published: Any, planned: Any
+) -> None:
+    folder, stored_bytes, parameters = published(method)
+    runs = planned(machine, kernels, models=[str(folder)])
+    loading = [run for run in runs if run.spec.kind in ("reference", "quality")]
+    assert len(loading) == 2
+    assert {run.weight_bytes for run in loading} == {2 * parameters if dense else stored_bytes}
+    assert all(run.size is not None and run.size.parameters == parameters for run in loading)
+    assert all(run.peak_bytes is not None and run.peak_bytes > run.weight_bytes for run in loading)
+
+
+def test_a_native_baseline_that_fits_a_gpu_as_codes_alone_is_measured_there(published: Any, planned: Any) -> None:
+    """The weights take 2 bytes each in the dense model, and the GPU has room for its codes and not for that."""
+    folder, stored_bytes, parameters = published("mxfp4")
+    small = Machine("cuda", "a small GPU", capability=(9, 0), memory_bytes=(stored_bytes + 2 * parameters) // 2)
+    for kernels in (True, False):
+        refused = [str(run.unsupported) for run in planned(small, kernels, models=[str(folder)]) if run.unsupported]
+        assert bool(refused) != kernels
+        assert all("its weights take" in reason for reason in refused)
+
+
+def test_a_native_baseline_that_a_cpu_makes_dense_is_streamed_where_only_its_codes_would_fit(
+    published: Any, planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.planning.peaks.LEAST_BYTES", 0)
+    folder, stored_bytes, parameters = published("mxfp4")
+    limit = int(0.9 * 2 * parameters / WEIGHTS_SHARE)
+    assert stored_bytes < WEIGHTS_SHARE * limit < 2 * parameters
+    runs = planned(CPU, False, models=[str(folder)], limits={"memory": limit})
+    assert {run.spec.job.conditions.residency for run in runs if run.spec.kind != "machine"} == {"streamed"}
+    assert not any(run.unsupported for run in runs)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_checkpoint_that_is_made_dense_while_loading_is_as_large_as_the_model(
+    machine: Machine, published: Any, planned: Any, tmp_path: Path
+) -> None:
+    """Beside its model as a variant, and as a baseline of its own."""
+    folder, stored_bytes, parameters = published("compressed-tensors")
+    plain = {name.replace("_packed", ""): ("BF16", shape) for name, (_, shape) in W4A16.items()}
+    plain = {name: each for name, each in plain.items() if not name.endswith(("_scale", "_shape"))}
+    plain |= {f"{LAYER}.self_attn.q_proj.weight": ("BF16", (64, 64)), f"{LAYER}.mlp.up_proj.weight": ("BF16", (96, 64))}
+    source = save(tmp_path / "source", COMMON | {"model_type": "llama"}, plain)
+    variants = planned(machine, False, models=[str(source)], methods=["none", {"checkpoint": {"id": str(folder)}}])
+    (own,) = (run for run in variants if run.spec.kind == "quality" and run.spec.method.name == "checkpoint")
+    assert own.weight_bytes == 2 * parameters > stored_bytes
+    alone = planned(machine, False, models=[str(folder)])
+    assert {run.weight_bytes for run in alone if run.spec.kind in ("reference", "quality")} == {2 * parameters}
+
+
+@pytest.mark.parametrize(
+    ("codes", "packed", "expected"),
+    [
+        (Codes("compressed-tensors", "int", 4), (64, 8), (64, 64)),
+        (Codes("compressed-tensors", "int", 8), (64, 16), (64, 64)),
+        (Codes("compressed-tensors", "float", 4), (64, 32), (64, 64)),
+    ],
+)
+def test_the_shape_of_packed_codes_is_that_of_the_matrix(
+    codes: Codes, packed: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    stored = {
+        **{"a.weight_packed": packed, "a.weight_scale": (64, 2), "a.weight_shape": (2,), "a.input_global_scale": (1,)},
+        **{"b.weight": (8, 4), "b.weight_zero_point": (8, 1), "norm.weight": (4,)},
+    }
+    assert dense_shapes(stored, codes) == {"a.weight": expected, "b.weight": (8, 4), "norm.weight": (4,)}
+
+
+@pytest.mark.parametrize("bits", [None, 0, -4, 64])
+def test_where_the_width_of_a_code_is_not_known_the_shapes_stay_those_stored(bits: int | None) -> None:
+    stored = {"a.weight_packed": (64, 8)}
+    assert dense_shapes(stored, Codes("compressed-tensors", "int", bits)) == stored
