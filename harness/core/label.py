@@ -90,6 +90,7 @@ FactCode = Literal[
     "experts_seen",
     "experts_not_counted",
     "routers_not_read",
+    "router_kl_not_measured",
     "slo_not_held",
     "requests_failed",
     "tokens_in_bursts",
@@ -685,6 +686,15 @@ FACTS: Mapping[FactCode, Form] = {
         "why the routers of a mixture of experts were not compared with the baseline's, or not counted for the bounds",
         {"reason": "the engine vllm does not show what routers do"},
         "routers",
+    ),
+    "router_kl_not_measured": Form(
+        lambda tokens, blocks: (
+            f"not measured: infinite for {tokens} tokens (in {blocks[0]}{' and others' if len(blocks) > 1 else ''}), "
+            "to which the variant's router gives an expert a probability of exactly 0 and the baseline's does not"
+        ),
+        "why the KL of a mixture's routers is left out",
+        {"tokens": 3, "blocks": ("layers.2.mlp",)},
+        "router KL",
     ),
     "slo_not_held": Form(
         lambda slo, level, share, missed, lowest="": (  # older records have no lowest

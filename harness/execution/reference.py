@@ -1,7 +1,8 @@
 """The reference: the baseline's final hidden states of every window, and the head that turns them into logits.
 
 It is written and read one window at a time, so that memory stays bounded for any vocabulary and text. If the head is
-not a dense matrix, the reference holds logits instead.
+not a dense matrix, the reference holds logits instead. Of a mixture of experts it also holds what its routers did, in a
+file for each block.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +28,7 @@ from harness.core.capability import (
 from harness.core.foreign import parse_json, read_file
 from harness.core.metric import Windows
 from harness.errors import DamagedError, InvalidRunError, ResultsError
-from harness.execution.router_log import RouterLog, routed_of
+from harness.execution.router_log import RouterLog, block_of, file_of, read_rows
 from harness.numerics.logits import finish
 from harness.storage.checksums import file_sha256
 
@@ -48,14 +50,13 @@ def write(model: Logits, windows: Windows, folder: Path, routers: ShowsRouters |
 
     head = _write_head(model, folder)
     read = (torch.tensor([tokens[:-1]]) for tokens in windows.tokens)
-    log = RouterLog()
+    log = RouterLog(folder, sum(len(tokens) - 1 for tokens in windows.tokens))
     with routers.watching_routers(log.see) if routers else nullcontext():
         for index, kept in enumerate(states_each(model, read) if head else logits_each(model, read)):
             if not bool(kept.isfinite().all()):
                 raise InvalidRunError(f"the baseline's output for window {index} is not finite")
             save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
-            if routers:
-                save_file(log.taken(kept.shape[1]), folder / _routers(index))
+    log.finish()
     manifest = {
         "protocol": dict(windows.protocol),
         "scale": head.scale if head else 1.0,
@@ -110,7 +111,7 @@ class Itself:
 
 
 class Reference:
-    """A reference read from disk. Every file is checked against its checksum when it is read."""
+    """A reference read from disk. Every file is checked against its checksum when it is first read."""
 
     def __init__(self, folder: Path, device: str) -> None:
         self._folder = folder
@@ -118,6 +119,7 @@ class Reference:
         manifest = _manifest(folder)
         self._sha256: dict[str, str] = manifest["sha256"]
         self._protocol: dict[str, object] = manifest["protocol"]
+        self._checked: set[str] = set()
         self._head: HeadWeights | None = None
         if HEAD in self._sha256:
             tensors = self._read(HEAD)
@@ -135,14 +137,16 @@ class Reference:
         """The kept tensor of a window: hidden states (length − 1, width) or logits (length − 1, vocabulary)."""
         return self._read(_window(index))["kept"]
 
-    @property
-    def has_routers(self) -> bool:
-        """Whether it holds what the baseline's routers did."""
-        return _routers(0) in self._sha256
+    @cached_property
+    def router_blocks(self) -> frozenset[str]:
+        """The blocks of which it holds what the baseline's routers did; none of a dense model."""
+        return frozenset(block for block in map(block_of, self._sha256) if block is not None)
 
-    def routers(self, index: int) -> dict[str, Routed]:
-        """What the baseline's routers did in a window, by block: one row per token that it read."""
-        return routed_of(self._read(_routers(index)))
+    def routed(self, block: str, first: int, stop: int) -> Routed:
+        """What the baseline's router did in a block with some of the tokens that it read of all windows in order."""
+        self._check(file_of(block))
+        found = read_rows(self._folder / file_of(block), first, stop)
+        return Routed(found.scores.to(self._device), found.chosen.to(self._device))
 
     def logits(self, kept: torch.Tensor) -> torch.Tensor:
         """The baseline's final logits of a stretch of a window."""
@@ -159,8 +163,20 @@ class Reference:
         path = self._folder / name
         content = path.read_bytes() if path.exists() else b""  # read once, for the checksum and for the tensors
         if hashlib.sha256(content).hexdigest() != self._sha256.get(name):
-            raise DamagedError(f"{path}: damaged; delete {self._folder} and run the recipe again")
+            raise self._damaged(name)
         return {key: tensor.to(self._device) for key, tensor in load(content).items()}
+
+    def _check(self, name: str) -> None:
+        """Of a file that is read in parts, once. Raises DamagedError."""
+        if name in self._checked:
+            return
+        path = self._folder / name
+        if not path.exists() or file_sha256(path) != self._sha256.get(name):
+            raise self._damaged(name)
+        self._checked.add(name)
+
+    def _damaged(self, name: str) -> DamagedError:
+        return DamagedError(f"{self._folder / name}: damaged; delete {self._folder} and run the recipe again")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -176,7 +192,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _window(index: int) -> str:
     return f"window-{index:05d}.safetensors"
-
-
-def _routers(index: int) -> str:
-    return f"routers-{index:05d}.safetensors"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from harness.core.capability import Routed
@@ -23,18 +24,23 @@ class RouterAgreement:
 
     ``router_overlap`` is the share of a token's experts that both routers choose. ``router_kl`` is
     KL(baseline ‖ variant) of the routers' distributions over all experts, in nats (``log_distribution`` says which).
-    ``kept`` returns what the baseline's routers did in a window, one row per token read. Clusters are the documents,
-    or the windows if there is only one document: the blocks of a window are not independent.
+    ``kept`` returns what the baseline's router did in a block with the tokens from one to before another, of all that
+    the windows read, one after the other. Clusters are the documents, or the windows if there is only one document: the
+    blocks of a window are not independent.
+
+    ``unlimited`` counts, by block, the tokens of which no KL is known: a router that computes probabilities gives an
+    expert exactly 0 where they underflow, and if the baseline's gives it more the divergence is infinite. One such
+    token leaves ``router_kl`` out.
     """
 
-    def __init__(self, windows: Windows, kept: Callable[[int], Mapping[str, Routed]]) -> None:
+    def __init__(self, windows: Windows, kept: Callable[[str, int, int], Routed]) -> None:
         self._windows, self._kept = windows, kept
         self._starts = [0]
         for tokens in windows.tokens:
             self._starts.append(self._starts[-1] + len(tokens) - 1)
         self._seen: dict[str, int] = defaultdict(int)
         self._sums: dict[tuple[int, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        self._last: tuple[int, Mapping[str, Routed]] = -1, {}
+        self.unlimited: Counter[str] = Counter()
 
     def see(self, block: str, routed: Routed) -> None:
         """The next tokens of a block; every block reads the windows in order, whole or in parts."""
@@ -45,12 +51,9 @@ class RouterAgreement:
             first = max(begin, start + self._windows.firsts[window] - 1)
             last = min(end, stop)
             if first < last:
-                theirs = self._of(window)[block]
-                self._add(
-                    self._sums[window, block],
-                    Routed(theirs.scores[first - start : last - start], theirs.chosen[first - start : last - start]),
-                    Routed(routed.scores[first - begin : last - begin], routed.chosen[first - begin : last - begin]),
-                )
+                part = slice(first - begin, last - begin)
+                own = Routed(routed.scores[part], routed.chosen[part])
+                self._add(window, block, self._kept(block, first, last), own)
 
     def finish(self) -> Sequence[Measurement]:
         sums = dict(sorted(self._sums.items(), key=lambda item: item[0][0]))  # a streamed model reads block by block
@@ -73,21 +76,20 @@ class RouterAgreement:
                 protocol=self._windows.protocol,
             )
             for index, (metric, unit, direction) in enumerate(quantities)
+            if metric == OVERLAP or not self.unlimited
         ]
 
-    def _of(self, window: int) -> Mapping[str, Routed]:
-        """What the baseline did; one window is kept in memory."""
-        if self._last[0] != window:
-            self._last = window, self._kept(window)
-        return self._last[1]
-
-    def _add(self, sums: list[float], theirs: Routed, own: Routed) -> None:
+    def _add(self, window: int, block: str, theirs: Routed, own: Routed) -> None:
         from harness.models.routers import log_distribution
 
         both = (theirs.chosen.unsqueeze(2) == own.chosen.to(theirs.chosen.device).unsqueeze(1)).any(dim=2)
+        nats = _divergence(log_distribution(theirs.scores), log_distribution(own.scores))
+        sums = self._sums[window, block]
         sums[0] += float(both.double().mean(dim=1).sum())
-        sums[1] += float(_divergence(log_distribution(theirs.scores), log_distribution(own.scores)).sum())
+        sums[1] += float(nats.sum())
         sums[2] += len(own.chosen)
+        if math.isinf(sums[1]):
+            self.unlimited[block] += int(nats.isinf().sum())
 
 
 def _divergence(base: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

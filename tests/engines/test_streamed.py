@@ -823,7 +823,7 @@ def quantized_on_load(name: str, request: LoadRequest, **given: Any) -> LoadRequ
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_routers_are_seen_as_in_the_model_loaded_whole(name: str, tmp_path: Path) -> None:
-    """The baseline's are kept window by window, and a variant's (here its rounding to bfloat16) agree as much."""
+    """The baseline's are kept, and a variant's (here its rounding to bfloat16) agree as much."""
     texts = [tokens[0].tolist() for tokens in batches()]
     windows = Windows(texts, [1, 5, 1, 1, 1], ["a", "b", "b", "c", "c"], {"tokens_sha256": "0"})
     source = saved(tmp_path / "source", CONFIGS[name]())
@@ -839,15 +839,16 @@ def test_routers_are_seen_as_in_the_model_loaded_whole(name: str, tmp_path: Path
             assert models[0].router_blocks()
             references.write(models[0], windows, folder, models[0])
             kept[way] = references.Reference(folder, "cpu")
-            agreement = RouterAgreement(windows, kept[way].routers)
+            agreement = RouterAgreement(windows, kept[way].routed)
             with models[1].watching_routers(agreement.see):
                 observe(models[1], windows, [], None)
         agreed[way] = list(agreement.finish())
-    for index in range(len(texts)):
-        ours, theirs = kept["parts"].routers(index), kept["whole"].routers(index)
-        assert ours.keys() == theirs.keys()
-        assert all(sha256(ours[block].scores) == sha256(theirs[block].scores) for block in ours)
-        assert all(torch.equal(ours[block].chosen, theirs[block].chosen) for block in ours)
+    tokens = sum(len(text) - 1 for text in texts)
+    assert kept["parts"].router_blocks == kept["whole"].router_blocks
+    for block in kept["whole"].router_blocks:
+        ours, theirs = (kept[way].routed(block, 0, tokens) for way in ("parts", "whole"))
+        assert sha256(ours.scores) == sha256(theirs.scores)
+        assert torch.equal(ours.chosen, theirs.chosen)
     assert agreed["parts"] == agreed["whole"]
     (divergence,) = (measurement for measurement in agreed["whole"] if measurement.metric == KL)
     assert max(divergence.values) > 0

@@ -178,7 +178,7 @@ def agreement(base: Any, own: Any, folder: Path) -> dict[str, Measurement]:
     with torch.inference_mode():
         references.write(reference, WINDOWS, folder, reference)
         kept = references.Reference(folder, "cpu")
-        found = RouterAgreement(WINDOWS, kept.routers)
+        found = RouterAgreement(WINDOWS, kept.routed)
         with model.watching_routers(found.see):
             observe(model, WINDOWS, [Likelihood(WINDOWS)], kept)
     return {each.metric: each for each in found.finish()}
@@ -233,7 +233,7 @@ def test_a_window_that_is_read_in_parts_gives_the_same(tmp_path: Path) -> None:
     """A cache of fewer bits reads a text in chunks; what matters is the order of the tokens."""
     whole = agreement(small_mixture(), disturbed(), tmp_path)
     kept = references.Reference(tmp_path, "cpu")
-    in_parts = RouterAgreement(WINDOWS, kept.routers)
+    in_parts = RouterAgreement(WINDOWS, kept.routed)
     model = TransformersModel(disturbed(), None)
 
     def see(block: str, routed: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_dense_reference_is_as_it_was(tmp_path: Path) -> None:
         *(f"window-{index:05d}.safetensors" for index in range(3)),
         *("head.safetensors", "reference.json"),
     }
-    assert not references.Reference(tmp_path, "cpu").has_routers
+    assert not references.Reference(tmp_path, "cpu").router_blocks
 
 
 def test_a_reference_without_routers_and_one_of_other_layers_are_a_fact(mixture: Path, tmp_path: Path) -> None:

@@ -29,17 +29,20 @@ def comparing_routers(context: Context, model: LoadedModel, windows: Windows, ke
         context.fact("routers_not_read", reason=unlike)
         yield
         return
-    agreement = RouterAgreement(windows, kept.routers)
+    agreement = RouterAgreement(windows, kept.routed)
     with routers.watching_routers(agreement.see):
         yield
     context.add(agreement.finish())
+    if agreement.unlimited:
+        names = sorted(agreement.unlimited)
+        context.fact("router_kl_not_measured", tokens=sum(agreement.unlimited.values()), blocks=tuple(names))
 
 
 def _unlike(routers: ShowsRouters, kept: Reference) -> str | None:
     """Why a model's routers cannot be compared with those of the reference; None if they can."""
-    if not kept.has_routers:
+    if not kept.router_blocks:
         return "the reference holds nothing of the baseline's routers: they could not be read, or it is an old one"
-    if set(routers.router_blocks()) != set(kept.routers(0)):
+    if set(routers.router_blocks()) != kept.router_blocks:
         return "its layers of experts are not those of the baseline"
     return None
 
