@@ -37,7 +37,8 @@ class ForecastBasis:
         lanes = tuple(width(specs, [node]) for node in nodes)
         made = forecast(left, planned, self.speeds, self.known, lanes, price, spawned=not forks())
         lent_s = min((node.lent_s for node in nodes if node.lent_s is not None), default=None)
-        return replace(made, lent_s=lent_s)
+        memory = tuple(node.memory_bytes if node.cores else None for node in nodes)
+        return replace(made, lent_s=lent_s, memory_bytes=memory)
 
 
 def forecast_basis(speeds: Speeds, store: Store, recipe: str, records: Sequence[RunRecord]) -> ForecastBasis:

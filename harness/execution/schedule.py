@@ -9,7 +9,6 @@ threads, the order is the plan's.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,6 @@ from harness.core.run import RunSpec, compared_within, turn_of
 from harness.core.site import MAIN, Node
 from harness.errors import UsageError
 from harness.planning.plan import PlannedRun
-
-FLOAT_BYTES = 4
-LOGIT_COPIES = 3
-"""Logits in float32, their logarithms, and those of the reference."""
-LIBRARY_BYTES = 2**30
-"""What torch and the other libraries take."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,8 @@ class Schedule:
     @classmethod
     def of(cls, planned: Sequence[PlannedRun], nodes: Sequence[Node]) -> Schedule:
         """The schedule of a plan, with what each run needs of a node. Raises UsageError as ``__init__`` does."""
-        needed_bytes, needed_stacks = map(memory_needed, planned), map(stacks_needed, planned)
-        return cls([run.spec for run in planned], nodes, list(needed_bytes), list(needed_stacks))
+        needed_bytes, needed_stacks = [run.needed_bytes for run in planned], list(map(stacks_needed, planned))
+        return cls([run.spec for run in planned], nodes, needed_bytes, needed_stacks)
 
     def __init__(
         self,
@@ -212,20 +205,6 @@ def width(specs: Sequence[RunSpec], nodes: Sequence[Node]) -> int:
     """How many of these runs may execute at once on the nodes."""
     fewest = min((spec.cores for spec in specs if spec.cores), default=0)
     return sum(max(node.cores // fewest, 1) if node.cores and fewest else node.gpus for node in nodes)
-
-
-def memory_needed(run: PlannedRun) -> int:
-    """The bytes that a run may need on a CPU: its limit, or else what two copies of its model in float32 take.
-
-    A run whose model's size is not known yet may need everything.
-    """
-    limit_bytes = run.spec.limits.memory_bytes
-    if limit_bytes is not None:
-        return limit_bytes
-    if run.size is None:
-        return sys.maxsize
-    logits = LOGIT_COPIES * run.spec.job.longest_tokens * run.size.vocabulary
-    return FLOAT_BYTES * (2 * run.size.parameters + logits) + LIBRARY_BYTES
 
 
 def stacks_needed(run: PlannedRun) -> frozenset[str]:

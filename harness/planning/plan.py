@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -53,7 +54,7 @@ from harness.planning import workloads
 from harness.planning.evidence import validate_evidence
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.peaks import ModelLoad, converting_peak_bytes, peak_bytes, quantizing_peak_bytes
+from harness.planning.peaks import WIDE_BYTES, ModelLoad, converting_peak_bytes, peak_bytes, quantizing_peak_bytes
 from harness.planning.residency import Residence, overfull_elsewhere, place, room
 from harness.planning.support import (
     Combination,
@@ -84,6 +85,11 @@ MAX_RUNS = 5000
 """Measuring runs of one plan, counted before ``exclude`` and what is unsupported are taken from them."""
 
 
+LOGIT_COPIES = 3
+"""Logits in float32, their logarithms, and those of the reference."""
+LIBRARY_BYTES = 2**30
+"""What torch and the other libraries take at most."""
+
 Measuring = MeasureQuality | AnswerTask | MeasurePerformance | MeasureServing
 Loading = KeepProbe | WriteText | MakeReference | QuantizeModel | Measuring
 LoadingJob = TypeVar("LoadingJob", bound=Loading)
@@ -113,6 +119,20 @@ class PlannedRun:
     def unsupported(self) -> str | None:
         """The reason as a sentence."""
         return None if self.reason is None else str(self.reason)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What it may need of a CPU's memory that others use too: its limit, or else two copies of it in float32.
+
+        A run whose model's size is not known yet may need everything.
+        """
+        limit_bytes = self.spec.limits.memory_bytes
+        if limit_bytes is not None:
+            return limit_bytes
+        if self.size is None:
+            return sys.maxsize
+        logits = LOGIT_COPIES * self.spec.job.longest_tokens * self.size.vocabulary
+        return WIDE_BYTES * (2 * self.size.parameters + logits) + LIBRARY_BYTES
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from harness.core.site import MAIN, Machine, Node
 from harness.errors import UsageError
 from harness.execution.events import Ended, Event, PhaseBegan, Started
 from harness.execution.local import LocalExecutor, LocalSite, local_site
-from harness.execution.schedule import Schedule, memory_needed, stacks_needed
+from harness.execution.schedule import Schedule, stacks_needed
 from harness.execution.sweep import sweep
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
@@ -238,11 +238,11 @@ def test_a_run_in_a_stack_shares_no_cpu() -> None:
 
 def test_the_memory_of_a_run_is_its_limit_or_what_its_model_takes() -> None:
     spec = run_spec("quality", limits=RunLimits(memory_bytes=7))
-    assert memory_needed(PlannedRun(spec)) == 7
+    assert PlannedRun(spec).needed_bytes == 7
     unlimited = run_spec("quality")
-    assert memory_needed(PlannedRun(unlimited)) > 2**60, "the size of its model is not known"
+    assert PlannedRun(unlimited).needed_bytes > 2**60, "the size of its model is not known"
     size = ModelSize(10**9, 10**9, 10**9, 10**9, hidden=10, vocabulary=1000)
-    assert memory_needed(PlannedRun(unlimited, size=size)) == 8 * 10**9 + 2**30 + 12 * 64 * 1000
+    assert PlannedRun(unlimited, size=size).needed_bytes == 8 * 10**9 + 2**30 + 12 * 64 * 1000
 
 
 def begin(schedule: Schedule) -> int | None:

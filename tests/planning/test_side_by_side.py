@@ -77,3 +77,12 @@ def test_a_run_that_takes_a_whole_machine_waits_for_its_place_there() -> None:
 
 def test_a_need_that_is_made_already_is_not_waited_for() -> None:
     assert makespan_s({"a": TimedRun(10, Constraints(needs=frozenset({"gone"})))}, [2]) == 10
+
+
+def test_runs_that_memory_does_not_hold_together_wait_for_one_another() -> None:
+    """As in a sweep's schedule, one that is alone on its machine may need more than there is."""
+    runs = {str(number): TimedRun(10, Constraints(memory_bytes=56)) for number in range(4)}
+    assert makespan_s(runs, [16]) == makespan_s(runs, [16], [None]) == 10
+    assert makespan_s(runs, [16], [128]) == 20
+    assert makespan_s(runs, [16], [100]) == makespan_s(runs, [16], [1]) == 40
+    assert makespan_s(runs, [16, 16], [128, 100]) == 20

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from harness.core.job import VariantJob
 from harness.core.record import Forecast, RunRecord
-from harness.core.run import HourlyPrice, RunSpec, compared_within, turn_of
+from harness.core.run import HourlyPrice, compared_within, turn_of
 from harness.core.site import Speeds
 from harness.planning.forecast.learned import Component, Learned
 from harness.planning.forecast.side_by_side import Constraints, TimedRun, makespan_s
@@ -52,14 +52,16 @@ class RunForecast:
 class SweepForecast:
     """Of the runs of a plan that are left, by run id, in the plan's order.
 
-    ``lanes`` says of each machine how many runs it executes at once. ``price`` is that of a machine's hour. ``lent_s``
-    is how long the sweep has all of its machines, None if nobody takes one away.
+    ``lanes`` says of each machine how many runs it executes at once, and ``memory_bytes`` what these share; None where
+    they share none. ``price`` is that of a machine's hour. ``lent_s`` is how long the sweep has all of its machines,
+    None if nobody takes one away.
     """
 
     runs: Mapping[str, RunForecast]
     lanes: tuple[int, ...] = (1,)
     price: HourlyPrice | None = None
     lent_s: float | None = None
+    memory_bytes: tuple[int | None, ...] | None = None
 
     @property
     def total_s(self) -> Span:
@@ -81,7 +83,7 @@ class SweepForecast:
             return _span(0.0, 0.0)
         variance = shared_s**2 + sum(each**2 for each in groups.values()) + own
         timed = {run_id: TimedRun(run.mean_s, run.constraints) for run_id, run in self.runs.items()}
-        last_s = makespan_s(timed, self.lanes)
+        last_s = makespan_s(timed, self.lanes, self.memory_bytes)
         return _span(last_s, variance * (last_s / mean_s) ** 2)
 
     @property
@@ -134,20 +136,21 @@ def forecast(
     for run in left:
         earlier = before.get(run.spec.run_id)
         shares = earlier is not None and earlier.run_id in made and run.spec.may_share_process(earlier)
-        constraints = _constraints(run.spec, {earlier.run_id} if shares and earlier is not None else set())
+        constraints = _constraints(run, {earlier.run_id} if shares and earlier is not None else set())
         made[run.spec.run_id] = _of_run(run, learned, speeds, starts.add(run.spec, shares), constraints)
     return SweepForecast(made, lanes, price)
 
 
-def _constraints(spec: RunSpec, before: Set[str]) -> Constraints:
+def _constraints(run: PlannedRun, before: Set[str]) -> Constraints:
     """``before`` is the run in whose process it goes on, if it does.
 
     On a CPU a run that is content with no number of cores takes all of them, as in ``harness.execution.schedule``.
     """
+    spec = run.spec
     together = compared_within(spec) if spec.job.repeated else None
     needs = frozenset(before | set(spec.needs.values()))
     devices = None if spec.device == "cpu" and spec.cores is None else spec.job.conditions.gpus
-    return Constraints(spec.job.alone, devices, turn_of(spec), needs, together)
+    return Constraints(spec.job.alone, devices, turn_of(spec), needs, together, run.needed_bytes)
 
 
 def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start, constraints: Constraints) -> RunForecast:
