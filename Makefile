@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test test-slow test-stacks test-gpu cuda-lines faults docs fuzz setup setup-all clean
+.PHONY: demo check lint light test test-thorough test-slow test-stacks test-gpu cuda-lines faults docs fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -28,12 +28,15 @@ lint:
 	$(BIN)/mypy
 
 light:
-	$(PYTEST) -m "not heavy and not slow and not stack and not gpu"
+	$(PYTEST) -m "not heavy and not thorough and not slow and not stack and not gpu"
 
-test: setup-all check ## all that 'make check' does, then all other tests
-	$(PYTEST) -m "heavy and not slow and not stack and not gpu"
+test: setup-all check ## all that 'make check' does, then real runs of everything: what to run before a commit
+	$(PYTEST) -m "heavy and not thorough and not slow and not stack and not gpu"
 
-test-slow: setup-all ## the tests that take minutes, or for which a few like them stand in 'make test'; one downloads packages
+test-thorough: setup-all ## the same on further models, formats, faults, browsers and clusters: what continuous integration adds
+	$(PYTEST) -m "thorough and not slow and not stack and not gpu"
+
+test-slow: setup-all ## the tests that take minutes, or for which a few like them stand in 'make test-thorough'; one downloads packages
 	$(PYTEST) --timeout 0 -m "slow and not stack and not gpu"
 
 test-stacks: setup-all ## makes the stacks vllm, llamacpp and autoawq, then runs their tests; a stack it cannot make is skipped

@@ -59,10 +59,12 @@ settings.register_profile("same every time", derandomize=True, database=None, de
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
-LIGHT = "not heavy and not slow and not stack and not gpu"
-"""The selection of ``make check``. Under it modules that are marked heavy, stack or gpu are not even imported."""
-HEAVY = "heavy and not slow and not stack and not gpu"
-"""The selection that ``make test`` makes after it. Under it modules without a heavy test are not imported."""
+LIGHT = "not heavy and not thorough and not slow and not stack and not gpu"
+"""The selection of ``make check``."""
+HEAVY = "heavy and not thorough and not slow and not stack and not gpu"
+"""The selection that ``make test`` makes after it."""
+THOROUGH = "thorough and not slow and not stack and not gpu"
+"""The selection of ``make test-thorough``."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -84,14 +86,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves modules of heavy tests alone where none is wanted, since to import them is to import torch, and others
-    where only heavy tests are."""
+    """Leaves modules alone that have no test of the selection: to import those of heavy tests is to import torch."""
     if not collection_path.name.startswith("test_"):
         return None
+    text = collection_path.read_text(encoding="utf-8")
     if config.option.markexpr == LIGHT:
-        return _is_marked(collection_path) or None
+        return _is_marked(text, "heavy|thorough|stack|gpu") or None
     if config.option.markexpr == HEAVY:
-        return "pytest.mark.heavy" not in collection_path.read_text(encoding="utf-8") or None
+        return "pytest.mark.heavy" not in text or _is_marked(text, "thorough|stack|gpu") or None
+    if config.option.markexpr == THOROUGH:
+        return "thorough" not in text or None
     return None
 
 
@@ -127,11 +131,11 @@ def _minutes(item: pytest.Item) -> float:
     return max((float(mark.kwargs.get("minutes", 0)) for mark in item.iter_markers("heavy")), default=0.0)
 
 
-def _is_marked(path: Path) -> bool:
-    """Whether a module's ``pytestmark`` says ``heavy``, ``stack`` or ``gpu``, read without importing the module."""
+def _is_marked(module: str, marks: str) -> bool:
+    """Whether the ``pytestmark`` of a module has one of the marks, read in its text without importing it."""
     return any(
-        re.search(r"pytest\.mark\.(heavy|stack|gpu)\b", ast.unparse(node.value))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        re.search(rf"pytest\.mark\.({marks})\b", ast.unparse(node.value))
+        for node in ast.parse(module).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
     )
 
@@ -160,6 +164,14 @@ def _no_worker(event: str, arguments: tuple[object, ...]) -> None:
         command = str(arguments[1])
         if "harness.execution.worker" in command or ("harness.cli" in command and "'run', " in command):
             pytest.fail("starts a worker: mark it pytest.mark.heavy", pytrace=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """No test waits for the disk: none stops the machine; what that leaves is worked out (support/crash.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,5 @@
-"""What continuous integration's tests see, and what ``.ci/stacks`` does where a stack cannot be made.
+"""Which tests the targets of the Makefile run, and continuous integration with them; what they see; and what
+``.ci/stacks`` does where a stack cannot be made.
 
 The environment's commands answer as each case says.
 """
@@ -6,13 +7,15 @@ The environment's commands answer as each case says.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / ".ci" / "stacks"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / ".ci" / "stacks"
 COMMANDS = {
     "qharness": 'case " $BROKEN " in *" $3 "*) exit 2;; esac',  # qharness stack create NAME
     "python": 'if [ "$1" = -c ]; then exec $PINS; fi; [ "$*" = "-m pip index versions pip" ] && exec $INDEX',
@@ -64,3 +67,35 @@ def test_a_stack_that_cannot_be_made_skips_its_own_tests_alone(
 def test_tests_see_no_gpu() -> None:
     """Those of 'make test-gpu' alone do: nothing else here may depend on the machine's GPUs, nor load them."""
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def selections() -> dict[str, str]:
+    """By target of the Makefile: the marks by which it selects tests. ``faults`` selects a folder's."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = dict(re.findall(r'^([a-z-]+):[^\n]*\n\t[^\n]* -m "?([a-z ]+)"?(?: -rs)?$', makefile, re.MULTILINE))
+    del found["faults"]
+    return found
+
+
+@pytest.mark.parametrize("kinds", [(), ("heavy",), ("thorough",), ("heavy", "thorough")])
+@pytest.mark.parametrize(
+    ("apart", "target"), [(None, None), ("slow", "test-slow"), ("stack", "test-stacks"), ("gpu", "test-gpu")]
+)
+def test_each_test_is_run_by_one_target_alone(kinds: tuple[str, ...], apart: str | None, target: str | None) -> None:
+    marks = {*kinds, apart}
+    names = ("heavy", "thorough", "slow", "stack", "gpu")
+    runs = [each for each, marked in selections().items() if eval(marked, {name: name in marks for name in names})]
+    assert runs == [target or ("test-thorough" if "thorough" in kinds else "test" if "heavy" in kinds else "light")]
+
+
+def test_selections_are_those_for_which_modules_are_left_alone() -> None:
+    conftest = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    for name, target in (("LIGHT", "light"), ("HEAVY", "test"), ("THOROUGH", "test-thorough")):
+        assert f'\n{name} = "{selections()[target]}"\n' in conftest
+
+
+def test_continuous_integration_runs_all_tests_but_slow_ones_and_those_of_a_gpu() -> None:
+    """``make test`` begins with ``make check``."""
+    commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert commands[-3:] == ["make test", "make test-thorough", "make test-stacks"]
+    assert "\ntest: setup-all check " in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from wheel_environment import ROOT, Command, build_wheel, command, install_wheel
 
 from harness import load_results
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

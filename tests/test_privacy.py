@@ -15,7 +15,7 @@ import pytest
 import yaml
 from command_line import qharness
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 DRIVER = Path(__file__).with_name("support") / "private_sweep.py"
 USER, HOST, TOKEN = "planted-alice", "planted-box", "planted/token+0123456789"

@@ -212,6 +212,7 @@ LIMITED = Path(__file__).with_name("limited_memory.py")
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit and the peaks are Linux's")
 def test_what_was_worked_out_runs_within_its_budget_and_a_quarter_more_is_refused() -> None:
     """In a process of its own, whose memory is limited to what the budget leaves beside what it holds already."""

@@ -137,6 +137,7 @@ EDITS: tuple[Callable[[Path, Any], object], ...] = (
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(data=st.data())
 def test_answers_are_those_that_are_derived_anew(whole: Path, tmp_path_factory: Any, data: st.DataObject) -> None:
@@ -226,6 +227,7 @@ def test_an_answer_names_what_the_user_names_and_all_damage_however_it_was_asked
         assert damaged.parent.parent.name in answered[1][1]
 
 
+@pytest.mark.thorough
 def test_a_recommendation_is_shown_again_only_to_the_same_query_about_the_same_records(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +296,7 @@ def test_the_last_report_of_many_records_is_written_again_without_building_one(
     assert reported(folder, tmp_path / "other", "--format", "md,html").keys() == {"smollm2-cpu/a.txt", "printed"}
 
 
+@pytest.mark.thorough
 def test_a_report_is_written_again_only_for_the_same_records_and_options(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +365,7 @@ def test_a_new_run_is_compared_and_the_others_are_not(
     assert [each.head.spec.case_id for each in seen] == [record.spec.case_id]
 
 
+@pytest.mark.thorough
 def test_a_report_derives_the_values_of_a_new_run_and_of_no_other(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,8 @@ NUMBERS = count()
 LOG = b"a log\n"
 NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
 SOME_OR_ALL = pytest.mark.parametrize(
-    "step", [pytest.param(3, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+    "step",
+    [pytest.param(3, id="some", marks=pytest.mark.thorough), pytest.param(1, id="all", marks=pytest.mark.slow)],
 )
 """Every third of the requests that write fails for good, or each of them."""
 

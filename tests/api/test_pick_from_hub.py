@@ -110,6 +110,7 @@ def on_disk(place: Path) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.thorough
 def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServer, place: Path) -> None:
     """What another tool begins to download of the same repository meanwhile, in the hub's own cache, is not touched."""
     published.held.add(WEIGHTS)
@@ -138,6 +139,7 @@ def test_a_killed_pick_leaves_a_part_that_counts_for_nothing(published: HubServe
     assert "no server is known for the pick" in output
 
 
+@pytest.mark.thorough
 def test_what_the_hub_knows_of_a_model_is_downloaded_measured_and_deleted(published: HubServer, place: Path) -> None:
     command = start(published, place, "--of", "who/tiny", "--out", "found.yaml", "--results", "found")
     output = command.communicate()[0]
@@ -161,6 +163,7 @@ def test_what_the_hub_knows_of_a_model_is_downloaded_measured_and_deleted(publis
     assert published.requests == []  # the recipe names the commits, and every run is done
 
 
+@pytest.mark.thorough
 def test_a_bad_id_does_not_end_the_pick_and_its_exit_code_says_so(published: HubServer, place: Path) -> None:
     """The base is the one that the card names, and the disk must hold it and a checkpoint."""
     assert published.repositories["who/tiny-w8"].bytes > 200_000

@@ -89,7 +89,7 @@ def test_what_is_recommended_is_what_the_user_is_after(
     ("model", "expected"),
     [
         ("SmolLM2", "no file or folder .* and no hub id"),
-        ("synthetic:nonsense", "does not know its shapes"),
+        pytest.param("synthetic:nonsense", "does not know its shapes", marks=pytest.mark.heavy),
         ("package:no_such_package/x.gguf", "is not installed"),
         (".", "no config.json"),
     ],

@@ -31,7 +31,7 @@ from harness.storage.bundle import MANIFEST, write_bundle
 from harness.storage.reading import read_records
 from harness.storage.store import Store
 
-pytestmark = pytest.mark.heavy(minutes=0.6)
+pytestmark = [pytest.mark.heavy(minutes=0.6), pytest.mark.thorough]
 
 MEASURED = {"perplexity", "kl", "accuracy", "prefill", "decode", "peak_memory", "stored_bytes"}
 """Figures that the sweep measures, by the names of their gates, among others."""

@@ -58,6 +58,7 @@ def test_a_model_is_compared_reported_and_recommended_without_a_recipe(tiny: Pat
     assert len(load_results("results/try-tiny-llama")) == len(frame)
 
 
+@pytest.mark.thorough
 def test_random_weights_are_compared_by_size_and_speed_and_have_no_quality(place: Path, tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     (place / "shape.json").write_text(json.dumps(config))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from thorough import all_thorough_but
 
 AT_IMPORT = """
 import os, sys
@@ -43,14 +44,17 @@ def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("module", "number", "times"),
-    [
-        ("typer", signal.SIGINT, 2),
-        ("typer", signal.SIGHUP, 1),
-        ("harness.cli.commands.report", signal.SIGTERM, 1),
-        ("harness.api.run", signal.SIGINT, 1),
-        ("harness.recipe.fields", signal.SIGINT, 2),
-        ("harness.recipe.fields", signal.SIGTERM, 1),
-    ],
+    all_thorough_but(
+        [("typer", signal.SIGINT, 2), ("harness.recipe.fields", signal.SIGTERM, 1)],
+        [
+            ("typer", signal.SIGINT, 2),
+            ("typer", signal.SIGHUP, 1),
+            ("harness.cli.commands.report", signal.SIGTERM, 1),
+            ("harness.api.run", signal.SIGINT, 1),
+            ("harness.recipe.fields", signal.SIGINT, 2),
+            ("harness.recipe.fields", signal.SIGTERM, 1),
+        ],
+    ),
 )
 def test_an_interrupt_during_imports_and_start(tmp_path: Path, module: str, number: int, times: int) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from simulated_machine import PROCESS_BYTES, Simulated
 from harness.core.label import Label
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 TWO = tuple(replace(H200, uuid=uuid).running(Process(None, PROCESS_BYTES)) for uuid in (H200.uuid, "GPU-2"))
 

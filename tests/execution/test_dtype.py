@@ -80,6 +80,7 @@ def test_a_dtype_that_the_methods_parameters_name_was_asked_for(tmp_path: Path) 
     assert checked.labels == []
 
 
+@pytest.mark.thorough
 def test_a_published_auto_round_checkpoint_runs_in_float32_or_says_that_it_does_not(tiny: Path, tmp_path: Path) -> None:
     """The second as the library itself would load it, which is what its kernels for GPUs still have it do."""
     if installed_version("auto-round") is None:

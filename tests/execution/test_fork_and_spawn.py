@@ -11,7 +11,7 @@ import pytest
 from harness.core.record import RunRecord
 from harness.execution import starter
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 TOLERANCE_BYTES = 2 << 20
 """By how much memory above the loaded process may differ: measured are 0.5 MB where one thread computes."""

@@ -100,6 +100,7 @@ def failure(record: RunRecord) -> str:
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_weights_swapped_between_two_runs_are_told_by_the_worker(sweeps, model: Path, text: Path) -> None:
     path = model / WEIGHTS
     made = other_weights(path)
@@ -112,7 +113,7 @@ def test_weights_swapped_between_two_runs_are_told_by_the_worker(sweeps, model: 
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("paranoid", [False, True])
+@pytest.mark.parametrize("paranoid", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_an_edit_that_leaves_no_trace_is_found_by_hashing(sweeps, model: Path, text: Path, paranoid: bool) -> None:
     path = model / WEIGHTS
     made, whole = other_weights(path), path.read_bytes()
@@ -129,6 +130,7 @@ def test_an_edit_that_leaves_no_trace_is_found_by_hashing(sweeps, model: Path, t
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_a_text_that_is_edited_is_found(sweeps, model: Path, text: Path) -> None:
     made = text.read_bytes().replace(b"wide", b"deep")
     records, _ = swept(sweeps, content(model, text, "none", OTHER_DTYPE), lambda: edit(text, made))
@@ -196,6 +198,7 @@ def test_files_that_come_go_or_grow_before_a_run_are_named(sweeps, model: Path, 
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_an_interrupt_withdraws_what_read_a_file_that_was_touched(sweeps, model: Path, text: Path) -> None:
     path = model / WEIGHTS
     made = other_weights(path)

@@ -24,7 +24,7 @@ from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 LIMIT = "768MiB"
 LAYERS = 12

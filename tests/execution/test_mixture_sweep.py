@@ -13,7 +13,7 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 from harness.report import write_report
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 WRONG = f"model.{DEAD[0]}.experts.{DEAD[1]}.down_proj.weight"
 Records = dict[tuple[str, str, str], RunRecord]

@@ -167,11 +167,13 @@ def test_a_library_that_does_not_reload_such_a_model_is_refused_at_planning(
     assert f"{method} is known to take {takes}, and this llava model has parts" in str(made.unsupported)
 
 
+@pytest.mark.thorough
 def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:
     failures = {key: record.outcome.failure for key, record in measured[2].items() if record.status != "ok"}
     assert not failures
 
 
+@pytest.mark.thorough
 def test_the_baseline_computes_what_transformers_does(measured: Any) -> None:
     """Its perplexity is that of a model of random weights, and the divergence of a method is small beside it."""
     _, _, records = measured
@@ -180,6 +182,7 @@ def test_the_baseline_computes_what_transformers_does(measured: Any) -> None:
     assert 0 < sum(divergence) / len(divergence) < 0.05
 
 
+@pytest.mark.thorough
 def test_coverage_counts_the_text_model_alone(measured: Any) -> None:
     model, folder, records = measured
     assert read(str(folder)).decoder == MATRICES
@@ -188,6 +191,7 @@ def test_coverage_counts_the_text_model_alone(measured: Any) -> None:
         assert records["quality", method].find("coverage").values == (1.0,)
 
 
+@pytest.mark.thorough
 def test_vision_parts_are_named_and_left_as_they_are(measured: Any) -> None:
     model, _, records = measured
     others = outside(model, buffers=True)

@@ -21,7 +21,7 @@ from harness.planning.plan import plan
 from harness.recipe import load_recipe
 
 pytest.importorskip("ray", reason="needs Ray: make setup-all, or pip install ray")
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 MEASURE = {
     "perplexity": {"text": "demo", "context": 64, "windows": 2},

@@ -25,7 +25,7 @@ from harness.storage.folder_seal import with_seal
 from harness.storage.reading import read_records
 
 pytest.importorskip("ray", reason="needs Ray: make setup-all, or pip install ray")
-pytestmark = pytest.mark.heavy(minutes=2)
+pytestmark = [pytest.mark.heavy(minutes=2), pytest.mark.thorough]
 
 PATIENCE_S = 900.0
 

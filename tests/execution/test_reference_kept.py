@@ -12,7 +12,7 @@ from harness.core.record import UNFINISHED, RunRecord
 from harness.execution import local
 from harness.execution.events import Ended
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.thorough]
 
 WORKER = """
 import os, runpy, signal

@@ -15,7 +15,7 @@ from small_mixture import DEAD, EXPERTS, LAYERS, save_small_mixture
 
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.thorough]
 
 ROW = 5
 EXPERT = f"model.{DEAD[0]}.experts.{DEAD[1]}.down_proj"

@@ -9,7 +9,7 @@ from own_tasks import choosing
 
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.thorough]
 
 
 @pytest.fixture

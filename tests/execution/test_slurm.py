@@ -62,6 +62,7 @@ def event_is_load_of_the_baseline(event: Event) -> bool:
     return isinstance(event, PhaseBegan) and (event.spec.title, event.name) == ("quality none", "load")
 
 
+@pytest.mark.thorough
 def test_a_sweep_survives_the_death_of_a_node(sweeps, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(starter.VARIABLE, starter.FORK)  # of the nodes: each imports once
     recipe = sweeps.recipe(
@@ -118,6 +119,7 @@ def test_nodes_without_the_device_are_refused(tmp_path: Path) -> None:
         SlurmExecutor(local_site(tmp_path / "cache", device="cuda"), 1, jobs)
 
 
+@pytest.mark.thorough
 def test_a_plan_names_the_node_and_leaves_no_job(sweeps, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "_submitter", lambda options, folder: jobs(folder))
     recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
@@ -130,6 +132,7 @@ def test_a_plan_names_the_node_and_leaves_no_job(sweeps, tiny: Path, monkeypatch
     assert [run.spec.run_id for run in state.planned] == list(state.forecast.runs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_a_model_that_one_node_does_not_see_is_named_before_the_first_run(
     command: str, sweeps, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

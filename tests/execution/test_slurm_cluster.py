@@ -16,7 +16,7 @@ from harness.core.record import RunRecord
 from harness.execution import starter
 from harness.storage.store import Store
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 PATIENCE_S = 900.0
 

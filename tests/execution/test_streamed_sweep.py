@@ -94,6 +94,7 @@ def peaks(record: RunRecord) -> Mapping[str, float]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("residency", ["streamed", "resident"])
 @pytest.mark.parametrize("name", ["gptq", "llmc-gptq", "llmc-rtn"])
 def test_a_library_takes_no_more_than_planned_and_its_peak_is_in_the_cost(
@@ -119,6 +120,7 @@ def test_a_library_takes_no_more_than_planned_and_its_peak_is_in_the_cost(
     assert row.quantize_peak_bytes == peaks(record)["quantize"]
 
 
+@pytest.mark.thorough
 def test_what_auto_round_makes_from_disk_to_disk_is_scored_part_by_part(sweeps, tiny: Path) -> None:
     records = sweeps.run(
         {

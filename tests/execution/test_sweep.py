@@ -132,6 +132,7 @@ def test_experts_that_a_library_passes_over_make_the_run_invalid(sweeps) -> None
     )
 
 
+@pytest.mark.thorough
 def test_no_library_quantizes_a_checkpoint_that_lacks_a_tensor(sweeps, tiny: Path, tmp_path: Path) -> None:
     """transformers would fill it with random numbers."""
     source, lacking = shutil.copytree(tiny, tmp_path / "lacking"), "model.layers.0.mlp.up_proj.weight"
@@ -212,6 +213,7 @@ def test_an_artifact_is_reused_by_another_recipe_and_made_again_when_evicted(swe
     assert made(sweeps) == ["quality none", title, "quality rtn group_size=32"]
 
 
+@pytest.mark.thorough
 def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) -> None:
     throughput = {"throughput": {"prompt_tokens": 8, "new_tokens": 2, "iterations": 1}}
     sweeps.run(recipe(tiny, ["none"], measure=throughput))
@@ -223,6 +225,7 @@ def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) 
     assert timed[0].attempt == 2
 
 
+@pytest.mark.thorough
 def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(sweeps, tiny: Path) -> None:
     measure = {"memory": {}, "throughput": {"prompt_tokens": 8, "new_tokens": 2, "iterations": 1}}
     _, first = sweeps.run(recipe(tiny, ["none"], measure=measure))

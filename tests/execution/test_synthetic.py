@@ -7,7 +7,7 @@ import pytest
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.thorough]
 
 SHAPE = {
     "hidden_size": 64,

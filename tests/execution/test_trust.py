@@ -141,6 +141,7 @@ def test_a_trusted_checkpoints_code_runs_and_sees_no_token(sweeps, tiny, strange
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_the_models_own_flag_is_the_models(sweeps, tiny, quantized, tmp_path, secrets) -> None:
     """And code of the model's is not run where only the checkpoint is trusted."""
     source = with_code(shutil.copytree(tiny, tmp_path / "source"), tmp_path / "ran", "tokenizer_config.json")

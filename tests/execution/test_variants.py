@@ -159,6 +159,7 @@ def test_calibrating_on_the_evaluation_text_is_refused_or_marked(sweeps, tiny: P
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_a_text_that_contains_the_evaluation_text_is_found_by_its_tokens(sweeps, tiny: Path) -> None:
     """Another file, another hash: only the tokens tell. Marked under --allow-leak, the very same set is used."""
     needs("gptqmodel")
@@ -309,6 +310,7 @@ def test_a_stack_that_cannot_be_meant_is_a_wrong_recipe(sweeps, tiny: Path, meth
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_a_cache_that_a_package_packs_is_read_in_a_worker(sweeps, tiny: Path) -> None:
     """Workers hide hqq from transformers, whose import of it takes seconds, but from those that need it."""
     needs("hqq")

@@ -7,7 +7,7 @@ from bench import WHOLE
 from kills import Victim, survive
 from matrix import KILLS
 
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 VICTIMS = [each.name for each in KILLS]
 

@@ -9,8 +9,12 @@ from matrix import MATRIX, RUNS, Fault
 pytestmark = pytest.mark.heavy(minutes=1)
 
 
+FEW = ("sigterm", "memory-limit", "results-full", "artifact-flipped")
+"""Those of 'make test', one of each kind: a signal, no memory, a full disk, damage."""
+
+
 def _marked(fault: Fault) -> object:
-    marks = [pytest.mark.slow] if fault.slow else []
+    marks = [pytest.mark.slow] if fault.slow else [pytest.mark.thorough] * (fault.name not in FEW)
     if fault.unmended:
         marks.append(pytest.mark.xfail(strict=True, raises=AssertionError, reason=fault.unmended))
     return pytest.param(fault, id=fault.name, marks=marks)

@@ -67,6 +67,7 @@ def test_it_stores_what_it_says_in_the_layers_that_it_was_told_to(make, tiny, mo
     assert sum(entry.value_bytes for entry in entries) * 8 == 2 * sum(entry.parameters for entry in entries)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("eager", "frozen_heap")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_from_disk_it_writes_the_same_files_and_leaves_no_others(

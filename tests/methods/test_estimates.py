@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from thorough import all_thorough_but
 
 from harness.core.capability import StoredTensor
 from harness.models.memory import DTYPE_BITS, weights
@@ -44,7 +45,7 @@ def by_role(ledger: list[StoredTensor]) -> Counter[str]:
 
 
 @pytest.mark.parametrize(("name", "given"), QUICK, ids=lambda part: part if isinstance(part, str) else str(part))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", all_thorough_but(["bfloat16"], ["float32", "bfloat16"]))
 def test_stored_bytes_by_role(
     make: Callable[..., Any], tiny: Path, name: str, given: dict[str, Any], dtype: str
 ) -> None:

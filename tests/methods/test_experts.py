@@ -116,6 +116,7 @@ ELSEWHERE = {"gguf"}
 UNTRIED = {"torchao-fp8-dynamic"}
 """Needs a GPU, and quantizes the same layers as torchao-int8-dynamic."""
 OF_A_LIBRARY = ("rtn", "int8", "bnb-int8", "bnb-nf4", "torchao-int4", "quanto", "hqq", "inc-rtn", "quark", "llmc-rtn")
+FEW = ("rtn", "int8", "bnb-nf4", "hqq", "llmc-rtn")
 CALIBRATION = {"samples": 4, "length": 64}
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
 """A method that leaves experts as they are."""
@@ -168,16 +169,20 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 
 def cases() -> Iterator[Any]:
-    """Every method with every mixture: by default all quick ones with two, one of each library with all four, and each
-    that calibrates with one, the mixtures in turns."""
+    """Every method with every mixture.
+
+    ``make test`` takes a few with one. ``make test-thorough`` takes all quick ones with two, one of each library with
+    all four, and each that calibrates with one, the mixtures in turns.
+    """
     turns = {name: kind for (name, _), kind in zip(CALIBRATED, cycle(sorted(OTHERS)), strict=False)}
     for kind in sorted(OTHERS):
         for name, given in (*QUICK, *CALIBRATED):
             if name in turns:
-                by_default = kind == turns[name]
+                is_slow = kind != turns[name]
             else:
-                by_default = kind in ("gpt_oss", "qwen3_moe") or name in OF_A_LIBRARY
-            marks = [] if by_default else [pytest.mark.slow]
+                is_slow = kind not in ("gpt_oss", "qwen3_moe") and name not in OF_A_LIBRARY
+            is_thorough = kind != "qwen3_moe" or name not in FEW
+            marks = [pytest.mark.slow] * is_slow or [pytest.mark.thorough] * is_thorough
             yield pytest.param(kind, name, given, id=f"{kind}-{name}", marks=marks)
 
 
@@ -250,6 +255,7 @@ def dequantized(model: Any, checkpoint: Path) -> Any:
     return model
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "each_kind",
     [kind if kind == "qwen3_moe" else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(OTHERS)],
@@ -292,6 +298,7 @@ def chosen_experts(model: Any) -> torch.Tensor:
     return torch.zeros(PROBE.numel(), 4).scatter(1, seen[0], 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -522,6 +529,7 @@ def test_a_synthetic_mixture_is_known_by_what_transformers_makes_of_it(
     assert runs["none"].weight_bytes is not None
 
 
+@pytest.mark.thorough
 def test_a_sweep_over_a_mixture_quantizes_its_experts(tmp_path: Path, tiny: Path, sweeps: Any) -> None:
     """gpt-oss stores experts fused and transposed, with gate and up in turns; one expert is left, one has 8 bits."""
     folder = made("gpt_oss", tmp_path / "gpt-oss", tiny)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_families import families
+from thorough import all_thorough_but
 
 from harness import plugins as registry
 from harness.core.engine import LoadRequest
@@ -72,17 +73,17 @@ def check(made) -> None:
     assert len(linears) == 28
 
 
-@pytest.mark.parametrize(
-    ("params", "family", "least", "most"),
-    [
-        ({"bits": 8, "group_size": 64, "damp": 0.01}, "dequantize", 1e-6, 1e-3),
-        ({"bits": 4, "group_size": 32}, "packed", 3e-3, 0.03),
-        ({"bits": 4, "group_size": 32, "desc_act": True, "symmetric": False}, "packed", 2e-3, 0.02),
-        ({"bits": 4, "group_size": "channel", "symmetric": False}, "dequantize", 3e-3, 0.06),
-        ({"bits": 3, "group_size": 32}, "dequantize", 0.03, 0.3),
-        ({"bits": 2, "group_size": 32, "symmetric": False}, "dequantize", 0.05, 1),
-    ],
-)
+GPTQ = [
+    ({"bits": 4, "group_size": 32}, "packed", 3e-3, 0.03),
+    ({"bits": 8, "group_size": 64, "damp": 0.01}, "dequantize", 1e-6, 1e-3),
+    ({"bits": 4, "group_size": 32, "desc_act": True, "symmetric": False}, "packed", 2e-3, 0.02),
+    ({"bits": 4, "group_size": "channel", "symmetric": False}, "dequantize", 3e-3, 0.06),
+    ({"bits": 3, "group_size": 32}, "dequantize", 0.03, 0.3),
+    ({"bits": 2, "group_size": 32, "symmetric": False}, "dequantize", 0.05, 1),
+]
+
+
+@pytest.mark.parametrize(("params", "family", "least", "most"), all_thorough_but(GPTQ[:1], GPTQ))
 def test_gptq(make, params, family: str, least: float, most: float) -> None:
     made = make("gptq", **params)
     check(made)
@@ -122,7 +123,10 @@ def test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu(
     assert backends == [BACKEND[backend]]
 
 
-@pytest.mark.parametrize(("layout", "most"), [("q8_0", 3e-4), ("q6_k", 2e-3), ("q4_k", 0.02), ("q4_0", 0.05)])
+@pytest.mark.parametrize(
+    ("layout", "most"),
+    all_thorough_but([("q4_0", 0.05)], [("q8_0", 3e-4), ("q6_k", 2e-3), ("q4_k", 0.02), ("q4_0", 0.05)]),
+)
 def test_gguf(make, layout: str, most: float) -> None:
     made = make("gptqmodel-gguf", format=layout)
     check(made)
@@ -130,6 +134,7 @@ def test_gguf(make, layout: str, most: float) -> None:
     assert most / 20 < made.kl < most
 
 
+@pytest.mark.thorough
 def test_transformers_reads_gguf_as_noise(make) -> None:
     """A silent corruption: it warns of missing weights, fills them with random numbers and returns a model."""
     made = make("gptqmodel-gguf", format="q8_0", loader="transformers")
@@ -138,6 +143,7 @@ def test_transformers_reads_gguf_as_noise(make) -> None:
     assert made.model.kernels() == {"Linear": 28}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "params"),
     [("gptq", {"group_size": 32}), ("awq", {"group_size": 32, "symmetric": True}), ("gptqmodel-gguf", {})],

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_families import families
+from thorough import all_thorough_but
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from harness.core.capability import ScaleFault
@@ -42,7 +43,7 @@ def stored_bits(folder: Path) -> float:
     return 8 * sum(e["data_offsets"][1] - e["data_offsets"][0] for e in entries) / WEIGHTS
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize("bits", all_thorough_but([4], [8, 4, 3, 2, 1]))
 def test_a_checkpoint_is_what_hqq_quantized(make: Make, bits: int) -> None:
     made = make("hqq", bits=bits, group_size=32)
     assert made.reload_difference < 1e-5
@@ -55,7 +56,7 @@ def test_a_checkpoint_is_what_hqq_quantized(make: Make, bits: int) -> None:
     assert not list(made.folder.glob("*.pt"))
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3])
+@pytest.mark.parametrize("bits", all_thorough_but([4], [8, 4, 3]))
 def test_a_planted_scale_is_found_in_the_loaded_model_as_in_the_checkpoint(make: Make, bits: int) -> None:
     made = make("hqq", bits=bits, group_size=32)
     loaded = made.model.check_scales()
@@ -66,12 +67,14 @@ def test_a_planted_scale_is_found_in_the_loaded_model_as_in_the_checkpoint(make:
     assert made.model.check_scales().faults == (ScaleFault(f"{SKIPPED}.scale", 64 * 64 // 32, 1, 0),)
 
 
+@pytest.mark.thorough
 def test_more_bits_diverge_less(make: Make) -> None:
     divergences = [make("hqq", bits=bits, group_size=32).kl for bits in (8, 4, 3, 2)]
     assert divergences == sorted(divergences)
     assert 0 < divergences[0] < 0.001
 
 
+@pytest.mark.thorough
 def test_smaller_groups_are_nearer_to_the_weights(make: Make, tiny: Path) -> None:
     name = "model.layers.0.mlp.down_proj"
     exact = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).get_submodule(name).weight

@@ -36,10 +36,10 @@ def expected_bits(tiny, made) -> float:
 @pytest.mark.parametrize(
     ("name", "bits", "group_size", "symmetric", "least_kl", "most_kl"),
     [
-        ("inc-rtn", 8, "channel", True, 1e-7, 1e-3),
+        pytest.param("inc-rtn", 8, "channel", True, 1e-7, 1e-3, marks=pytest.mark.thorough),
         ("inc-rtn", 4, 32, False, 1e-3, 0.05),
-        ("inc-rtn", 3, 32, True, 0.03, 0.3),
-        ("inc-rtn", 2, 32, True, 0.3, 5),
+        pytest.param("inc-rtn", 3, 32, True, 0.03, 0.3, marks=pytest.mark.thorough),
+        pytest.param("inc-rtn", 2, 32, True, 0.3, 5, marks=pytest.mark.thorough),
         ("inc-gptq", 4, 32, True, 1e-3, 0.05),
         ("inc-awq", 4, 32, False, 1e-3, 0.05),
     ],

@@ -12,6 +12,7 @@ import torch
 from in_memory import quantized
 from kernel_families import families
 from safetensors.torch import load_file
+from thorough import all_thorough_but
 from transformers import AutoModelForCausalLM
 
 from harness import plugins as registry
@@ -71,7 +72,11 @@ def embedded() -> Iterator[set[tuple[int, ...]]]:
         handle.remove()
 
 
-@pytest.mark.parametrize(("name", "params", "dtype"), VARIANTS, ids=str)
+FIRST = [next(each for each in VARIANTS if each[0] == name) for name in dict(variant[:2] for variant in VARIANTS)]
+"""One variant of each method."""
+
+
+@pytest.mark.parametrize(("name", "params", "dtype"), all_thorough_but(FIRST, VARIANTS), ids=str)
 def test_a_variant_is_stored_and_reloaded_as_it_was_quantized(
     make, tiny, calibration, tmp_path_factory, monkeypatch, name: str, params: dict[str, Any], dtype: str
 ) -> None:
@@ -103,6 +108,7 @@ def test_a_variant_is_stored_and_reloaded_as_it_was_quantized(
     assert sum(entry.parameters for entry in made.model.weight_ledger() if entry.role == "linear") == weights
 
 
+@pytest.mark.thorough
 def test_more_bits_diverge_less(make) -> None:
     for method in ("llmc-rtn", "llmc-gptq"):
         divergences = [make(method, bits=bits, group_size=32).kl for bits in (8, 4, 3, 2)]
@@ -114,9 +120,10 @@ def test_more_bits_diverge_less(make) -> None:
     ("name", "with_activations", "without"),
     [
         ("llmc-fp8", {"scheme": "dynamic"}, {"scheme": "weight_only"}),
-        ("llmc-nvfp4", {"activations": True}, {"activations": False}),
-        ("llmc-mxfp4", {"activations": True}, {"activations": False}),
-        ("llmc-mxfp8", {"activations": True}, {"activations": False}),
+        *(
+            pytest.param(name, {"activations": True}, {"activations": False}, marks=pytest.mark.thorough)
+            for name in ("llmc-nvfp4", "llmc-mxfp4", "llmc-mxfp8")
+        ),
     ],
 )
 def test_a_reloaded_model_quantizes_its_activations(make, name, with_activations, without) -> None:
@@ -127,6 +134,7 @@ def test_a_reloaded_model_quantizes_its_activations(make, name, with_activations
     assert both.kl > weights.kl
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["llmc-nvfp4", "llmc-mxfp4", "llmc-mxfp8"])
 def test_small_floats_run_in_the_dtype_that_is_asked_for(make, name: str, dtype: str) -> None:
@@ -136,7 +144,7 @@ def test_small_floats_run_in_the_dtype_that_is_asked_for(make, name: str, dtype:
     assert {entry.storage for entry in made.model.weight_ledger() if entry.role == "linear"} == {dtype}
 
 
-@pytest.mark.parametrize("name", ["llmc-rtn", "llmc-gptq", "llmc-int8", "llmc-mxfp4"])
+@pytest.mark.parametrize("name", all_thorough_but(("llmc-rtn",), ("llmc-rtn", "llmc-gptq", "llmc-int8", "llmc-mxfp4")))
 def test_an_untouched_module_stays(make, tiny: Path, name: str) -> None:
     kept = "model.layers.1.mlp.down_proj.weight"
     params = {"group_size": 32} if name in ("llmc-rtn", "llmc-gptq") else {}
@@ -175,7 +183,7 @@ def quantize(
     return quantized(chosen, job, lambda model: model(TOKENS).logits), rounded
 
 
-@pytest.mark.parametrize("name", ["llmc-rtn", "llmc-gptq"])
+@pytest.mark.parametrize("name", all_thorough_but(("llmc-rtn",), ("llmc-rtn", "llmc-gptq")))
 def test_overrides_hold_for_their_layers_alone(tiny: Path, tmp_path: Path, calibration, name: str) -> None:
     apart = "model.layers.2.mlp.up_proj"
     overrides = {apart: {"bits": 8, "group_size": "channel", "symmetric": False}}
@@ -195,6 +203,7 @@ def test_gptq_refuses_an_override_that_it_cannot_keep_to_one_layer(tiny: Path, t
         quantize("llmc-gptq", tiny, tmp_path, calibration, {"model.layers.0.mlp.up_proj": {"damping": 0.1}})
 
 
+@pytest.mark.thorough
 def test_padding_is_left_out_of_the_calibration(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> None:
     """GPTQ ignores the mask, so what is padding must not reach it: one checkpoint, whatever the padding is."""
     made = []
@@ -207,6 +216,7 @@ def test_padding_is_left_out_of_the_calibration(tiny: Path, tmp_path: Path, cali
     assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
 
 
+@pytest.mark.thorough
 def test_layers_that_gptq_gave_up_on_are_named(tiny: Path, tmp_path: Path, calibration, monkeypatch) -> None:
     from llmcompressor.modifiers.gptq import base
 
@@ -224,6 +234,7 @@ def test_layers_that_gptq_gave_up_on_are_named(tiny: Path, tmp_path: Path, calib
     assert "model.layers.3.mlp.down_proj" in rounded
 
 
+@pytest.mark.thorough
 def test_layers_that_awq_found_no_scales_for_are_named(tiny: Path, tmp_path: Path, calibration, monkeypatch) -> None:
     """A block whose calibration gives nothing, as that of an expert without a token."""
     from llmcompressor.modifiers.transform.awq import AWQModifier
@@ -243,6 +254,7 @@ def test_layers_that_awq_found_no_scales_for_are_named(tiny: Path, tmp_path: Pat
     assert sorted(rounded) == [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up")]
 
 
+@pytest.mark.thorough
 def test_awq_searches_better_scales_than_none(make) -> None:
     """On tokens that it was not calibrated on, and in few bits, where scaling has something to win."""
     assert make("llmc-awq", bits=3, group_size=64).kl < make("llmc-rtn", bits=3, group_size=64, symmetric=False).kl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_families import families
+from thorough import all_thorough_but
 
 from harness.methods.modelopt.modelopt import MODELOPT, ModeloptParams
 from harness.models import headers, stored
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.heavy
 LAYERS = 28
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8_smoothquant"])
+@pytest.mark.parametrize("name", all_thorough_but(["fp8"], ["fp8", "int8_smoothquant"]))
 def test_a_reload_is_not_what_was_in_memory(make, tiny, name: str) -> None:
     """A live case of silent corruption: transformers loads the codes as weights and drops their scales."""
     kept = "model.layers.1.mlp.down_proj"
@@ -41,6 +42,7 @@ def test_a_reload_is_not_what_was_in_memory(make, tiny, name: str) -> None:
     assert quantized == set(layers) - {kept}
 
 
+@pytest.mark.thorough
 def test_it_calibrates_on_every_row_with_its_mask(make, monkeypatch, calibration) -> None:
     from transformers import LlamaForCausalLM
 

@@ -45,6 +45,7 @@ def test_training_beats_rounding_on_the_rows_it_saw(make: Make, calibration: Cal
     )
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_codes(make: Make) -> None:
     first = make("qat", bits=4, **{**LESSON, "steps": 3})
     codes = load_file(first.folder / "model.safetensors")
@@ -53,6 +54,7 @@ def test_the_same_seed_gives_the_same_codes(make: Make) -> None:
     assert all(torch.equal(codes[name], again[name]) for name in codes)
 
 
+@pytest.mark.thorough
 def test_more_bits_diverge_less(make: Make) -> None:
     divergences = [make("qat", bits=bits, group_size=32, steps=1, learning_rate=1e-6).kl for bits in (8, 4, 2)]
     assert divergences == sorted(divergences)

@@ -73,6 +73,7 @@ def test_merging_keeps_what_the_adapter_learned_in_plain_matrices(
     assert not any(entry.quantized for entry in merged.model.weight_ledger())
 
 
+@pytest.mark.thorough
 def test_dequantizing_alone_restores_nothing(make: Callable[..., Any]) -> None:
     nf4 = make("bnb-nf4", double_quant=True)
     dequantized = make("qlora", result="dequantized", double_quant=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from kernel_families import families
 from safetensors.torch import load_file, save_file
+from thorough import all_thorough_but
 
 from harness import plugins as registry
 from harness.core.capability import ScaleFault
@@ -37,7 +38,7 @@ def stored_bits(folder: Path) -> float:
     return 8 * sum(e["data_offsets"][1] - e["data_offsets"][0] for e in entries) / (4 * WEIGHTS)
 
 
-@pytest.mark.parametrize("weights", ["int8", "float8", "int4", "int2"])
+@pytest.mark.parametrize("weights", all_thorough_but(["int8", "int4"], ["int8", "float8", "int4", "int2"]))
 def test_a_checkpoint_is_what_quanto_quantized(make: Make, weights: str) -> None:
     made = make("quanto", weights=weights)
     assert made.reload_difference < 1e-5
@@ -57,7 +58,7 @@ def test_half_precision_scales_are_half_as_large(make: Make) -> None:
     assert made.reload_difference < 1e-3
 
 
-@pytest.mark.parametrize("weights", ["int8", "float8", "int4", "int2"])
+@pytest.mark.parametrize("weights", all_thorough_but(["int4"], ["int8", "float8", "int4", "int2"]))
 def test_a_planted_scale_is_found_in_the_checkpoint_and_in_the_loaded_model(make: Make, weights: str) -> None:
     made = make("quanto", weights=weights)
     stored = check_stored(made.folder)
@@ -75,6 +76,7 @@ def test_a_planted_scale_is_found_in_the_checkpoint_and_in_the_loaded_model(make
     assert check_stored(made.folder).faults == (fault,)
 
 
+@pytest.mark.thorough
 def test_more_bits_diverge_less(make: Make) -> None:
     divergences = [make("quanto", weights=weights).kl for weights in ("int8", "float8", "int4", "int2")]
     assert divergences == sorted(divergences)

@@ -21,12 +21,12 @@ INT4 = {"group_size": 32}
     ("given", "least_kl", "most_kl"),
     [
         ({"scheme": "int4", **INT4}, 0.01, 0.06),
-        ({"scheme": "uint4", **INT4}, 0.01, 0.05),
-        ({"scheme": "uint4", "algorithm": "gptq", **INT4}, 1e-3, 0.02),
-        ({"scheme": "uint4", "algorithm": "awq", **INT4}, 1e-3, 0.05),
+        pytest.param({"scheme": "uint4", **INT4}, 0.01, 0.05, marks=pytest.mark.thorough),
+        pytest.param({"scheme": "uint4", "algorithm": "gptq", **INT4}, 1e-3, 0.02, marks=pytest.mark.thorough),
+        pytest.param({"scheme": "uint4", "algorithm": "awq", **INT4}, 1e-3, 0.05, marks=pytest.mark.thorough),
         ({"scheme": "fp8"}, 1e-3, 0.02),
-        ({"scheme": "mxfp4_weight_only"}, 0.01, 0.05),
-        ({"scheme": "mxfp4"}, 0.05, 0.3),
+        pytest.param({"scheme": "mxfp4_weight_only"}, 0.01, 0.05, marks=pytest.mark.thorough),
+        pytest.param({"scheme": "mxfp4"}, 0.05, 0.3, marks=pytest.mark.thorough),
     ],
 )
 def test_a_reload_is_what_was_in_memory(make, tiny, given: dict[str, object], least_kl: float, most_kl: float) -> None:

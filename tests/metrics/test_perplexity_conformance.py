@@ -58,6 +58,7 @@ def test_gptq(references: ModuleType, tiny: Path, text: Path) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_gptq_with_a_wrong_joiner_a_shifted_window_or_no_bos_is_another_figure(
     references: ModuleType, tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_llama_cpp_beside_llama_perplexity(references: ModuleType, tiny: Path, t
     assert found == pytest.approx(expected, rel=SAME)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("bos", "add_bos_token"), [("auto", None), ("never", False)])
 def test_lm_eval(references: ModuleType, tiny: Path, text: Path, bos: str, add_bos_token: bool | None) -> None:
     pytest.importorskip("lm_eval")
@@ -121,6 +123,7 @@ def test_lm_eval(references: ModuleType, tiny: Path, text: Path, bos: str, add_b
     assert math.exp(other) != pytest.approx(expected["word_perplexity"], rel=SEEN)
 
 
+@pytest.mark.thorough
 def test_a_context_of_every_position_that_a_model_has(
     references: ModuleType, tiny: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import all_thorough_but
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaModel
 
 from harness.core.model import LayerCache
@@ -105,7 +106,7 @@ OF_THEIR_OWN: dict[str, tuple[dict[str, Any], Callable[[Any, int], list[torch.Te
 """Models that keep their states in their own way, and how to find them."""
 
 
-@pytest.mark.parametrize("kind", OF_THEIR_OWN)
+@pytest.mark.parametrize("kind", all_thorough_but(["rwkv"], OF_THEIR_OWN))
 def test_states_kept_in_a_model_s_own_way_are_counted_too(kind: str) -> None:
     given, states = OF_THEIR_OWN[kind]
     config = AutoConfig.for_model(kind, **given)
@@ -134,6 +135,7 @@ def test_a_pass_whose_shapes_depend_on_numbers_is_not_counted(monkeypatch: pytes
     assert "computes shapes from numbers" in answer["uncounted"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", ["llama", "gemma3_text", "qwen3_next", *(each for each in KINDS if each != "deepseek_v4"), *OF_THEIR_OWN]
 )
@@ -145,7 +147,7 @@ def test_norms_that_do_not_compute_change_no_count(kind: str, monkeypatch: pytes
     assert idle == described(AutoConfig.for_model(kind, **given))["caches"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", all_thorough_but(["mamba2", "deepseek_v4"], KINDS))
 def test_a_counted_cache_is_the_one_that_a_real_model_fills(kind: str) -> None:
     config = AutoConfig.for_model(kind, **KINDS[kind])
     answer = described(config)

@@ -180,6 +180,7 @@ def test_what_is_saved_and_read_again_cuts_alike(name: str, tmp_path: Path) -> N
         assert getattr(again, held) == getattr(tokenizer, held)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["sentencepiece", "sentencepiece without a prefix", "bytes", "bytes split as llama-bpe"]
 )

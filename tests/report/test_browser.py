@@ -18,6 +18,7 @@ from cache_records import cache_grid
 from hostile import CORPUS, spoiled
 from run_specs import changed
 from served_records import RTN, Times, baseline, served_record
+from thorough import all_thorough_but
 from written_records import faulty_sweep
 
 from harness.core.label import Fact, Label
@@ -224,7 +225,7 @@ LIKE_ANOTHER = ("caches", "tool calls")
 """Of KINDS, those whose page is made of the same elements as another's: only their plots differ."""
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=all_thorough_but(["quality and tasks"], KINDS))
 def kind(request: Any, bench: Any, none: Any, looks: Any) -> Kind:
     match request.param:
         case "quality and tasks":
@@ -270,6 +271,7 @@ def test_a_click_sorts_and_another_turns_the_order(open_page: Open, records: lis
     assert opened.page.locator("[aria-sort]").count() == 1
 
 
+@pytest.mark.thorough
 def test_the_keyboard_sorts(open_page: Open, records: list[RunRecord]) -> None:
     opened = open_page(records)
     opened.page.get_by_label("Find").focus()
@@ -299,6 +301,7 @@ def test_text_and_status_filter(open_page: Open, records: list[RunRecord]) -> No
     assert opened.page.locator("tr.baseline").first.is_visible()
 
 
+@pytest.mark.thorough
 def test_a_label_filters(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
     marked = bench.quality(looks[0].method, 8, 0.1)
     marked = replace(marked, outcome=replace(marked.outcome, labels=(Label("dequantized_on_load"),)))
@@ -307,6 +310,7 @@ def test_a_label_filters(open_page: Open, bench: Any, none: Any, looks: Any) -> 
     assert opened.names() == ["bnb-int8"]
 
 
+@pytest.mark.thorough
 def test_key_columns_are_shown_first_and_the_others_of_a_group_on_demand(
     open_page: Open, records: list[RunRecord]
 ) -> None:
@@ -330,6 +334,7 @@ def test_key_columns_are_shown_first_and_the_others_of_a_group_on_demand(
     assert opened.page.locator("[data-sortable] thead button", has_text="KL mean").is_visible()
 
 
+@pytest.mark.thorough
 def test_the_address_of_a_page_shows_others_the_same_rows_and_columns(
     open_page: Open, records: list[RunRecord]
 ) -> None:
@@ -356,6 +361,7 @@ def test_the_address_of_a_page_shows_others_the_same_rows_and_columns(
     assert opened.complaints == []
 
 
+@pytest.mark.thorough
 def test_one_screen_answers_the_question(open_page: Open, records: list[RunRecord]) -> None:
     """The verdict, three cards and the main plot are above the fold of a laptop, and the table begins there."""
     opened = open_page(records, viewport={"width": 1440, "height": 900})
@@ -367,6 +373,7 @@ def test_one_screen_answers_the_question(open_page: Open, records: list[RunRecor
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 1440
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [40, 41])
 def test_a_table_of_41_variants_scrolls_in_a_box_of_its_own_and_one_of_40_does_not(
     open_page: Open, bench: Any, none: Any, looks: Any, count: int
@@ -382,6 +389,7 @@ def test_a_table_of_41_variants_scrolls_in_a_box_of_its_own_and_one_of_40_does_n
     assert (hidden > 0) == (count > MOST_ROWS)
 
 
+@pytest.mark.thorough
 def test_rows_have_two_lines_at_most_and_no_box_to_scroll_in(open_page: Open, records: list[RunRecord]) -> None:
     opened = open_page(records, viewport={"width": 1440, "height": 900})
     line, tallest = opened.page.evaluate(
@@ -397,6 +405,7 @@ def test_rows_have_two_lines_at_most_and_no_box_to_scroll_in(open_page: Open, re
     assert box.evaluate(sizes) == [0, 0]
 
 
+@pytest.mark.thorough
 def test_numbers_of_a_column_are_aligned_at_the_point(open_page: Open, records: list[RunRecord]) -> None:
     """The right edge of the digits before the point, or of a whole number, is the same in every row."""
     opened = open_page(records)
@@ -414,6 +423,7 @@ def test_numbers_of_a_column_are_aligned_at_the_point(open_page: Open, records: 
         assert max(column) - min(column) < 0.6
 
 
+@pytest.mark.thorough
 def test_an_interval_is_a_bar_beside_its_number(open_page: Open, records: list[RunRecord]) -> None:
     opened = open_page(records)
     bars = opened.page.locator("[data-sortable] tbody:last-of-type td:nth-child(3) i")
@@ -424,6 +434,7 @@ def test_an_interval_is_a_bar_beside_its_number(open_page: Open, records: list[R
     assert all(0 <= low <= at <= high <= 100 for low, at, high in ends)
 
 
+@pytest.mark.thorough
 def test_a_note_is_a_numbered_footnote(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
     marked = bench.quality(looks[0].method, 8, 0.1)
     marked = replace(marked, outcome=replace(marked.outcome, labels=(Label("dequantized_on_load"),)))
@@ -451,6 +462,7 @@ def many(bench: Any, none: Any, looks: Any) -> list[RunRecord]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_large_table_is_drawn_as_it_scrolls(open_page: Open, many: list[RunRecord]) -> None:
     opened = open_page(many)
     said = opened.page.get_by_role("status")
@@ -467,6 +479,7 @@ def test_a_large_table_is_drawn_as_it_scrolls(open_page: Open, many: list[RunRec
     assert opened.complaints == []
 
 
+@pytest.mark.thorough
 def test_a_click_draws_no_more_rows_than_a_browser_lays_out_at_once(
     open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,6 +499,7 @@ def test_a_click_draws_no_more_rows_than_a_browser_lays_out_at_once(
     assert opened.complaints == []
 
 
+@pytest.mark.thorough
 def test_a_large_table_sorts_and_filters_by_the_values_of_the_csv_file(
     open_page: Open, many: list[RunRecord], tmp_path: Path
 ) -> None:
@@ -515,6 +529,7 @@ def test_a_large_table_sorts_and_filters_by_the_values_of_the_csv_file(
     assert opened.complaints == []
 
 
+@pytest.mark.thorough
 def test_a_row_drawn_from_data_looks_like_one_that_the_page_has(
     open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,6 +563,7 @@ def test_a_row_drawn_from_data_looks_like_one_that_the_page_has(
     assert "method-200" in told
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("most_open", [0, 100], ids=["closed", "open"])
 def test_every_mark_of_a_large_table_has_its_footnote(
     open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch, most_open: int
@@ -566,6 +582,7 @@ def test_every_mark_of_a_large_table_has_its_footnote(
     opened.until(lambda: notes.locator("li").all_inner_texts() == known)
 
 
+@pytest.mark.thorough
 def test_a_large_table_without_scripts_has_its_first_rows(open_page: Open, many: list[RunRecord]) -> None:
     opened = open_page(many, java_script_enabled=False)
     assert opened.page.locator("[data-sortable] tbody:last-of-type tr:visible").count() == 100
@@ -573,6 +590,7 @@ def test_a_large_table_without_scripts_has_its_first_rows(open_page: Open, many:
     assert opened.page.get_by_role("link", name="report.csv").get_attribute("href") == "report.csv"
 
 
+@pytest.mark.thorough
 def test_a_hostile_large_table_runs_nothing(open_page: Open, many: list[RunRecord], hostile: Any) -> None:
     opened = open_page(hostile(many, WORDS))
     opened.page.get_by_role("button", name="Show all 230").click()
@@ -581,6 +599,7 @@ def test_a_hostile_large_table_runs_nothing(open_page: Open, many: list[RunRecor
     assert opened.page.locator("[data-sortable] img, [data-sortable] svg, [data-sortable] script").count() == 0
 
 
+@pytest.mark.thorough
 def test_the_baseline_stays_below_the_head(open_page: Open, records: list[RunRecord]) -> None:
     opened = open_page(records, viewport={"width": 1440, "height": 500})
     top, gap = opened.page.evaluate(
@@ -617,7 +636,7 @@ def test_a_phone_scrolls_in_one_direction(open_page: Open, few: list[RunRecord])
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in KINDS],
+    [pytest.param(name, marks=pytest.mark.slow if name in LIKE_ANOTHER else pytest.mark.thorough) for name in KINDS],
     indirect=True,
 )
 def test_axe_finds_nothing_to_mend_and_nothing_is_wider_than_a_phone(open_page: Open, kind: Kind) -> None:
@@ -638,6 +657,7 @@ def test_axe_finds_nothing_to_mend_and_nothing_is_wider_than_a_phone(open_page: 
     assert opened.page.evaluate("document.documentElement.scrollWidth") == PHONE["viewport"]["width"]
 
 
+@pytest.mark.thorough
 def test_dark_and_light_are_followed(open_page: Open, few: list[RunRecord]) -> None:
     def brightness(colour: str) -> float:
         return sum(float(part) for part in colour.strip("rgba()").split(",")[:3]) / 765
@@ -659,6 +679,7 @@ def test_dark_and_light_are_followed(open_page: Open, few: list[RunRecord]) -> N
     assert opened.complaints == []
 
 
+@pytest.mark.thorough
 def test_paper_gets_every_plot_in_dark_ink(open_page: Open, few: list[RunRecord]) -> None:
     opened = open_page(few, color_scheme="dark")
     opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -683,6 +704,7 @@ def test_paper_gets_every_plot_in_dark_ink(open_page: Open, few: list[RunRecord]
     assert opened.complaints == []
 
 
+@pytest.mark.thorough
 def test_paper_has_the_answer_beside_the_plot_whatever_sheet_the_printer_holds(
     open_page: Open, few: list[RunRecord]
 ) -> None:
@@ -693,6 +715,7 @@ def test_paper_has_the_answer_beside_the_plot_whatever_sheet_the_printer_holds(
     assert opened.page.evaluate(columns) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("start", [0, *(pytest.param(start, marks=pytest.mark.slow) for start in (13, 26))])
 def test_hostile_records_run_nothing_and_ask_for_nothing(open_page: Open, few: list[RunRecord], start: int) -> None:
     words = tuple(CORPUS.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +48,9 @@ def sweep(bench: Any, none: MethodRef, looks: Any) -> list[RunRecord]:
     return [replace(each, attempt=int(each.session[1:])) for each in records]
 
 
-@pytest.fixture
-def nightly(bench: Any, none: MethodRef, looks: Any) -> list[RunRecord]:
-    return sweep(bench, none, looks)
+@pytest.fixture(scope="module")
+def nightly(made_up: Any) -> list[RunRecord]:
+    return sweep(made_up.bench(), made_up.none, made_up.looks)
 
 
 @pytest.fixture
@@ -118,12 +119,19 @@ def test_an_unknown_format_is_refused(found: History) -> None:
 
 
 class TestCommand:
-    @pytest.fixture
-    def command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nightly: list[RunRecord]) -> Any:
-        """In a folder with one results folder for each half of the nights."""
-        monkeypatch.chdir(tmp_path)
+    @pytest.fixture(scope="class")
+    def halves(self, tmp_path_factory: pytest.TempPathFactory, nightly: list[RunRecord]) -> Path:
+        """A folder with one results folder for each half of the nights."""
+        folder = tmp_path_factory.mktemp("halves")
         for each in nightly:
-            Store(tmp_path / ("early" if each.session < "s05" else "late")).save(each)
+            Store(folder / ("early" if each.session < "s05" else "late")).save(each)
+        return folder
+
+    @pytest.fixture
+    def command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halves: Path) -> Any:
+        """In a folder with both halves."""
+        shutil.copytree(halves, tmp_path, dirs_exist_ok=True)
+        monkeypatch.chdir(tmp_path)
 
         def run(*arguments: object) -> Result:
             return CliRunner().invoke(app, ["history", *map(str, arguments)])

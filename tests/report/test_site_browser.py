@@ -22,6 +22,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.heavy,
+    pytest.mark.thorough,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt install chromium)"),
 ]
 WINDOWS = ({"width": 1440, "height": 900}, {"width": 390, "height": 844})

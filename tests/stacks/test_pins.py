@@ -97,8 +97,9 @@ def test_what_is_listed_is_installed(
 @pytest.mark.parametrize(
     ("installer", "tampered"),
     [
-        *(("uv", name) for name in ("base==1.0+here", "rarely==2.0", LIB)),
-        ("pip", LIB),
+        ("uv", LIB),
+        *(pytest.param("uv", name, marks=pytest.mark.thorough) for name in ("base==1.0+here", "rarely==2.0")),
+        pytest.param("pip", LIB, marks=pytest.mark.thorough),
         *(pytest.param("pip", name, marks=pytest.mark.slow) for name in ("base==1.0+here", "rarely==2.0")),
     ],
     indirect=["installer"],
@@ -114,6 +115,7 @@ def test_a_file_with_another_hash_is_refused(
 
 
 @pytest.mark.heavy
+@pytest.mark.thorough
 def test_a_package_that_is_required_and_not_pinned_is_named(
     hashes: dict[str, str], stack_of: Callable[[dict[str, str]], Stack]
 ) -> None:

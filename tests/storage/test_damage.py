@@ -57,7 +57,15 @@ def flips(content: bytes, most: int) -> Iterator[bytes]:
         yield bytes(changed)
 
 
-@pytest.mark.parametrize(("name", "most"), [("record.json", 800), ("evidence.parquet", 800), ("log.txt", 10**6)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("record.json", 200),
+        ("evidence.parquet", 200),
+        ("log.txt", 10**6),
+        *(pytest.param(name, 800, marks=pytest.mark.thorough) for name in ("record.json", "evidence.parquet")),
+    ],
+)
 def test_a_flipped_bit_is_found_or_changes_nothing(store: Store, folder: Path, name: str, most: int) -> None:
     whole, path = store.read(), folder / name
     harmless, count = 0, 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from thorough import all_thorough_but
 from typer.testing import CliRunner, Result
 
 from harness.api.baselines import Baselines
@@ -62,7 +63,7 @@ def command(*arguments: object) -> Result:
 HOSTILE = ("/absolute", "../../x", "..", ".", "", "a/b", "a\x00b", "example\n", "-rf", "~", "x" * 300 + "/y")
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", all_thorough_but(("/absolute", "../../x", "a\x00b"), HOSTILE))
 def test_no_command_writes_where_a_record_says(tmp_path: Path, place: Path, name: str) -> None:
     said = str(tmp_path / "elsewhere") if name == "/absolute" else name
     results = tampered(tmp_path / "given", recipe(said))

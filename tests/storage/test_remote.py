@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from object_store import ENVIRONMENT, Kind, ObjectStore, impatient, served
 from run_specs import run_spec
+from thorough import all_thorough_but
 
 from harness.api.pack import pack
 from harness.core.model import MethodRef, ModelRef
@@ -103,7 +104,9 @@ def test_attempts_that_were_copied_from_a_disk_are_not_overwritten_either(
     assert {name: each for name, each in contents(objects).items() if not name.endswith(CLAIM)} == before
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "timeout", "lost", "answer lost"])
+@pytest.mark.parametrize(
+    "kind", all_thorough_but(["500", "answer lost"], ["500", "503", "timeout", "lost", "answer lost"])
+)
 def test_a_request_that_fails_once_is_tried_again(
     machine: Callable[[str], Store], server: ObjectStore, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,17 @@ KEPT_ALIKE = {
 }
 """Those of other classes whose layers keep the same kind of states as those of another, which stands for them."""
 SLOW = {*LIKE_ANOTHER, *KEPT_ALIKE}
+FEW = ("gemma-3-1b-it", "gpt-oss-20b")
+"""Those of 'make test': a dense model with windows, and a mixture in 4 bits."""
+
+
+def case(name: str, *more: Any, slow: Container[str] = ()) -> Any:
+    marks = [pytest.mark.slow] * (name in slow) or [pytest.mark.thorough] * (name not in FEW)
+    return pytest.param(name, *more, marks=marks)
 
 
 def cases(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
+    return [case(name, slow=SLOW) for name in names]
 
 
 IN_A_PROCESS = resolving._asked
@@ -98,13 +105,12 @@ WITHOUT_WINDOW = 10_000
 
 @pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that knows one of each kind: one process answers at once."""
+    """A cache that knows a few: one process answers at once. This one answers for others (conftest.py)."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QHARNESS_CACHE", str(folder))
         patch.setattr(resolving, "_asked", IN_A_PROCESS)
-        names = {*PARAMETERS, *OTHERS} - SLOW
-        assert not any("error" in answer for answer in answers([published(name) for name in sorted(names)]))
+        assert not any("error" in answer for answer in answers([published(name) for name in FEW]))
     return folder
 
 
@@ -165,7 +171,7 @@ def test_every_configuration_is_tested() -> None:
     classes = {name: published(name)["architectures"][0] for name in (*PARAMETERS, *OTHERS)}
     tested = {kind for name, kind in classes.items() if name not in LIKE_ANOTHER}
     assert {classes[name] for name in LIKE_ANOTHER} <= tested
-    assert not {*KEPT_ALIKE.values()} & SLOW, "tested by default"
+    assert not {*KEPT_ALIKE.values()} & SLOW, "tested in 'make test-thorough'"
 
 
 @pytest.mark.parametrize("built", cases([*PARAMETERS, *OTHERS]), indirect=True)
@@ -237,11 +243,11 @@ def test_billions_of_parameters_are_those_that_the_publisher_names(
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("deepseek-v3", [(61, 512 + 64, None)]),  # a compressed latent and one rotary key per token
-        ("gpt-oss-20b", [(12, 2 * 8 * 64, 128), (12, 2 * 8 * 64, None)]),
-        ("gemma-3n-e4b-text", [(16, 2 * 2 * 256, 512), (4, 2 * 2 * 256, None)]),  # the last 15 of 35 have no cache
-        ("qwen3.5-35b-a3b", [(10, 2 * 2 * 256, None)]),  # every fourth layer of 40; the others keep a state
-        ("llama-4-scout", [(36, 2 * 8 * 128, 8192), (12, 2 * 8 * 128, None)]),  # chunks of 8192
+        case("deepseek-v3", [(61, 512 + 64, None)]),  # a compressed latent and one rotary key per token
+        case("gpt-oss-20b", [(12, 2 * 8 * 64, 128), (12, 2 * 8 * 64, None)]),
+        case("gemma-3n-e4b-text", [(16, 2 * 2 * 256, 512), (4, 2 * 2 * 256, None)]),  # the last 15 of 35 have no cache
+        case("qwen3.5-35b-a3b", [(10, 2 * 2 * 256, None)]),  # every fourth layer of 40; the others keep a state
+        case("llama-4-scout", [(36, 2 * 8 * 128, 8192), (12, 2 * 8 * 128, None)]),  # chunks of 8192
     ],
 )
 def test_what_layers_keep_of_a_token_worked_out_by_hand(
@@ -251,6 +257,7 @@ def test_what_layers_keep_of_a_token_worked_out_by_hand(
     assert sorted(kept.items(), key=str) == sorted((((token, window), n) for n, token, window in layers), key=str)
 
 
+@pytest.mark.thorough
 def test_the_state_of_linear_attention_worked_out_by_hand(shapes: Callable[[str], ModelShapes]) -> None:
     """Qwen3.5-35B-A3B: 32 value heads of 128 × 128, and 3 inputs of a convolution over 2 · 16 · 128 + 32 · 128."""
     states = [layer for layer in shapes("qwen3.5-35b-a3b").attention.layers if not layer.token]
@@ -271,6 +278,7 @@ def test_native_checkpoints_are_as_large_as_their_publisher_says(
     assert stored.disk / 2**30 == pytest.approx(gibibytes, abs=0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-32b-fp8", "minimax-m2.5"])
 def test_fp8_checkpoints_are_the_modules_that_transformers_prepares(
     shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path
@@ -290,11 +298,11 @@ def test_fp8_checkpoints_are_the_modules_that_transformers_prepares(
 @pytest.mark.parametrize(
     ("name", "context", "gigabytes"),
     [
-        ("gemma-3-1b-it", 32_768, 0.145752),  # 4 layers of 26 see all: (4 · 32768 + 22 · 512) · 2 · 256 · 2
-        ("gemma-2-9b", 8192, 2.113929),  # every other: 21 · (8192 + 4096) · 2 · 8 · 256 · 2
-        ("qwen2.5-7b-windows", 131_072, 3.875537),  # the first 14 of 28: 14 · (131072 + 4096) · 2 · 4 · 128 · 2
-        ("qwen2.5-7b", 131_072, 7.516193),  # its window is there and not used
-        ("mistral-7b-v0.1", 32_768, 0.536871),  # all 32: 4096 · 2 · 8 · 128 · 2
+        case("gemma-3-1b-it", 32_768, 0.145752),  # 4 layers of 26 see all: (4 · 32768 + 22 · 512) · 2 · 256 · 2
+        case("gemma-2-9b", 8192, 2.113929),  # every other: 21 · (8192 + 4096) · 2 · 8 · 256 · 2
+        case("qwen2.5-7b-windows", 131_072, 3.875537),  # the first 14 of 28: 14 · (131072 + 4096) · 2 · 4 · 128 · 2
+        case("qwen2.5-7b", 131_072, 7.516193),  # its window is there and not used
+        case("mistral-7b-v0.1", 32_768, 0.536871),  # all 32: 4096 · 2 · 8 · 128 · 2
     ],
 )
 def test_caches_worked_out_by_hand(
@@ -303,6 +311,7 @@ def test_caches_worked_out_by_hand(
     assert estimated(shapes(name), context).kv_bytes / 1e9 == pytest.approx(gigabytes, abs=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "billions"), [("mixtral-8x7b-v0.1", 12.88), ("qwen3-30b-a3b", 3.35), ("gpt-oss-20b-bf16", 4.19)]
 )
@@ -311,6 +320,7 @@ def test_a_token_meets_some_of_the_experts(shapes: Callable[[str], ModelShapes],
     assert shapes(name).active / 1e9 == pytest.approx(billions, abs=0.005)
 
 
+@pytest.mark.thorough
 def test_biases_of_experts_are_vectors(shapes: Callable[[str], ModelShapes]) -> None:
     """gpt-oss: 32 experts in each of 24 layers, 2880 wide; each has a bias of 5760 and one of 2880."""
     found = shapes("gpt-oss-20b-bf16")
@@ -319,6 +329,7 @@ def test_biases_of_experts_are_vectors(shapes: Callable[[str], ModelShapes]) -> 
     assert set(found.matrices) == {(4096, 2880), (512, 2880), (2880, 4096)}
 
 
+@pytest.mark.thorough
 def test_experts_that_a_method_leaves_are_counted_as_they_are(shapes: Callable[[str], ModelShapes]) -> None:
     """Qwen3-30B-A3B: 57.98 GB of its 61.06 are experts, which quantization-aware training does not see."""
     found = shapes("qwen3-30b-a3b")
