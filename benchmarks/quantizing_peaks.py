@@ -1,6 +1,7 @@
 """Peaks of quantizing from disk to disk, beside those that a plan expects: ``python benchmarks/quantizing_peaks.py``.
 
-With ``--residency resident`` those of the same with the model in memory as a whole.
+With ``--residency resident`` those of the same with the model in memory as a whole. bitsandbytes and torchao then
+quantize while the model is loaded for a quality run: the peak is that up to the end of loading.
 
 For each shape it writes random float32 weights in the shape of a Llama, plans a sweep with that residency and
 quantizes by each method in a process of its own, as a sweep does. Prints for every run the planned peak, the largest
@@ -73,6 +74,7 @@ SHAPES = {
     "vocabulary": Shape(1024, 2816, 2, 65536, 8, 64),
     "samples": Shape(512, 512, 1, 2048, 256, 128),
     "length": Shape(512, 512, 1, 2048, 16, 1024),
+    "twelve": Shape(768, 2048, 12, 2048, 4, 64),
 }
 SLOW = "awq"
 """Takes tens of minutes where the others take one; it runs if it is named."""
@@ -83,7 +85,14 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "llmc-awq": {"grid": 3},
     "llmc-rtn": {},
     "llmc-int8": {"smoothquant": True},
+    "rtn": {},
+    "bnb-nf4": {},
+    "bnb-int8": {},
+    "int8": {},
+    "torchao-nvfp4": {},
 }
+ON_LOAD = ("import", "quantize_on_load")
+"""The phases of a run that quantizes while loading, up to the end of that."""
 
 
 def main() -> None:
@@ -125,7 +134,7 @@ def _quantized(shape: Shape, asked: argparse.Namespace, place: Path) -> Iterator
     before = [run for run in planned if run.spec.kind == "calibrate"]
     with closing(open_executor(THIS_MACHINE, site)) as executor:
         for run in planned:
-            if run.spec.kind == "quantize":
+            if run.spec.kind == "quantize" or run.spec.quantizes_on_load:
                 *_, record = sweep([*before, run], Store(place / "results"), executor, lambda event: None)
                 yield run, record
 
@@ -138,7 +147,7 @@ def _show(shape: Shape, run: PlannedRun, record: RunRecord, phases: bool) -> lis
     peaks = {
         str(each.protocol["phase"]): max(each.values)
         for each in record.outcome.measurements
-        if each.metric == "peak_memory_bytes"
+        if each.metric == "peak_memory_bytes" and (record.spec.job.quantizes or each.protocol["phase"] in ON_LOAD)
     }
     measured, expected = max(peaks.values()), run.peak_bytes or 0
     print(

@@ -77,6 +77,7 @@ FactCode = Literal[
     "converted_tokenizer",
     "repacked",
     "streaming",
+    "quantized_each_pass",
     "quantization_config",
     "not_quantized",
     "other_inputs",
@@ -605,6 +606,12 @@ FACTS: Mapping[FactCode, Form] = {
             "spilled_bytes": 0,
         },
         "streaming",
+    ),
+    "quantized_each_pass": Form(
+        lambda reason: f"quantized again in each pass: {reason}",
+        "why a streamed run quantized its layers each time it loaded them, instead of reading what was quantized once",
+        {"reason": "torchao does not save this layout"},
+        "quantized in each pass",
     ),
     "quantization_config": Form(
         lambda text: str(text),

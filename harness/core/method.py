@@ -194,6 +194,9 @@ class Method(Generic[P]):
     cannot hold that, because it has what it does not work on in main memory, or in fewer bits. ``reads_tensors`` says
     that it reads the checkpoint's tensors without transformers. In a stack of its own only such a method quantizes in
     parts: of others it is checked first, with the whole model, that the stack's transformers reads the same one.
+    ``unsaved`` is why the library cannot save what ``load_config`` makes, given the parameters and the device (``cpu``
+    or ``cuda``); None if transformers' ``save_pretrained`` writes it and it reloads as it was. Then a variant that is
+    streamed is quantized once, from disk to disk, and otherwise in every run.
     ``streams`` says that the transformers engine may load the result part by part, bit by bit as it loads the whole.
     ``read`` loads what ``quantize`` wrote if transformers alone cannot; if that ``streams``, by transformers' own
     loading, with all that is to be done to loaded layers in its quantizer. ``stack`` names the environment
@@ -245,6 +248,7 @@ class Method(Generic[P]):
     offloads: bool = False
     reads_tensors: bool = False
     parts_peak: Callable[[P, PartsWork], float] | None = None
+    unsaved: Callable[[P, str], str | None] = lambda params, device: "its method does not say that its library saves it"
     streams: bool = False
     read: Callable[[LoadRequest], Any] | None = None
     enable: Callable[[], None] | None = None

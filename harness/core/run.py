@@ -61,7 +61,8 @@ class RunSpec:
 
     ``case_id`` identifies the question (no versions, hardware or repetition). ``run_id`` identifies the question
     together with the hardware, the libraries, the repetition and the artifacts. ``needs`` maps kinds to the ids of
-    the runs that must succeed before this one and whose artifacts it reads.
+    the runs that must succeed before this one and whose artifacts it reads. What is quantized while loading is the same
+    whether each run does so or a run before it that saved the result, so that one is no part of the ``run_id``.
     """
 
     recipe: str
@@ -79,7 +80,17 @@ class RunSpec:
     def run_id(self) -> str:
         where = self.environment
         environment = [where.lock, where.hardware, dict(where.versions), where.method_version, where.repetition]
-        return digest([self.question, environment, dict(self.needs)])
+        needs = {kind: run for kind, run in self.needs.items() if not (kind == "quantize" and self._is_on_load)}
+        return digest([self.question, environment, needs])
+
+    @property
+    def quantizes_on_load(self) -> bool:
+        """Whether it quantizes its variant while loading it, because no run before it saved the result."""
+        return self._is_on_load and not self.job.quantizes and "quantize" not in self.needs
+
+    @property
+    def _is_on_load(self) -> bool:
+        return isinstance(self.job, VariantJob) and self.job.variant.method.stage == "on_load"
 
     @property
     def question(self) -> dict[str, Any]:

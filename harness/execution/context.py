@@ -210,11 +210,13 @@ class Context:
             runtime.import_model(self.checkpoint())
             chosen = self.method()
             request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
-        with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
+        with self.phase("quantize_on_load" if self.spec.quantizes_on_load else "load"):
             model = runtime.load(request, self._engine_params())
-            if chosen.stage == "on_load" and isinstance(model, Streamed):
+            if self.spec.quantizes_on_load and isinstance(model, Streamed):
                 model.load_each()
                 self.label("quantized_in_parts")
+                if (reason := chosen.unsaved(self.params(), self.spec.device)) is not None:
+                    self.fact("quantized_each_pass", reason=reason)
         if isinstance(model, Factored):
             with self.phase("probe"):
                 model.probe_head()
@@ -250,12 +252,13 @@ class Context:
         """How the engine should load the variant."""
         spec, chosen = self.spec, method(self.spec.method.name)
         setting = Setting(dtype, spec.device, self.modules().untouched)
+        on_load = chosen.load_config if spec.quantizes_on_load else None
         return LoadRequest(
             self.checkpoint(),
             dtype,
             spec.device,
             spec.job.conditions.attention,
-            chosen.load_config(self.params(), setting) if chosen.load_config else None,
+            on_load(self.params(), setting) if on_load else None,
             (spec.method.published or spec.model).trust_remote_code,  # an artifact is trusted like its model
             spec.kv_cache,
             chosen.read,

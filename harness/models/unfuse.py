@@ -181,6 +181,10 @@ class Unfusing(WeightConverter):  # type: ignore[misc]
             made |= self._quantized(f"{path}.{name}", tensor, model, config, hf_quantizer, **options)
         return made
 
+    def reverse_transform(self) -> _AsItIs:
+        """Experts are saved one by one, as they are then."""
+        return _AsItIs()
+
     def _quantized(
         self, name: str, tensor: torch.Tensor, model: Any, config: Any, hf_quantizer: Any, loading_info: Any = None
     ) -> dict[str, torch.Tensor]:
@@ -193,7 +197,7 @@ class Unfusing(WeightConverter):  # type: ignore[misc]
 
 
 class _AsItIs:
-    """The step of a checkpoint that stores experts fused."""
+    """The step of a checkpoint that stores experts fused, and of saving experts that are not."""
 
     def convert(self, tensors: dict[str, Any], **options: Any) -> dict[str, Any]:
         return tensors

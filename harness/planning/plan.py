@@ -55,7 +55,7 @@ from harness.planning.evidence import validate_evidence
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.peaks import WIDE_BYTES, ModelLoad, converting_peak_bytes, peak_bytes, quantizing_peak_bytes
-from harness.planning.residency import Residence, overfull_elsewhere, place, room
+from harness.planning.residency import Residence, Wanted, overfull_elsewhere, place, room
 from harness.planning.support import (
     Combination,
     Reason,
@@ -166,9 +166,10 @@ class _Resolved:
         wanted = self.machine.device == "cpu" or self.recipe.device == "cuda"
         return self.recipe.limits.memory if wanted else None
 
-    def place(self, load: ModelLoad) -> Residence:
-        """Whether a run has its model in memory as a whole."""
-        return place(self.recipe.residency, load, room(self.machine, load.job.conditions, self._memory_limit))
+    def place(self, load: ModelLoad, in_parts: bool = False) -> Residence:
+        """Whether a run has its model in memory as a whole, which one that works only ``in_parts`` never has."""
+        wanted: Wanted = "streamed" if in_parts else self.recipe.residency
+        return place(wanted, load, room(self.machine, load.job.conditions, self._memory_limit))
 
     def overfull(self, load: ModelLoad) -> str | None:
         """Why memory cannot hold what an engine other than the main one loads; None if it may do."""
@@ -489,6 +490,19 @@ class _OnEngine:
 
 
 @dataclass(frozen=True)
+class _Measured:
+    """A run that measures a variant, what it loads, and where it has that."""
+
+    job: Measuring
+    load: ModelLoad
+    residence: Residence
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.residence.residency == "streamed"
+
+
+@dataclass(frozen=True)
 class _OfMethod:
     """One method on one engine: making its artifact, and measuring its variants."""
 
@@ -562,7 +576,12 @@ class _OfMethod:
         if self.needs_probe and shared.probe is not None:
             made |= {"probe": shared.probe.spec.run_id}
             unsupported = unsupported or shared.probe.reason
-        if self.choice.ref.stage == "offline":
+        measured = [
+            (self._measured(job), repetition)
+            for kv_cache in self._caches()
+            for job, repetition in self._measurements(kv_cache)
+        ]
+        if self._quantizes_apart(each for each, _ in measured):
             quantize = self._quantize(made, unsupported)
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
@@ -570,12 +589,27 @@ class _OfMethod:
             convert = self._convert(made, unsupported)
             yield convert
             made |= {"convert": convert.spec.run_id}
-        for kv_cache in self._caches():
-            for job, repetition in self._measurements(kv_cache):
-                before = shared.before(job.perplexity if isinstance(job, MeasureQuality) else None)
-                needed = made | {kind: run.spec.run_id for kind, run in before.items()}
-                unwritten = before["write"].reason if "write" in before else None
-                yield self._measure(job, repetition, needed, unsupported or unwritten)
+        for each, repetition in measured:
+            job = each.job
+            before = shared.before(job.perplexity if isinstance(job, MeasureQuality) else None)
+            needed = made | {kind: run.spec.run_id for kind, run in before.items()}
+            unwritten = before["write"].reason if "write" in before else None
+            yield self._measure(each, repetition, needed, unsupported or unwritten)
+
+    def _measured(self, job: Measuring) -> _Measured:
+        load = ModelLoad(job, self.source, self.choice, self.engine, self._weight_bytes)
+        return _Measured(job, load, self.sweep.place(load))
+
+    def _quantizes_apart(self, measured: Iterable[_Measured]) -> bool:
+        """Whether it is quantized in a run of its own.
+
+        A method that quantizes while loading is where a streamed run would do so in each pass, and its library can save
+        what it makes. Other runs of it quantize while they load.
+        """
+        if self.choice.ref.stage != "on_load":
+            return self.choice.ref.stage == "offline"
+        unsaved = self.choice.method.unsaved(self.choice.params, self.sweep.machine.device)
+        return unsaved is None and any(each.is_streamed for each in measured)
 
     def _quantize(self, made: Mapping[str, str], unsupported: Reason | None) -> PlannedRun:
         sweep, choice, device = self.sweep, self.choice, self.sweep.machine.device
@@ -583,7 +617,7 @@ class _OfMethod:
         source_bytes = _weight_bytes(self.source, sweep.base, device)
         written = _checkpoint_bytes(self.source, choice, device, sweep.skip(choice))
         load = ModelLoad(job, self.source, choice, registry.engine(MAIN_ENGINE), source_bytes, written)
-        placed = sweep.place(load)
+        placed = sweep.place(load, in_parts=choice.ref.stage == "on_load")
         return _with_peak(
             self._run(_placed(job, placed), made, choice.method.stack),
             quantizing_peak_bytes(load, placed.residency, sweep.calibration, sweep.memory_bytes(job)),
@@ -605,26 +639,25 @@ class _OfMethod:
         )
 
     def _measure(
-        self, job: Measuring, repetition: int, made: Mapping[str, str], unsupported: Reason | None
+        self, measured: _Measured, repetition: int, made: Mapping[str, str], unsupported: Reason | None
     ) -> PlannedRun:
-        sweep, weight_bytes = self.sweep, self._weight_bytes
-        load = ModelLoad(job, self.source, self.choice, self.engine, weight_bytes)
-        placed = sweep.place(load)
-        job = _placed(job, placed)
-        streamed = placed.residency == "streamed"
+        sweep, weight_bytes, residence = self.sweep, self._weight_bytes, measured.residence
+        job = _placed(measured.job, residence)
+        if self.choice.ref.stage == "on_load" and not measured.is_streamed:
+            made = {kind: run for kind, run in made.items() if kind != "quantize"}
         reason = (
             unsupported
-            or placed.unsupported
-            or (None if streamed else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
+            or residence.unsupported
+            or (None if measured.is_streamed else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
             or unsupported_job_reason(job, self.engine, sweep.site)
             or _too_long(self.source, job)
             or refusal(self._combination, self.on.attention, job)
         )
         return _with_peak(
             self._run(job, made, self.engine.stack, repetition),
-            peak_bytes(load, placed.residency, sweep.memory_bytes(job)),
+            peak_bytes(measured.load, residence.residency, sweep.memory_bytes(job)),
             reason=reason,
-            note="; ".join(filter(None, (self._note, placed.note))) or None,
+            note="; ".join(filter(None, (self._note, residence.note))) or None,
         )
 
     def _run(self, job: Job, made: Mapping[str, str], stack: str, repetition: int = 0) -> PlannedRun:

@@ -138,7 +138,7 @@ def _obstacle(load: ModelLoad) -> str | None:
     """Why a job cannot read its model part by part; None if it can."""
     job, source, method, runtime = load.job, load.source, load.method, load.runtime
     if isinstance(job, QuantizeModel):
-        if method.method.quantize_parts is None:
+        if method.method.quantize_parts is None and method.method.load_config is None:
             return f"{method.ref.name} quantizes only a model that is in memory as a whole"
         if method.method.stack != MAIN and not method.method.reads_tensors:
             return (

@@ -222,6 +222,7 @@ def test_all_that_schema_1_could_say_is_covered() -> None:
     later_facts = {"arithmetic", "kernels_at", "process_shared", "gpu_state_not_reported", "node_lost"}
     later_facts |= {"scales", "experts_seen", "experts_not_counted", "routers_not_read", "other_inputs", "streaming"}
     later_facts |= {"slo_not_held", "tokens_in_bursts", "requests_failed", "router_kl_not_measured"}
+    later_facts |= {"quantized_each_pass"}
     later_labels = {"activations_kept", "activations_rounded", "computed_in_float32", "may_have_spilled", "pipelined"}
     later_labels |= {"engine_differs", "engine_not_separated", "zero_scales", "experts_not_calibrated", "streamed"}
     later_labels |= {"quantized_in_parts", "answers_short", "gaps_left_out", "remote", "dtype_changed"}

@@ -509,6 +509,39 @@ def test_residency_is_no_part_of_an_id(make: Make) -> None:
     assert ids[0] == ids[1] == ids[2]
 
 
+ON_LOAD = {"methods": ["none", "bnb-nf4", "torchao-int4"]}
+
+
+def test_what_quantizes_while_loading_does_so_once_from_disk_to_disk_for_all_streamed_passes(make: Make) -> None:
+    runs = make(measure=QUALITY, residency="streamed", **ON_LOAD)
+    (made,) = quantizing(runs)
+    assert (made.spec.method.name, made.spec.job.conditions.residency) == ("bnb-nf4", "streamed")
+    assert made.checkpoint_bytes > 0
+    quality = {run.spec.method.name: run for run in runs if run.spec.kind == "quality"}
+    assert quality["bnb-nf4"].spec.needs["quantize"] == made.spec.run_id
+    reads = {name: run.spec.quantizes_on_load for name, run in quality.items()}
+    assert reads == {"none": False, "bnb-nf4": False, "torchao-int4": True}, "torchao does not save the last"
+    assert not any(run.unsupported for run in runs)
+
+
+def test_it_is_the_same_run_whether_it_quantizes_while_loading_or_reads_what_was_saved(make: Make) -> None:
+    whole, cut = (
+        {run.spec.run_id: run for run in make(measure=QUALITY, residency=residency, **ON_LOAD)}
+        for residency in ("resident", "streamed")
+    )
+    assert [cut[run_id].spec.kind for run_id in cut.keys() - whole.keys()] == ["quantize"]
+    assert whole.keys() < cut.keys()
+
+
+def test_what_fits_is_quantized_while_it_is_loaded(make: Make) -> None:
+    """Also beside a baseline that is streamed. Runs that are loaded whole do so whatever others do."""
+    found = residencies(make(measure=QUALITY, limits=TOO_SMALL, **ON_LOAD))
+    assert {title: way for title, way in found.items() if "bnb-nf4" in title} == {"quality bnb-nf4": "resident"}
+    timed = [run.spec for run in make(residency="streamed", **ON_LOAD) if run.spec.job.measures_variant]
+    own = {spec.kind: "quantize" in spec.needs for spec in timed if spec.method.name == "bnb-nf4"}
+    assert own == {"quality": True, "performance": False}
+
+
 def test_auto_round_is_planned_with_what_one_layer_takes_while_its_roundings_are_learnt() -> None:
     """1.47 GB were measured of one layer of 1536 × 4096 in float32 (docs/measurements/streaming.md)."""
     layer = [(1536, 1536)] * 4 + [(4096, 1536)] * 2 + [(1536, 4096)]

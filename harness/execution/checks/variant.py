@@ -48,7 +48,7 @@ def verify_variant(context: Context, model: Logits) -> None:
     ledger = model.weight_ledger()
     if spec.job.conditions.memory:
         context.add(weights(ledger))
-        if spec.method.stage != "on_load":  # quantizing on load writes no checkpoint
+        if not spec.quantizes_on_load:  # which writes no checkpoint
             context.add([checkpoint_files([file.stat().st_size for file in weight_files(context.checkpoint())])])
     context.fact("layers", **model.kernels())
     context.fact("attention", implementation=model.attention)
@@ -64,7 +64,7 @@ def verify_variant(context: Context, model: Logits) -> None:
     _label_scope(context)
     if native is not None or spec.method.stage == "published":  # others were checked when they were made
         verify_scales(context, partial(check_stored, context.checkpoint()))
-    elif spec.method.stage == "on_load" and isinstance(model, ShowsScales):
+    elif spec.quantizes_on_load and isinstance(model, ShowsScales):
         verify_scales(context, model.check_scales)
     if spec.method.stage != "none":
         layers = _stored_layers(context)
@@ -74,7 +74,7 @@ def verify_variant(context: Context, model: Logits) -> None:
         record_arithmetic(context, model, ledger)
     if isinstance(model, ShowsDtype):
         label_dtype(context, model)
-    if spec.method.stage == "offline":
+    if "quantize" in spec.needs:
         compare_with_saved(context, model)
 
 
@@ -124,7 +124,7 @@ def _label_scope(context: Context) -> None:
 def _stored_layers(context: Context) -> list[StoredLayer]:
     """What the variant's checkpoint stores; nothing if it is quantized while loading."""
     folder = context.checkpoint()
-    if context.spec.method.stage == "on_load" or weight_files(folder)[0].suffix == GGUF:
+    if context.spec.quantizes_on_load or weight_files(folder)[0].suffix == GGUF:
         return []  # what a GGUF file stores is what is loaded
     layers = stored.layers(context.shapes, folder)
     if context.spec.job.conditions.memory and layers:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.capability import ScaleCheck
 from harness.core.job import QuantizeModel
-from harness.core.method import CalibrationSet, QuantizeJob
+from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
 from harness.core.model import MAIN_ENGINE
 from harness.core.owner import temporary_folder
 from harness.core.site import MAIN
@@ -52,7 +54,6 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         runtime.imports()
         runtime.import_model(source)
         chosen = context.method()
-    assert chosen.quantize is not None
     calibration = _calibration(context, variant)
     consumption = Consumption(calibration) if calibration else None
     modules = context.modules()
@@ -61,12 +62,13 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
     def keep_logits(model: Any) -> None:
         probed.update(some_logits(context, model, source))
 
+    params = context.params()
     order = QuantizeJob(
-        params=context.params(),
+        params=params,
         source=source,
         out=out,
         device=job.conditions.device,
-        dtype=variant.model.dtype,
+        dtype=chosen.run_dtype(params, variant.model.dtype) if chosen.load_config else variant.model.dtype,
         seed=variant.seed,
         load=partial(load_source, context, source),
         calibration=calibration,
@@ -82,9 +84,10 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
     if calibration is not None:
         audit_experts(context, source, calibration)
     torch.manual_seed(variant.seed)
+    in_parts = job.conditions.residency == "streamed"
+    quantize, check = _way(chosen, in_parts, out)
     with context.phase("quantize"), consumption.watching() if consumption else nullcontext():
-        in_parts = job.conditions.residency == "streamed"
-        model = chosen.quantize_parts(order) if in_parts else chosen.quantize(order)  # type: ignore[misc]
+        model = quantize(order)
     if in_parts:
         context.label("quantized_in_parts")
     if consumption is not None and calibration is not None:
@@ -95,8 +98,28 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         if not probed:
             raise InvalidRunError(f"{chosen.name} returned no model and gave none to probe: nothing to compare with")
         probe.save(probed, out)
-    verify_scales(context, partial(check_stored, out))
+    verify_scales(context, check)
     copy_tokenizer(context.source(), out)
+
+
+def _way(
+    chosen: Method[Any], in_parts: bool, out: Path
+) -> tuple[Callable[[QuantizeJob[Any]], Any], Callable[[], ScaleCheck]]:
+    """What quantizes, and what then looks at the scales."""
+    if chosen.load_config is None:
+        quantize = chosen.quantize_parts if in_parts else chosen.quantize
+        assert quantize is not None
+        return quantize, partial(check_stored, out)
+    seen: list[ScaleCheck] = []
+
+    def save(job: QuantizeJob[Any]) -> None:
+        from harness.models.streaming.quantizing import save_parts
+
+        assert chosen.load_config is not None
+        setting = Setting(job.dtype, job.device, job.untouched)
+        seen.append(save_parts(job, chosen.load_config(job.params, setting)))
+
+    return save, seen.pop
 
 
 def _check_source(context: Context, source: Path) -> None:

@@ -62,6 +62,7 @@ INT8_DYNAMIC = Method(
     kernel="packed",
     needs=lambda params: Needs(gpu_divisor=INT8_BLOCK),
     streams=True,
+    unsaved=lambda params, device: None,
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )

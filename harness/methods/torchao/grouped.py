@@ -62,6 +62,13 @@ def _int4(params: Int4Params, setting: Setting) -> object:
     return torchao.wrap(Int4WeightOnlyConfig(group_size=params.group_size, int4_packing_format=tiles), setting)
 
 
+def _unsaved_int4(params: Int4Params, device: str) -> str | None:
+    """torchao names the classes that it saves (``ALLOWED_TENSORS_SUBCLASSES``); a GPU's is one of them."""
+    if device == "cpu":
+        return "torchao does not save the int4 weights that it packs for a CPU (Int4OpaqueTensor)"
+    return "int4 weights that torchao packs for a GPU were not seen to reload as they were saved"
+
+
 def _padded(device: str, shape: tuple[int, int]) -> tuple[int, int]:
     if device == "cpu":
         return shape
@@ -80,6 +87,7 @@ INTX = Method(
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=params.group_size),
     streams=True,
+    unsaved=lambda params, device: None,
     load_config=_intx,
     bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / params.group_size,
 )
@@ -101,6 +109,7 @@ INT4 = Method(
         gpu_dtypes=("bfloat16",),
     ),
     streams=True,
+    unsaved=_unsaved_int4,
     load_config=_int4,
     bits_per_weight=lambda params, plain_bits, width: 4 + 2 * plain_bits / params.group_size,
     padded=_padded,

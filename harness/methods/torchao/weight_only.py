@@ -45,6 +45,7 @@ INT8 = Method(
     extra="torchao",
     quantizes_experts=UNFUSES,
     streams=True,
+    unsaved=lambda params, device: None,
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )
@@ -58,6 +59,7 @@ FP8 = Method(
     extra="torchao",
     quantizes_experts=UNFUSES,
     streams=True,
+    unsaved=lambda params, device: None,
     load_config=_fp8,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
 )

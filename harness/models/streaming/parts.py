@@ -116,10 +116,14 @@ class Parts:
 
     def held_by(self, part: ModelPart) -> dict[str, torch.Tensor]:
         """What a part stores now, by name; what is tied to another part is stored there."""
+        return {name: tensor for name, tensor in self.state_of(part).items() if not self.is_tied(name)}
+
+    def state_of(self, part: ModelPart) -> dict[str, torch.Tensor]:
+        """What is a part's own in the model's ``state_dict`` now."""
         found = {}
         for name, tensor in self.model.state_dict().items():
             owner = self.owner(name)
-            if owner is not None and owner.name == part.name and not self.is_tied(name):
+            if owner is not None and owner.name == part.name:
                 found[name] = tensor
         return found
 

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     import torch
 
 
+def dtypes() -> Mapping[str, torch.dtype]:
+    """safetensors' own table of names, and E8M0, which it writes and reads but does not list there."""
+    import torch
+    from safetensors.torch import _TYPES
+
+    return {**_TYPES, "F8_E8M0": torch.float8_e8m0fnu}
+
+
 class TensorReader(Protocol):
     """The tensors that a model's parts are made from, by name. ``bytes_read`` and ``read_s`` add up all reads."""
 
@@ -108,9 +116,7 @@ class CheckpointReader:
             raise SourceError(f"{shown(file)}: cannot be read: {reason_of(error)}") from error
 
     def _dtype(self, name: str) -> torch.dtype:
-        from safetensors.torch import _TYPES  # the format's own table of names
-
-        dtype: torch.dtype | None = _TYPES.get(self._placed[name].dtype)
+        dtype = dtypes().get(self._placed[name].dtype)
         if dtype is None:
             raise SourceError(f"tensor {name!r} has the dtype {self._placed[name].dtype}, which torch has no type for")
         return dtype

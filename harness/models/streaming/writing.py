@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from unittest import mock
 
 from harness.errors import HarnessError, StorageError, reason_of
+from harness.models.streaming.reading import dtypes
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +30,10 @@ class CheckpointWriter:
 
     def __init__(self, model: Any, folder: Path, save: Callable[[], object] | None = None) -> None:
         self._model = model
-        self._places: dict[str, tuple[Path, int, int]] = {}
-        self._left: set[str] = set()
-        self._files: dict[Path, int] = {}
+        self._files: list[TensorFile] = []
         with mock.patch("transformers.modeling_utils.safe_save_file", self._lay_out):
             save() if save else model.save_pretrained(folder)
+        self._places = {name: file for file in self._files for name in file.names}
         self._left = set(self._places)
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -43,11 +43,7 @@ class CheckpointWriter:
         for name, tensor in revert_weight_conversion(self._model, dict(tensors)).items():
             if name not in self._left:
                 raise HarnessError(f"{name} is not what the checkpoint still lacks")
-            file, begin, end = self._places[name]
-            raw = tensor.detach().contiguous().cpu().reshape(-1).view(_bytes())
-            if raw.numel() != end - begin:
-                raise HarnessError(f"{name} has {raw.numel()} bytes, and {end - begin} were planned")
-            _pwrite(self._files[file], memoryview(raw.numpy()), begin, file)
+            self._places[name].write(name, tensor)
             self._left.discard(name)
 
     def __enter__(self) -> Self:
@@ -56,16 +52,23 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            os.close(file)
+        for file in self._files:
+            file.close()
         if error is None and self._left:
             raise HarnessError(f"the checkpoint still lacks {sorted(self._left)[0]}")
 
     def _lay_out(self, tensors: Mapping[str, torch.Tensor], file: str, metadata: Mapping[str, str]) -> None:
-        """The header of a file of these tensors, as safetensors writes it."""
-        from safetensors.torch import _TYPES
+        self._files.append(TensorFile(Path(file), tensors, metadata))
 
-        names = {dtype: name for name, dtype in _TYPES.items()}
+
+class TensorFile:
+    """A file with the header that safetensors writes of some tensors, each of which ``write`` puts in its place.
+
+    Raises StorageError, with what to do, if the disk has no room.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+        names = {dtype: name for name, dtype in dtypes().items()}
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         places: dict[str, tuple[int, int]] = {}
         end = 0
@@ -81,14 +84,36 @@ class CheckpointWriter:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % ALIGNMENT)
         start = 8 + len(text)
-        path = Path(file)
-        handle = self._files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        _pwrite(handle, memoryview(len(text).to_bytes(8, "little") + text), 0, path)
+        self._path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._places = {name: (start + begin, start + stop) for name, (begin, stop) in places.items()}
+        self._pwrite(memoryview(len(text).to_bytes(8, "little") + text), 0)
         try:
-            os.posix_fallocate(handle, 0, start + end)
+            os.posix_fallocate(self._handle, 0, start + end)
         except OSError as error:
             raise _no_room(path, error) from error
-        self._places |= {name: (path, start + begin, start + stop) for name, (begin, stop) in places.items()}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._places.keys()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        begin, end = self._places[name]
+        raw = tensor.detach().contiguous().cpu().reshape(-1).view(_bytes())
+        if raw.numel() != end - begin:
+            raise HarnessError(f"{name} has {raw.numel()} bytes, and {end - begin} were planned")
+        self._pwrite(memoryview(raw.numpy()), begin)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def _pwrite(self, buffer: memoryview, at: int) -> None:
+        try:
+            while buffer:
+                count = os.pwrite(self._handle, buffer, at)
+                buffer, at = buffer[count:], at + count
+        except OSError as error:
+            raise _no_room(self._path, error) from error
 
 
 def _in_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -105,15 +130,6 @@ def _bytes() -> torch.dtype:
     import torch
 
     return torch.uint8
-
-
-def _pwrite(handle: int, buffer: memoryview, at: int, path: Path) -> None:
-    try:
-        while buffer:
-            count = os.pwrite(handle, buffer, at)
-            buffer, at = buffer[count:], at + count
-    except OSError as error:
-        raise _no_room(path, error) from error
 
 
 def _no_room(path: Path, error: OSError) -> StorageError:

@@ -132,7 +132,7 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
         computing_s += model.counting_s(effort.calibration)
     starting_s = start.seconds(speeds) + (model.hashing_s if run.spec.needs else 0.0)
     if not start.shared:
-        computing_s += _reads(run.spec.job) * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
+        computing_s += _reads(run.spec) * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
     tokens = effort.tokens + (expected_tokens(effort.scored) if effort.scored else 0)
     computing_s += model.reading_s(tokens, compared=effort.compared)
     disk_bytes = RECORD_BYTES + BYTES_PER_TOKEN * tokens + run.checkpoint_bytes
@@ -142,13 +142,14 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
     return Work(starting_s, computing_s + run.checkpoint_bytes / speeds.disk_byte_per_s, disk_bytes)
 
 
-def _reads(job: Job) -> int:
+def _reads(spec: RunSpec) -> int:
     """How often it reads its weights: a streamed run once for each pass, and once more if that quantizes them.
 
     From disk to disk they are read as often as a model that is quantized whole.
     """
+    job = spec.job
     if isinstance(job, VariantJob) and job.conditions.residency == "streamed" and not job.quantizes:
-        return STREAMED_PASSES + (job.variant.method.stage == "on_load")
+        return STREAMED_PASSES + spec.quantizes_on_load
     return job.effort.loads
 
 
@@ -205,7 +206,7 @@ class _Model:
         if (published := job.variant.method.published) is not None:
             files = next((each.files for each in self.run.inputs if each.folder == published.path), ())
             return sum(file.size for file in files) or plain_bytes
-        return self._weight_bytes if job.variant.method.stage == "offline" else plain_bytes
+        return self._weight_bytes if "quantize" in self.run.spec.needs else plain_bytes
 
     @property
     def _unpacking_s(self) -> float:
@@ -228,8 +229,7 @@ class _Model:
             read_s = max(read_s, self._checkpoint_bytes / self.speeds.disk_byte_per_s)
         if isinstance(job, PrepareModel) and job.model.degrid is not None:
             read_s += self.size.parameters * DEGRIDDED_BYTES / self.speeds.bandwidth_byte_per_s
-        on_load = self._method is not None and self._method.stage == "on_load"
-        return read_s + (self._rounding_s if on_load else 0.0)
+        return read_s + (self._rounding_s if self.run.spec.quantizes_on_load else 0.0)
 
     @property
     def _rounding_s(self) -> float:
