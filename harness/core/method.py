@@ -115,6 +115,8 @@ class Needs:
     The divisors must divide every input or output width in scope. ``model_types`` are the values in ``config.json``
     that the library supports (empty: any).
 
+    ``cpu_divisor`` must divide every input width in scope where the method runs on a CPU.
+
     The others hold only where the method runs on an NVIDIA GPU: ``capability`` is the minimum CUDA compute capability,
     ``gpu_dtypes`` are those that a model may run in (empty: any), and ``gpu_divisor`` must divide every width in scope.
     """
@@ -126,6 +128,7 @@ class Needs:
     model_types: frozenset[str] = frozenset()
     gpu_dtypes: tuple[str, ...] = ()
     gpu_divisor: int | None = None
+    cpu_divisor: int | None = None
 
 
 @dataclass(frozen=True)

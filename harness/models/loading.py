@@ -59,7 +59,7 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     if stored.get("quant_method") == auto_round.QUANT_METHOD:
         auto_round.keep_dtype()
     if stored.get("quant_method") == bitsandbytes.QUANT_METHOD:
-        bitsandbytes.take_all_dimensions()
+        bitsandbytes.take_all_shapes()
     single = ("quantization_config" in options or bool(stored)) and _quantizes_single_experts(request.path, stored)
     try:
         with ExitStack() as reading:

@@ -360,8 +360,11 @@ def _single_experts(source: SourceModel, method: MethodChoice, skip: tuple[str, 
 def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: tuple[str, ...]) -> str | None:
     needs, shapes = method.method.needs(method.params), in_scope(source, skip).values()
     reason = misfit(method.ref.name, needs, shapes, source.model_type)
-    if reason is not None or machine.device != "cuda":
+    if reason is not None:
         return reason
+    if machine.device == "cpu":
+        widths = _indivisible((shape[-1] for shape in shapes), needs.cpu_divisor)
+        return f"{needs.cpu_divisor} does not divide the input widths {widths}, as a CPU needs" if widths else None
     widths = _indivisible((width for shape in shapes for width in shape[-2:]), needs.gpu_divisor)
     return f"{needs.gpu_divisor} does not divide the widths {widths} of this model, as a GPU needs" if widths else None
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from harness.core.capability import Product
+from harness.models.bitsandbytes import take_all_shapes
 from harness.models.kernels import corrected, observed, product, products
 
 pytestmark = pytest.mark.heavy
@@ -179,6 +180,24 @@ def test_nf4_on_a_cpu_unpacks_unless_bitsandbytes_has_repacked_it() -> None:
         unpacks = any("dequantize" in name for name in ran)
         assert unpacks is not any("gemv" in name for name in ran)
         assert product(module, BFLOAT, 3) == Product("dequantize" if unpacks else "packed", "bfloat16")
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 64), (33, 128)])
+def test_a_4_bit_matrix_of_any_number_of_rows_is_multiplied_on_a_cpu(shape: tuple[int, int]) -> None:
+    """bitsandbytes packs 32 rows at a time. Others are unpacked."""
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import has_avx512bf16
+
+    take_all_shapes()
+    rows, columns = shape
+    dense = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    module = bnb.nn.Linear4bit(columns, rows, bias=False, compute_dtype=BFLOAT, quant_type="nf4")
+    module.weight = bnb.nn.Params4bit(dense, requires_grad=False, quant_type="nf4", module=module)
+    with torch.inference_mode():
+        got = module.to("cpu").eval()(torch.eye(columns, dtype=BFLOAT)).T.float()
+    assert (got - dense).abs().mean() < 0.1 * dense.abs().mean()
+    packed = bool(has_avx512bf16()) and shape == (64, 64)
+    assert product(module, BFLOAT, 3) == Product("packed" if packed else "dequantize", "bfloat16")
 
 
 def test_torchao_multiplies_int8_with_int8_on_a_cpu_from_the_first_row_on() -> None:

@@ -126,6 +126,20 @@ def test_a_group_that_the_widths_refuse_is_unsupported_not_wrong(make) -> None:
     assert "group_size 128 does not divide the input widths 64, 192" in str(refused[0].unsupported)
 
 
+def test_blocks_of_bitsandbytes_that_reach_over_rows_are_refused_on_a_cpu(make, tmp_path: Path) -> None:
+    """With AVX-512 it unpacks them with scales of other blocks, or fails. In 8 bits a row has one scale."""
+    shape = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32", **shape, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    narrow = [{"id": f"synthetic:{tmp_path / 'config.json'}", "label": "narrow"}]
+    timed = {"throughput": {"prompt_tokens": 16, "new_tokens": 4}}
+    runs = make(models=narrow, methods=["none", "bnb-nf4", "bnb-int8"], measure=timed)
+    reasons = {run.spec.method.name: run.unsupported for run in runs if run.spec.kind == "performance"}
+    assert reasons["bnb-nf4"] == "64 does not divide the input widths 96, as a CPU needs"
+    assert reasons["bnb-int8"] is None
+
+
 def test_a_context_beyond_the_models_is_unsupported(make) -> None:
     measure = {"perplexity": {"text": "demo", "context": 4096}, "throughput": {"prompt_tokens": 510, "new_tokens": 8}}
     reasons = {run.spec.kind: run.unsupported for run in make(measure=measure, methods=["none"])}

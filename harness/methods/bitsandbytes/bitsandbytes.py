@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.core.method import Beside, Method, MethodParams, Setting
-from harness.models.bitsandbytes import take_all_dimensions
+from harness.core.method import Beside, Method, MethodParams, Needs, Setting
+from harness.models.bitsandbytes import BLOCK, take_all_shapes
 from harness.models.scope import UNFUSES
 
-BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share a second-level scale under double quantization."""
+NESTED_BLOCK = 256
+"""Scales that share a second-level scale under double quantization."""
 CODE, NESTED_CODE = 16, 256
 """Entries of the code table for weights, and of the one for scales."""
 
@@ -43,7 +43,7 @@ def tables(double_quant: bool, shape: tuple[int, int]) -> float:
 
 def enable() -> None:
     """Imports the library."""
-    take_all_dimensions()
+    take_all_shapes()
 
 
 class Bnb4Params(MethodParams):
@@ -79,6 +79,9 @@ def _four_bit(name: str, code: str, summary: str) -> Method[Bnb4Params]:
         kernel="packed",
         streams=True,
         unsaved=lambda params, device: None,
+        needs=lambda params: Needs(
+            cpu_divisor=BLOCK
+        ),  # with AVX-512 it would unpack others with scales of other blocks
         load_config=lambda params, setting: _four_bits(code, params, setting),
         bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
         beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),

@@ -161,7 +161,7 @@ class _SavedParts:
         quantizer = self._parts.model.hf_quantizer
         flat, metadata = quantizer.get_state_dict_and_metadata(SimpleNamespace(state_dict=lambda: own))
         tensors = {
-            name: tensor.as_subclass(torch.Tensor)  # type: ignore[no-untyped-call]
+            name: tensor.as_subclass(torch.Tensor)
             for name, tensor in (own if flat is None else flat).items()
             if not self._parts.is_tied(name)
         }

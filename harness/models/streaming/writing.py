@@ -102,7 +102,7 @@ class TensorFile:
         raw = tensor.detach().contiguous().cpu().reshape(-1).view(_bytes())
         if raw.numel() != end - begin:
             raise HarnessError(f"{name} has {raw.numel()} bytes, and {end - begin} were planned")
-        self._pwrite(memoryview(raw.numpy()), begin)
+        self._pwrite(raw.numpy().data, begin)
 
     def close(self) -> None:
         os.close(self._handle)
