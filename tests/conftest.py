@@ -65,6 +65,8 @@ HEAVY = "heavy and not thorough and not slow and not stack and not gpu"
 """The selection that ``make test`` makes after it."""
 THOROUGH = "thorough and not slow and not stack and not gpu"
 """The selection of ``make test-thorough``."""
+NO_BROWSER = ("needs chromium", "needs playwright")
+"""How the reasons begin for which tests that open a page are skipped."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -115,6 +117,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs a GPU where torch can use none."""
     if item.get_closest_marker("gpu") and (reason := _no_gpu()):
         pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in one line that tests in a real browser were skipped: no other test looks at what readers see."""
+    reasons = (report.longrepr[-1].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ()))
+    for reason in dict.fromkeys(each for each in reasons if each.startswith(NO_BROWSER)):
+        terminalreporter.write_line(f"tests in a real browser were skipped: {reason}")
 
 
 @cache

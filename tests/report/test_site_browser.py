@@ -97,6 +97,7 @@ def test_two_rows_are_compared_where_they_are_comparable(page: Any, site: Path) 
     assert {cells[2] for cells in equal.values()} == {"the same"}
     unlike = compared(page, "bnb-nf4 … nightly", "none … nightly")
     assert unlike["Quality: Perplexity"][3].startswith(("the intervals", "not every"))
+    assert unlike["Size: Weights"][3] == "counted exactly: worse", "a size has no interval by nature"
     assert not any("incomparable" in cells[3] for cells in unlike.values())
     elsewhere = compared(page, "bnb-nf4 … nightly", "bnb-nf4 … elsewhere")
     assert elsewhere["Quality: Perplexity"][2] == "the same", "it depends on no machine"
@@ -110,6 +111,19 @@ def test_two_rows_are_compared_where_they_are_comparable(page: Any, site: Path) 
     data = page.evaluate("JSON.parse(document.querySelector('[data-rows]').textContent)")
     assert all(figure[-1] in data["conditions"] for row in data["rows"] for figure in row["figures"])
     assert page.complaints == []
+
+
+def test_variants_that_are_collapsed_are_printed(page: Any, site: Path) -> None:
+    (model,) = (site.parent / "models").glob("*.html")
+    page.goto(model.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = false; })")
+    shown = "all => all.map(each => each.checkVisibility())"
+    variants, sources = "main details > .scroll", "details details > ul"
+    assert set(page.eval_on_selector_all(variants, shown)) == {False}
+    page.emulate_media(media="print")
+    assert set(page.eval_on_selector_all(variants, shown)) == {True}
+    assert set(page.eval_on_selector_all(sources, shown)) == {False}, "what each sweep measured stays collapsed"
+    page.emulate_media(media="screen")
 
 
 def test_axe_finds_nothing_to_mend_and_a_phone_scrolls_in_one_direction(page: Any, site: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.analysis.keyed import KeyedFigure
+from harness.figures.statistic import Count
 from harness.figures.table import Table, VariantRow
 from harness.report.answer import Answer
 from harness.report.column import Column, cell, columns_of
@@ -17,7 +18,8 @@ from harness.report.page import Page
 class SiteFigure:
     """A figure as readers see it, with the ends of its interval, and a key: figures of one key are comparable.
 
-    Figures of one ``series`` are the same figure of the same variant, measured again.
+    Figures of one ``series`` are the same figure of the same variant, measured again. An ``exact`` one is counted, so
+    that it has no interval by nature.
     """
 
     name: str
@@ -31,6 +33,7 @@ class SiteFigure:
     high: float | None
     key: str
     series: str
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ def _figures(table: Table, row: VariantRow, found: Sequence[KeyedFigure]) -> Ite
                 high=high if high is not None and math.isfinite(high) else None,
                 key=each.conditions.key,
                 series=each.whole.key,
+                exact=isinstance(each.figure.statistic, Count),
             )
 
 

@@ -22,7 +22,7 @@ MOST_OPEN = 6
 """The figures of more variants than these are collapsed, each variant's by itself."""
 MOST_COMPARED = 400
 """The newest rows of a model that can be chosen to be compared."""
-COMPARED = ("name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "key")
+COMPARED = ("name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "exact", "key")
 """The fields of a figure in the order in which the site's script takes them."""
 NO_AGREEMENTS: Mapping[str, SiteAgreement] = MappingProxyType({})
 DAY = 10

@@ -31,7 +31,7 @@
   };
 
   const MOST_DIFFERENCES = 4, LONGEST = 60, SHORT = 8; // letters of a text, and of a key, that are shown
-  const FIELDS = ["name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "key"];
+  const FIELDS = ["name", "heading", "unit", "text", "interval", "direction", "value", "low", "high", "exact", "key"];
   const figures = row => new Map(row.figures.map(values => {
     const figure = Object.fromEntries(FIELDS.map((field, place) => [field, values[place]]));
     return [figure.name, figure];
@@ -49,10 +49,12 @@
   const beside = (one, other) => {
     if (one.value === other.value) return ["the same", ""];
     const change = one.value > 0 && other.value > 0 ? `× ${number(other.value / one.value)}` : "";
+    const better = one.direction === "neither" ? "" : (other.value < one.value) === (one.direction === "lower") ? "better" : "worse";
+    const judged = words => [change, [words, better].filter(Boolean).join(": ")];
+    if (one.exact && other.exact) return judged("counted exactly");
     if ([one.low, one.high, other.low, other.high].includes(null)) return [change, "not every figure has an interval"];
     if (one.low <= other.high && other.low <= one.high) return [change, "the intervals overlap"];
-    const better = one.direction === "neither" ? "" : (other.value < one.value) === (one.direction === "lower") ? "better" : "worse";
-    return [change, ["the intervals do not overlap", better].filter(Boolean).join(": ")];
+    return judged("the intervals do not overlap");
   };
 
   const setUpComparison = section => {
