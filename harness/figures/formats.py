@@ -29,6 +29,8 @@ def size_unit(sizes: Iterable[int], units: tuple[SizeUnit, ...]) -> SizeUnit:
 
 def significant(value: float, digits: int = 3) -> str:
     """``0.00415``, ``19.4``, ``5884``, ``1.89e-09``: never fewer digits than the integer part has."""
+    if 1e-4 <= value < 10**digits - 1:  # as nearly all are: one step, and the same digits as below
+        return f"{value:#.{digits}g}".removesuffix(".")
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "NaN"
     if value == 0:

@@ -63,9 +63,8 @@ class Cell(NamedTuple):
 
     @property
     def whole(self) -> str:
-        return " ".join(
-            part for part in (self.text, self.interval, ", ".join(note.text for note in self.notes)) if part
-        )
+        parts = (self.text, self.interval, ", ".join([note.text for note in self.notes]) if self.notes else "")
+        return " ".join(filter(None, parts))
 
 
 def columns(table: Table) -> tuple[Column, ...]:
@@ -129,14 +128,12 @@ def values(table: Table, column: Column) -> tuple[Value, ...]:
 def cells(table: Table, column: Column) -> tuple[Cell, ...]:
     """As readers see them, row by row; written once for all formats of a report."""
     key = "cells", column.figure.name, column.place
-    return table.remember(
-        key, lambda: tuple(_cell(column, *pair) for pair in zip(table.rows, values(table, column), strict=True))
-    )
+    return table.remember(key, lambda: _cells(column, table.rows, values(table, column)))
 
 
 def cell(column: Column, row: VariantRow) -> Cell:
     """The formatted figure: ``value [low, high]``, or a dash, with a note if it is known why."""
-    return _cell(column, row, column.value(row))
+    return _cells(column, (row,), (column.value(row),))[0]
 
 
 def raw(table: Table, column: Column) -> dict[str, Sequence[float | str | None]]:
@@ -152,16 +149,22 @@ def raw(table: Table, column: Column) -> dict[str, Sequence[float | str | None]]
     return {f"{column.name}{end}": part for end, part in zip(("", "_low", "_high"), parts, strict=True)}
 
 
-def _cell(column: Column, row: VariantRow, value: Value) -> Cell:
-    if value is None:
-        return Cell(BLANK, notes=column.notes(row))
-    if isinstance(value, str):
-        return Cell(value, notes=column.notes(row))
-    if not isinstance(value, Estimate):
-        return Cell(column.text(value), sort=value, notes=column.notes(row))
-    known = value.low is not None and value.high is not None
-    interval = f"[{column.text(value.low or 0)}, {column.text(value.high or 0)}]" if known else ""
-    return Cell(column.text(value.value), interval, value.value, column.notes(row))
+def _cells(column: Column, rows: Sequence[VariantRow], found: Sequence[Value]) -> tuple[Cell, ...]:
+    text, notes_of, place = column.format.text, column.figure.notes, column.place
+
+    def written(row: VariantRow, value: Value) -> Cell:
+        notes = notes_of(row, place)
+        if value is None:
+            return Cell(BLANK, notes=notes)
+        if isinstance(value, str):
+            return Cell(value, notes=notes)
+        if not isinstance(value, Estimate):
+            return Cell(text(value), "", value, notes)
+        known = value.low is not None and value.high is not None
+        interval = f"[{text(value.low or 0)}, {text(value.high or 0)}]" if known else ""
+        return Cell(text(value.value), interval, value.value, notes)
+
+    return tuple(map(written, rows, found))
 
 
 def _side_by_side(table: Table, alike: Sequence[Figure[Any]]) -> list[Column]:

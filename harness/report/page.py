@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from harness.analysis.selection import current
 from harness.analysis.summaries import Summaries
 from harness.analysis.tradeoff import tradeoff
+from harness.core.column import LazyColumn
 from harness.core.label import Label, codes
 from harness.core.model import MAIN_ENGINE
 from harness.core.record import Damaged, RunRecord
@@ -39,7 +41,7 @@ TELLING = ("protocol", "text", "context")
 
 @dataclass(frozen=True)
 class Page:
-    """A report before rendering; ``answers`` has the answer of each table, or None.
+    """A report before rendering; ``answers`` has the answer of each table, or None, and is derived when it is used.
 
     ``damaged`` are attempts that are not as they were written; figures of those left out are missing.
     ``redacted`` says what was left out of the records; None if nothing was. ``summaries`` are what was derived before
@@ -48,7 +50,7 @@ class Page:
 
     title: str
     tables: tuple[Table, ...]
-    answers: tuple[Answer | None, ...]
+    answers: Sequence[Answer | None]
     faults: tuple[Fault, ...]
     hardware: tuple[tuple[str, str], ...]
     software: tuple[tuple[str, str], ...]
@@ -109,10 +111,15 @@ def page(
     models = tuple(dict.fromkeys(table.model for table in tables))
     models = models or tuple(dict.fromkeys(model.label for record in counted for model in record.spec.job.models[:1]))
     recipes = tuple(dict.fromkeys(record.spec.recipe for record in counted))
+
+    @cache
+    def answers() -> tuple[Answer | None, ...]:
+        return tuple(default_answer(table, damaged, summaries) for table in tables)
+
     return Page(
         title=", ".join(models) or "no runs",
         tables=tables,
-        answers=tuple(default_answer(table, damaged, summaries) for table in tables),
+        answers=LazyColumn[Answer | None](len(tables), answers),
         faults=tuple(_fault(record) for record in counted if record.status != "ok"),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Files = Iterable[tuple[str, bytes]]
 """Each file's path in the report's folder, and its content."""
+_FilesByFormat = dict[str, list[tuple[str, bytes]]]
 
 
 def _html(page: Page) -> Files:
@@ -77,8 +78,6 @@ FORMATS: Mapping[str, Callable[[Page], Files]] = {
     "github": _github,
 }
 """The renderer of each format, imported on first use."""
-BESIDE = ("md", "csv")
-"""Formats that are rendered beside the page, which takes longer than both."""
 
 
 def write_report(
@@ -135,23 +134,41 @@ def write_files(out: Path, files: Files) -> list[Path]:
 
 
 def _rendered(page: Page, formats: Sequence[str]) -> list[tuple[str, bytes]]:
-    beside = [name for name in formats if name in BESIDE] if "html" in formats else []
-    if not (beside and page.is_long):
-        found = _files(page, formats)
-    else:
-        from harness.report.column import cells, shown_columns
-        from harness.report.side_by_side import side_by_side
-
-        for table in page.tables:  # what all of these formats show is derived once
-            for column in shown_columns(table):
-                cells(table, column)
-        here = [name for name in formats if name not in beside]
-        mine, theirs = side_by_side(lambda: _files(page, here), lambda: _files(page, beside))
-        found = mine | theirs
+    found = _rendered_apart(page, formats) if "html" in formats and page.is_long else _files(page, formats)
     return [file for name in formats for file in found[name]]
 
 
-def _files(page: Page, formats: Sequence[str]) -> dict[str, list[tuple[str, bytes]]]:
+def _rendered_apart(page: Page, formats: Sequence[str]) -> _FilesByFormat:
+    """CSV and Markdown in processes of their own beside the page's.
+
+    CSV shows no text of a cell and no answer, so it begins first. Markdown begins when this process has derived what it
+    shows as the page does.
+    """
+    here = [name for name in formats if name not in ("csv", "md")]
+
+    def page_and_markdown() -> _FilesByFormat:
+        from harness.report.column import cells, shown_columns
+
+        tuple(page.answers)
+        for table in page.tables:
+            for column in shown_columns(table):
+                cells(table, column)
+        return _beside(page, "md", formats, lambda: _files(page, here))
+
+    return _beside(page, "csv", formats, page_and_markdown)
+
+
+def _beside(page: Page, name: str, formats: Sequence[str], others: Callable[[], _FilesByFormat]) -> _FilesByFormat:
+    """The files of the ``others``, and beside them those of the format with this name, if it is among the formats."""
+    from harness.report.side_by_side import side_by_side
+
+    if name not in formats:
+        return others()
+    mine, theirs = side_by_side(others, lambda: _files(page, [name]))
+    return mine | theirs
+
+
+def _files(page: Page, formats: Sequence[str]) -> _FilesByFormat:
     return {name: list(FORMATS[name](page)) for name in formats}
 
 

@@ -38,4 +38,8 @@ class Drawing:
     def json(self) -> str:
         """NaN and infinity become null, because JSON cannot express them."""
         layout = {**self.layout, "annotations": self.notes, "shapes": self.lines}
-        return json.dumps(finite({"data": self.traces, "layout": layout}), allow_nan=False, separators=(",", ":"))
+        drawn = {"data": self.traces, "layout": layout}
+        try:
+            return json.dumps(drawn, allow_nan=False, separators=(",", ":"))
+        except ValueError:  # few plots have any
+            return json.dumps(finite(drawn), allow_nan=False, separators=(",", ":"))

@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import cast
 
 from harness.figures.answers import DRAWN
-from harness.figures.figure import LOG_FROM_RATIO, Figure, Whole
+from harness.figures.figure import LOG_FROM_RATIO, Figure, Value, Whole
 from harness.figures.quality import FRONT_PROBABILITY
 from harness.figures.quantizing import QUANTIZE_PEAK, QUANTIZE_TIME
 from harness.figures.size import BITS_PER_WEIGHT, CHECKPOINT_BITS
@@ -18,7 +18,7 @@ from harness.figures.tasks import ACCURACY
 from harness.figures.tool_calls import offered
 from harness.report import escape
 from harness.report.choice import chosen, left_out
-from harness.report.column import Column, cell, columns_of
+from harness.report.column import Column, cell, columns_of, values
 from harness.report.plots.axes import CUT_OFF, axis_of, cut_off, estimate, intervals, reach
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot, families
@@ -138,14 +138,11 @@ def _batches(scores: Sequence[Column]) -> list[Sequence[Column]]:
 
 
 def _panels(table: Table, topic: _Topic) -> Plot | None:
-    columns = [
-        (column, title)
-        for column, title in zip(topic.columns, topic.titles, strict=True)
-        if any(_finite(column, row) for row in table.rows if not row.is_baseline)
-    ]
-    measured = [row for row in table.rows if any(_finite(column, row) for column, _ in columns) and not row.is_baseline]
+    has_figure = zip(*(map(_finite, values(table, column)) for column in topic.columns), strict=True)
+    measured = [row for row, each in zip(table.rows, has_figure, strict=True) if any(each) and not row.is_baseline]
     rows = chosen(measured)
-    named = [(column, title) for column, title in columns if any(_finite(column, row) for row in rows)]
+    columns = zip(topic.columns, topic.titles, strict=True)
+    named = [(column, title) for column, title in columns if any(_finite(column.value(row)) for row in rows)]
     if not rows:
         return None
     width = (1 - GAP * (len(named) - 1)) / len(named)
@@ -166,14 +163,14 @@ def _panels(table: Table, topic: _Topic) -> Plot | None:
 def _draw(drawing: Drawing, table: Table, rows: Sequence[VariantRow], panel: _Panel) -> bool:
     """Draws a panel; returns whether it cuts an interval off."""
     column = panel.column
-    there = [(place, row) for place, row in enumerate(rows) if _finite(column, row)]
+    there = [(place, row) for place, row in enumerate(rows) if _finite(column.value(row))]
     found = [estimate(column.value(row)) for _, row in there]
-    values = [each.value * column.format.factor for each in found]
-    log = min(values) > 0 and max(values) > LOG_FROM_RATIO * min(values)
+    numbers = [each.value * column.format.factor for each in found]
+    log = min(numbers) > 0 and max(numbers) > LOG_FROM_RATIO * min(numbers)
     methods = families(table.rows)
     drawing.trace(
         "scatter",
-        x=values,
+        x=numbers,
         y=[place for place, _ in there],
         xaxis=panel.axis,
         error_x=intervals(found, lambda value: value * column.format.factor) | {"color": GREY},
@@ -220,7 +217,7 @@ def _draw(drawing: Drawing, table: Table, rows: Sequence[VariantRow], panel: _Pa
 def _beside(table: Table, column: Column) -> list[Estimate]:
     """The baseline's value, without its interval, if a line is drawn there."""
     base = table.baseline
-    if column.figure.name not in BESIDE_BASELINE or base is None or not _finite(column, base):
+    if column.figure.name not in BESIDE_BASELINE or base is None or not _finite(column.value(base)):
         return []
     return [replace(estimate(column.value(base)), low=None, high=None)]
 
@@ -239,6 +236,6 @@ def _range(
     return (0.0, high) if from_zero or (not log and min(each.value for each in found) == 0) else (low, high)
 
 
-def _finite(column: Column, row: VariantRow) -> bool:
-    value = column.value(row)
-    return value is not None and not isinstance(value, str) and math.isfinite(estimate(value).value)
+def _finite(value: Value) -> bool:
+    number = value.value if isinstance(value, Estimate) else value
+    return number is not None and not isinstance(number, str) and math.isfinite(number)

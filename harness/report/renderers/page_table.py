@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from harness.figures.figure import Note
+from harness.figures.figure import Note, Value
 from harness.figures.table import Table, VariantRow
 from harness.report import escape
 from harness.report.column import Cell, Column, cells, shown_columns, values
@@ -90,6 +90,7 @@ class PageTable:
     table: Table
     columns: tuple[Column, ...]
     footnotes: Footnotes
+    _cells: tuple[tuple[Cell, ...], ...]
     _paddings: tuple[tuple[str, ...], ...]
     _bars: tuple[Bars | None, ...]
 
@@ -109,19 +110,20 @@ class PageTable:
         ``bars`` are bytes in base64; null in a column without intervals.
         """
         rows = [self.table.rows[place] for place in places]
-        columns = [self._packed(number, places) for number in range(len(self.columns))]
+        columns = [[each[place] for place in places] for each in self._cells]
+        paddings = [[each[place] for place in places] for each in self._paddings]
         return json.dumps(
             {
-                "names": [_line(row.label) for row in rows],
+                "names": _lines([row.label for row in rows]),
                 "controls": _marked([row.is_control for row in rows]),
                 "fronts": _marked([row.front for row in rows]),
                 "statuses": _repeated([row.status for row in rows]),
-                "reasons": _repeated([_line(str(row.reason)) for row in rows]),
+                "reasons": _repeated(_lines([str(row.reason) for row in rows])),
                 "labels": _repeated([self.label_numbers(row) for row in rows]),
                 "facts": _repeated([" · ".join(_line(fact.sentence) for fact in row.facts) for row in rows]),
                 "verdicts": get_args(Verdict),
-                "cells": columns,
-                "keys": [_keys([cells(self.table, column)[place] for place in places]) for column in self.columns],
+                "cells": [self._packed(*pair) for pair in zip(columns, paddings, strict=True)],
+                "keys": list(map(_keys, columns)),
                 "bars": [None if bars is None else _base64(bars[list(places)]) for bars in self._bars],
                 "notes": list(map(_line, self.footnotes.notes)),
             },
@@ -130,23 +132,24 @@ class PageTable:
         )
 
     def _parts(self, number: int, place: int) -> CellParts:
-        cell, bars = cells(self.table, self.columns[number])[place], self._bars[number]
+        cell, bars = self._cells[number][place], self._bars[number]
         bar = None if bars is None else "" if bars[place, 0] == NO_BAR else _style(*bars[place].tolist())
         word, marks = self.footnotes.of(cell)
         key = None if cell.sort is None else cell.sort_key
         return CellParts(cell.text, key, self._paddings[number][place], bar, cell.interval, word, marks)
 
-    def _packed(self, number: int, places: Sequence[int]) -> list[str]:
-        found, paddings = cells(self.table, self.columns[number]), self._paddings[number]
-        packed = []
-        for place in places:
-            cell = found[place]
-            parts = [_line(cell.text), paddings[place]]
-            if cell.interval or cell.notes:
-                word, marks = self.footnotes.of(cell)
-                parts += [_line(cell.interval), _line(word), marks]
-            packed.append(SEPARATOR.join(parts).rstrip(SEPARATOR))
-        return packed
+    def _packed(self, column: Sequence[Cell], paddings: Sequence[str]) -> list[str]:
+        """Its cells, each as one text."""
+        notes = [self.footnotes.of(cell) for cell in column]
+        parts = zip(
+            _lines([cell.text for cell in column]),
+            paddings,
+            _lines([cell.interval for cell in column]),
+            _lines([word for word, _ in notes]),
+            [marks for _, marks in notes],
+            strict=True,
+        )
+        return [SEPARATOR.join(each).rstrip(SEPARATOR) for each in parts]
 
 
 def page_table(table: Table) -> PageTable:
@@ -156,8 +159,10 @@ def page_table(table: Table) -> PageTable:
     for row in table.rows:
         for label in row.labels:
             footnotes.number(label.sentence)
-    paddings = tuple(_paddings([cell.text for cell in cells(table, column)]) for column in columns)
-    return PageTable(table, columns, footnotes, paddings, tuple(_bars(table, column) for column in columns))
+    found = tuple(cells(table, column) for column in columns)
+    paddings = tuple(_paddings([cell.text for cell in column]) for column in found)
+    bars = tuple(_bars(values(table, column)) for column in columns)
+    return PageTable(table, columns, footnotes, found, paddings, bars)
 
 
 def _paddings(texts: Sequence[str]) -> tuple[str, ...]:
@@ -178,12 +183,8 @@ def _decimals(text: str) -> int | None:
     return 0 if whole[-1:].isdecimal() or not whole[1:] else None
 
 
-def _bars(table: Table, column: Column) -> Bars | None:
-    found = values(table, column)
-    ends = np.full((len(found), 3), math.nan)
-    for place, value in enumerate(found):
-        if isinstance(value, Estimate) and value.low is not None and value.high is not None and value.low < value.high:
-            ends[place] = value.low, value.value, value.high
+def _bars(found: Sequence[Value]) -> Bars | None:
+    ends = np.array(list(map(_ends, found)), dtype=np.float64).reshape(-1, 3)
     known = np.isfinite(ends[:, 1])
     if not known.any():
         return None
@@ -195,6 +196,13 @@ def _bars(table: Table, column: Column) -> Bars | None:
     bars = np.full(ends.shape, NO_BAR, dtype=np.uint8)
     bars[known] = np.rint(100 * np.clip(np.nan_to_num(shares, nan=0.0), 0, 1)).astype(np.uint8)
     return bars
+
+
+def _ends(value: Value) -> tuple[float, float, float]:
+    """Low end, figure and high end; NaN where there is no interval."""
+    if isinstance(value, Estimate) and value.low is not None and value.high is not None and value.low < value.high:
+        return value.low, value.value, value.high
+    return math.nan, math.nan, math.nan
 
 
 def _style(low: int, value: int, high: int) -> str:
@@ -218,6 +226,12 @@ def _repeated(words: Sequence[str]) -> Mapping[str, Any]:
 
 def _marked(flags: Sequence[bool]) -> list[int]:
     return [place for place, flag in enumerate(flags) if flag]
+
+
+def _lines(texts: list[str]) -> list[str]:
+    """Each as ``_line`` writes it; nearly always all of them are so already."""
+    short = max(map(len, texts), default=0) <= escape.LONGEST_TEXT
+    return texts if short and "".join(texts).isprintable() else list(map(_line, texts))
 
 
 def _line(text: str) -> str:
