@@ -11,6 +11,8 @@ requests into the spool, the agent runs each as the local executor does, and wri
     NODE/N.absent.json the answer
     NODE/N.timing      question N: how fast is the node?
     NODE/N.speeds.json the answer
+    NODE/N.data.json   question N: which of these data sets of a hub cannot be read on the node?
+    NODE/N.fault.json  the answer: the first of them and why, or nothing
     NODE/N.run.json    run N: its spec and inputs
     NODE/N.phases      the phases that run N has begun, one per line
     NODE/N.log         its log
@@ -45,9 +47,11 @@ from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import Speeds
 from harness.errors import ResultsError, UsageError, reason_of
+from harness.execution import fetch
 from harness.execution.cluster import NodeReport, find_absent, report_node
 from harness.execution.debris import clear
 from harness.execution.executor import RunLost
+from harness.execution.fetch import HubContent
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.output import LOG_HEAD_BYTES, LOG_TAIL_BYTES, Phases, read_outcome
 from harness.storage.anonymizer import Anonymizer
@@ -72,7 +76,7 @@ MAX_LOG_BYTES = LOG_HEAD_BYTES + LOG_TAIL_BYTES + 4096
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """How a job of a cluster is ended: when it is cancelled, preempted or out of time."""
 SETTINGS, BEAT, REPORT, STOP, GONE = "settings.json", "beat", "report.json", "stop", "gone"
-QUESTION, ANSWER = ".paths.json", ".absent.json"
+PATHS, ABSENT, DATA, FAULT = ".paths.json", ".absent.json", ".data.json", ".fault.json"
 TIMING, SPEEDS = ".timing", ".speeds.json"
 REQUEST, PHASES, LOG, ENDED = ".run.json", ".phases", ".log", ".ended.json"
 
@@ -178,8 +182,7 @@ class RemoteAgent:
 
     def ask_for(self, paths: Sequence[str]) -> None:
         """Has the agent look whether the node has these files and folders."""
-        self._question = str(next(self._count))
-        _write(self.folder / f"{self._question}{QUESTION}", encode(tuple(paths)).encode())
+        self._ask(PATHS, tuple(paths))
 
     def time(self) -> Speeds:
         """Has the agent time its node. Raises RunLost if the agent has ended."""
@@ -196,12 +199,18 @@ class RemoteAgent:
 
         Raises RunLost if the agent has ended.
         """
-        answer = self.folder / f"{self._question}{ANSWER}"
-        if not _is_there(answer):
-            if (reason := self._end()) is not None:
-                raise RunLost(reason, for_good=True)
-            return None
-        return _read(tuple[str, ...], answer)
+        return self._answer(tuple[str, ...], ABSENT)
+
+    def ask_to_read(self, data: HubContent) -> None:
+        """Has the agent look whether the node can read these data sets without a connection, as its runs must."""
+        self._ask(DATA, data)
+
+    def read_problem(self) -> str | None:
+        """The first of the data sets last asked for that the node cannot read, and why; empty if it can read all.
+
+        None until the agent has looked. Raises RunLost if it has ended.
+        """
+        return self._answer(str, FAULT)
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         """The outcome and the log of a run on the node. Raises RunLost if the agent ends before the run.
@@ -235,6 +244,18 @@ class RemoteAgent:
                 return False
             time.sleep(POLL_S)
         return True
+
+    def _ask(self, ending: str, what: object) -> None:
+        self._question = str(next(self._count))
+        _write(self.folder / f"{self._question}{ending}", encode(what).encode())
+
+    def _answer(self, kind: type[T], ending: str) -> T | None:
+        answer = self.folder / f"{self._question}{ending}"
+        if not _is_there(answer):
+            if (reason := self._end()) is not None:
+                raise RunLost(reason, for_good=True)
+            return None
+        return _read(kind, answer)
 
     def _wait(self, name: str, phases: Phases) -> tuple[Outcome, bytes]:
         read_bytes = 0
@@ -322,8 +343,11 @@ class _Agent:
         """Writes the report if it is missing, answers and begins what is new, and raises what ended runs raised."""
         if not _is_there(self._folder / REPORT):
             _write(self._folder / REPORT, encode(report_node(self._site)).encode())
-        for name, path in self._new(QUESTION):
-            _write(self._folder / f"{name}{ANSWER}", encode(find_absent(_read(tuple[str, ...], path))).encode())
+        for name, path in self._new(PATHS):
+            _write(self._folder / f"{name}{ABSENT}", encode(find_absent(_read(tuple[str, ...], path))).encode())
+        for name, path in self._new(DATA):
+            problem = self._anonymizer.message(fetch.find_unreadable(_read(HubContent, path)) or "")
+            _write(self._folder / f"{name}{FAULT}", encode(problem).encode())
         for name, _ in self._new(TIMING):
             _write(self._folder / f"{name}{SPEEDS}", encode(self._site.speeds(self._site.stacks.device)).encode())
         for name, path in self._new(REQUEST):

@@ -180,6 +180,16 @@ def refuse_absent(absent: Mapping[str, Sequence[str]]) -> None:
             raise UsageError(f"{name} does not see {paths[0]}: put it into a folder that all nodes share")
 
 
+def refuse_unreadable(problems: Mapping[str, str]) -> None:
+    """Raises UsageError, with the first node, if any has a problem with the data sets that were fetched from a hub."""
+    for name, problem in problems.items():
+        if problem:
+            raise UsageError(
+                f"{name} cannot read a data set of the hub, and nodes download nothing: {problem}; put the hub's cache "
+                "($HF_HOME) into a folder that all nodes share"
+            )
+
+
 def _ready(report: NodeReport) -> frozenset[str]:
     """The stacks that can run something on a node."""
     return frozenset(name for name, stack in report.stacks.items() if stack.obstacle is None)

@@ -343,7 +343,8 @@ class RayExecutor:
     def _ask_all(self, method: str, *arguments: object, seconds: float | None = None) -> dict[str, Any]:
         """What the agent of each node answers, by the node's name.
 
-        Raises UsageError if one does not answer within so many seconds, and the HarnessError that one raised.
+        Raises UsageError if one does not answer within so many seconds, and the HarnessError that one raised, with the
+        node's name.
         """
         import ray
         from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -361,7 +362,7 @@ class RayExecutor:
                 ) from None
             except RayTaskError as error:
                 if isinstance(error.cause, HarnessError):
-                    raise error.cause from None
+                    raise type(error.cause)(f"{name}: {error.cause}") from None
                 raise UsageError(f"{name}: {_last_line(error)}") from None
             except RayError as error:
                 raise UsageError(f"{name}: Ray cannot run qharness there: {_last_line(error)}") from None

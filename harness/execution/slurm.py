@@ -29,9 +29,10 @@ from harness.core.site import Node, Speeds
 from harness.errors import ResultsError, UsageError
 from harness.execution import agent, fetch
 from harness.execution.agent import AgentSettings, Beating, RemoteAgent
-from harness.execution.cluster import ClusterSite, NodeReport, paths_read, refuse_absent
+from harness.execution.cluster import ClusterSite, NodeReport, paths_read, refuse_absent, refuse_unreadable
 from harness.execution.executor import RunLost
 from harness.execution.executors import ExecutorChoice
+from harness.execution.fetch import HubContent
 from harness.execution.interrupt import uninterrupted
 from harness.execution.local import LocalSite
 from harness.stacks import Stacks
@@ -234,7 +235,14 @@ class SlurmExecutor:
         refuse_absent(self._wait_for(RemoteAgent.read_absent))
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
-        return fetch.fetch(specs, self.site)
+        """Here. Then each node must be able to read the data sets."""
+        fetched = fetch.fetch(specs, self.site)
+        data = HubContent.data_of(specs)
+        if not data.is_empty:
+            for each in self._agents.values():
+                each.ask_to_read(data)
+            refuse_unreadable(self._wait_for(RemoteAgent.read_problem))
+        return fetched
 
     def run(
         self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node

@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.core.identity import digest
 from harness.host.machine import cache_folder
@@ -41,6 +42,11 @@ _ALLOWED = re.compile(
 _NETWORK = re.compile(
     r"(https?|all|no)_proxy|HF_ENDPOINT|HF_(HUB|DATASETS)_OFFLINE|HF_HUB_DISABLE_\w+|HF_HUB_\w+_TIMEOUT", re.IGNORECASE
 )
+
+OFFLINE: Mapping[str, str] = MappingProxyType(
+    {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+)
+"""With these, libraries read what is here and connect to no hub."""
 
 
 def for_workers(variables: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from harness.core.foreign import locate, parse_json, quoted, read_file, shown
 from harness.core.workload import TextRef
-from harness.errors import SourceError, did_you_mean, reason_of
+from harness.errors import SourceError, did_you_mean, first_line_of, reason_of
 from harness.recipe import Text
 from harness.storage.checksums import file_sha256
 
@@ -57,7 +57,10 @@ def resolve(text: Text, folder: Path) -> TextRef:
 
 
 def rows(text: TextRef) -> list[str]:
-    """The rows of a text. Raises SourceError if a file's content does not match its suffix."""
+    """The rows of a text.
+
+    Raises SourceError if a file's content does not match its suffix, or a data set cannot be read.
+    """
     if text.path is None:
         return _hub_rows(text)
     content = _content(text).replace("\r\n", "\n").replace("\r", "\n")
@@ -100,8 +103,12 @@ def _field(line: str, number: int, text: TextRef) -> str:
 
 def _hub_rows(text: TextRef) -> list[str]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    data = load_dataset(text.hub, text.config, split=text.split, revision=text.revision)
+    try:
+        data = load_dataset(text.hub, text.config, split=text.split, revision=text.revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise SourceError(f"{text.id}: cannot read the data set: {first_line_of(error)}") from error
     if text.field not in data.column_names:
         raise SourceError(f"{text.id}: no field {text.field!r}{did_you_mean(text.field, data.column_names)}")
     return [str(value) for value in data[text.field]]

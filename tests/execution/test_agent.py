@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hub_data import keep_data_set
 from run_specs import run_spec
 
 from harness.core.inputs import Input, InputFile
@@ -22,7 +23,7 @@ from harness.core.record import Measurement, Outcome
 from harness.core.site import MAIN, Machine, Node, Speeds
 from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef
 from harness.errors import ResultsError, UsageError
-from harness.execution import agent, local
+from harness.execution import agent, fetch, local
 from harness.execution.agent import AgentSettings, Heartbeat, RemoteAgent
 from harness.execution.cluster import (
     ClusterSite,
@@ -30,9 +31,11 @@ from harness.execution.cluster import (
     StackReport,
     paths_read,
     refuse_absent,
+    refuse_unreadable,
     report_node,
 )
 from harness.execution.executor import RunLost
+from harness.execution.fetch import HubContent
 from harness.execution.local import local_site
 from harness.storage.evidence import FEW_VALUES
 from harness.storage.json_codec import decode, encode
@@ -126,6 +129,22 @@ def test_an_agent_times_its_node(spool: Spool, monkeypatch: pytest.MonkeyPatch) 
     report = spool.begin()
     assert spool.remote.time() == own
     assert asked == [(report.machine, spool.folder / "cache")]
+
+
+DATA = HubContent(texts=(TextRef("who/text", hub="who/text", split="test", revision="a" * 40),))
+
+
+@pytest.mark.parametrize("problem", [None, "who/text: cannot read the data set"])
+def test_an_agent_says_whether_its_node_can_read_data_sets(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, problem: str | None
+) -> None:
+    asked: list[HubContent] = []
+    monkeypatch.setattr(fetch, "find_unreadable", lambda data: asked.append(data) or problem)
+    spool.begin()
+    spool.remote.ask_to_read(DATA)
+    while (answer := spool.remote.read_problem()) is None:
+        time.sleep(0.01)
+    assert (answer, asked) == (problem or "", [DATA])
 
 
 def test_a_question_to_an_agent_that_ends_has_an_end(spool: Spool) -> None:
@@ -264,6 +283,41 @@ def test_the_first_node_that_lacks_a_file_is_named_with_it() -> None:
     refuse_absent({"node-1": (), "node-2": ()})
     with pytest.raises(UsageError, match=r"node-2 does not see /a: put it into"):
         refuse_absent({"node-1": (), "node-2": ("/a", "/b"), "node-3": ("/c",)})
+
+
+def test_the_first_node_that_cannot_read_a_data_set_is_named_with_it() -> None:
+    refuse_unreadable({"node-1": "", "node-2": ""})
+    with pytest.raises(
+        UsageError, match=r"node-2 cannot read a data set .*: who/text: not cached; put the hub's cache"
+    ):
+        refuse_unreadable({"node-1": "", "node-2": "who/text: not cached", "node-3": "who/text: not cached"})
+
+
+def test_nodes_read_the_data_sets_of_a_hub_and_nothing_that_is_a_file() -> None:
+    text = PerplexityWorkload(DATA.texts[0], "gptq", 64, None)
+    own_data = TaskWorkload("mine", "/shared/mine.yaml", own="3", data=TextRef("d", "/shared/d.jsonl"))
+    of_hub, with_code = (
+        TaskWorkload("arc_easy", "/lib/arc_easy.yaml"),
+        TaskWorkload("x", "/x.yaml", trust_task_code=True),
+    )
+    specs = [
+        *(run_spec("quality", perplexity=each) for each in (text, text, replace(text, text=TextRef("t", "/t.txt")))),
+        *(run_spec("task", task=each) for each in (own_data, of_hub, with_code)),
+    ]
+    data = HubContent.data_of(specs)
+    assert data == replace(DATA, tasks=(of_hub, with_code))
+    assert data.by_trust() == (replace(DATA, tasks=(of_hub,)), HubContent(tasks=(with_code,)))
+    assert HubContent.data_of(specs[2:4]).is_empty
+
+
+@pytest.mark.slow
+def test_a_machine_reads_a_data_set_that_lies_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    problem = fetch.find_unreadable(DATA)
+    assert problem is not None
+    assert problem.startswith("who/text: cannot read the data set: ")
+    keep_data_set(tmp_path, "who/text", "test", ["One.", "Two."])
+    assert fetch.find_unreadable(DATA) is None
 
 
 def test_reports_survive_their_way(tmp_path: Path) -> None:

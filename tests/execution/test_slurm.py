@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import submitit
+from hub_data import keep_data_set
 from other_files import seeing
 
 from harness.api.plan import PlanSettings, plan_with_state
@@ -132,23 +133,29 @@ def test_a_plan_names_the_node_and_leaves_no_job(sweeps, tiny: Path, monkeypatch
     assert [run.spec.run_id for run in state.planned] == list(state.forecast.runs)
 
 
+def submitter_whose_second_node_lacks(shared: Path) -> Callable[[Mapping[str, object], Path], SimpleNamespace]:
+    """Submits jobs of this machine; that of node-2 sees an empty folder in the place of ``shared``."""
+    empty = shared.with_name("empty")
+    empty.mkdir()
+
+    def submitter(options: Mapping[str, object], folder: Path) -> SimpleNamespace:
+        one, other = jobs(folder), jobs(folder)
+        other.python = shlex.join([*seeing({shared: empty}), sys.executable])
+        return SimpleNamespace(
+            submit=lambda serve, spool, name: (other if name == "node-2" else one).submit(serve, spool, name)
+        )
+
+    return submitter
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_a_model_that_one_node_does_not_see_is_named_before_the_first_run(
     command: str, sweeps, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, empty = tmp_path / "models", tmp_path / "empty"
-    empty.mkdir()
+    models = tmp_path / "models"
     model = shutil.copytree(tiny, models / "tiny")
-
-    def submitter(options: Mapping[str, object], folder: Path) -> SimpleNamespace:
-        one, other = jobs(folder), jobs(folder)
-        other.python = shlex.join([*seeing({models: empty}), sys.executable])
-        return SimpleNamespace(
-            submit=lambda serve, spool, name: (other if name == "node-2" else one).submit(serve, spool, name)
-        )
-
-    monkeypatch.setattr(slurm, "_submitter", submitter)
+    monkeypatch.setattr(slurm, "_submitter", submitter_whose_second_node_lacks(models))
     recipe = sweeps.recipe({"models": [str(model)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
     place, executor = Workplace(sweeps.store.root, sweeps.cache.root), ExecutorChoice("slurm", nodes=2)
     ask: dict[str, Callable[[], object]] = {
@@ -157,6 +164,25 @@ def test_a_model_that_one_node_does_not_see_is_named_before_the_first_run(
     }
     with pytest.raises(UsageError, match=f"node-2 does not see {re.escape(str(model))}: put it into a folder that all"):
         ask[command]()
+    assert not list(tmp_path.rglob("record.json"))
+
+
+@pytest.mark.thorough
+def test_a_data_set_that_one_node_cannot_read_is_named_before_the_first_run(
+    sweeps, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    keep_data_set(data, "who/text", "test", ["One sentence of a text. " * 40] * 8)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(data))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # of this machine: there is no hub
+    monkeypatch.setattr(slurm, "_submitter", submitter_whose_second_node_lacks(data))
+    text = {"hub": "who/text", "split": "test", "revision": "a" * 40}
+    measured = {"perplexity": {"text": text, "context": 64, "windows": 2}}
+    recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": measured, "device": "cpu"})
+    place = Workplace(sweeps.store.root, sweeps.cache.root)
+    settings = RunSettings(place, executor=ExecutorChoice("slurm", nodes=2))
+    with pytest.raises(UsageError, match=r"node-2 cannot read a data set .*: who/text/test: .*all nodes share"):
+        run_part(load_recipe(recipe), settings)
     assert not list(tmp_path.rglob("record.json"))
 
 
