@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -15,10 +19,24 @@ if TYPE_CHECKING:
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What models of transformers call their cache, as an argument and in their output."""
+UNCOUNTED = ("mems", "past_buckets_states")
+"""XLNet's and Reformer's names for what they keep, which is not counted."""
 
 NORM = "RMSNorm"
 """How the names of norms' classes end that take one tensor, and return one like it. HY-V4 has one without a
 weight, which returns a number per token: such norms compute."""
+QUESTIONS: Mapping[str, bool | None] = MappingProxyType(
+    {
+        "transformers.masking_utils.find_packed_sequence_indices": None,
+        "transformers.masking_utils._ignore_bidirectional_mask_sdpa": False,
+        "transformers.PreTrainedModel.warn_if_padding_and_no_attention_mask": None,
+        "torch._check_tensor_all_with": None,
+    }
+)
+"""What is asked of numbers, of which there are none, and the answer for one text without padding: whether texts are
+packed into one, whether a mask masks nothing, whether to warn of padding, and whether indices are within bounds."""
+ROUTER = "TopKGating"
+"""How the name of JetMoE's routers ends, which count the tokens of each expert. Its attention has experts too."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +55,13 @@ def count_caches(model: Any) -> tuple[LayerCache, ...]:
     The passes are of 1 and 2 tokens, of some around the end of a block if layers compress, and of more than the longest
     window: a cache that they do not explain is refused. Experts and norms do not compute, because they cache nothing:
     some experts loop over those that tokens chose, which only numbers would tell, and norms take a third of the time.
+    A model no part of which takes a cache, such as the first GPT, keeps nothing: each token computes the whole text
+    again.
+
     Raises ValueError for a cache that cannot be read, and whatever the model raises if it cannot run without numbers.
     """
+    if not {*CACHES, *UNCOUNTED} & _arguments(model):
+        return ()
     _idle(model)
     dtype = str(model.dtype).removeprefix("torch.")
     constants = dict(_attributes(model))
@@ -59,6 +82,12 @@ def count_caches(model: Any) -> tuple[LayerCache, ...]:
     return found
 
 
+def _arguments(model: Any) -> set[str]:
+    """The names of what its modules take, wherever in the model they are."""
+    kinds = {type(module) for module in model.modules()}
+    return {name for kind in kinds for name in signature(kind.forward).parameters}
+
+
 def _idle(model: Any) -> None:
     """Has a model's experts and norms return states as they would, but of no numbers."""
     import torch
@@ -68,6 +97,18 @@ def _idle(model: Any) -> None:
         is_norm = type(module).__name__.endswith(NORM) and hasattr(module, "weight")
         if is_experts or is_norm:
             module.forward = lambda states, *routing, **others: torch.empty_like(states)
+        elif type(module).__name__.endswith(ROUTER):
+            module.forward = partial(_route, module.top_k, module.num_experts)
+
+
+def _route(chosen: int, experts: int, states: torch.Tensor) -> tuple[Any, ...]:
+    """What JetMoE's router answers if the first expert gets all tokens, each ``chosen`` times.
+
+    The order of the places by expert, the token of each place, its weight, the places of each expert, and scores.
+    """
+    weights = states.new_empty(len(states) * chosen)
+    order = weights.long()
+    return order, order, weights, [len(weights)] + [0] * (experts - 1), states.new_empty(len(states), experts)
 
 
 def _layer(counts: Mapping[int, _CacheCount], start: int, dtype: str) -> LayerCache:
@@ -104,9 +145,9 @@ def _after(model: Any, tokens: int, constants: Collection[str]) -> list[_CacheCo
     from transformers import DynamicCache
 
     lengths = [length for length in (tokens - 1, 1) if length]
-    # Without a cache transformers asks the positions' numbers, of which there are none, whether texts are packed.
-    whole = patch("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None, create=True)
-    with torch.inference_mode(), whole:
+    with torch.inference_mode(), ExitStack() as answered:
+        for name, answer in QUESTIONS.items():
+            answered.enter_context(patch(name, lambda *_, answer=answer: answer, create=True))
         if passed := _passed(model, lengths, {}):
             [cache] = passed.values()
             return _held(cache, model.config.get_text_config().num_hidden_layers)
@@ -130,7 +171,11 @@ def _passed(model: Any, lengths: Iterable[int], passed: dict[str, Any]) -> dict[
 
 
 def _held(cache: Any, count: int) -> list[_CacheCount]:
-    """What each of ``count`` layers has in a cache. Tensors beside the layers count as further layers."""
+    """What each of ``count`` layers has in a cache. Tensors beside the layers count as further layers.
+
+    A model that might have an encoder has a second cache for it, which is empty without one.
+    """
+    cache = getattr(cache, "self_attention_cache", cache)
     if isinstance(cache, list):  # of tensors, each with all layers last
         shares = {dtype: numbers // count for dtype, numbers in _stored(cache).items()}
         return [_CacheCount(shares)] * count

@@ -31,7 +31,7 @@ from harness.numerics.traffic import ACTIVE_COUNTS, EXPERT_COUNTS
 from harness.storage.disk import Disk
 from harness.storage.folder_seal import read_sealed_json, with_seal
 
-VERSION = 7
+VERSION = 8
 """Increase this with every change of the answers: cached ones are then computed again."""
 TIMEOUT_S = 300
 MAX_ADDED_BYTES = 4 * 2**30

@@ -24,7 +24,15 @@ STATES = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2}
 LATENT = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
 SPARSE = {"q_lora_rank": 32, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4, "sliding_window": 12}
+BERT = {
+    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"vocab_size": 64, "max_position_embeddings": 128, "is_decoder": True},
+}
 KINDS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("bert", "megatron-bert", "roformer"), BERT),
+    "big_bird": {**BERT, "attention_type": "original_full"},
+    "rembert": {**BERT, "input_embedding_size": 32},
+    "jetmoe": {**SHAPE, "kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mamba": {**STATES, "state_size": 8},
     "falcon_mamba": {**STATES, "state_size": 8},
     "mamba2": {**STATES, "state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 1},
@@ -68,6 +76,7 @@ def filled(model: Any, tokens: int) -> int:
         first = model(input_ids=ids[:, :-1], use_cache=True)
         name = "past_key_values" if "past_key_values" in first else "cache_params"
         cache = model(input_ids=ids[:, -1:], use_cache=True, **{name: first[name]})[name]
+        cache = getattr(cache, "self_attention_cache", cache)  # the other is that of an encoder
     held = [*(vars(layer) for layer in cache.layers), {k: v for k, v in vars(cache).items() if k != "layers"}]
     floats = [each for each in tensors(held) if each.is_floating_point()]
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in floats}.values())
@@ -122,10 +131,26 @@ def test_states_kept_in_a_model_s_own_way_are_counted_too(kind: str) -> None:
         assert 0 < counted == sum(each.untyped_storage().nbytes() for each in held), f"{tokens} tokens"
 
 
-def test_a_model_without_a_cache_is_not_counted() -> None:
-    answer = described(AutoConfig.for_model("openai-gpt", n_embd=64, n_layer=2, n_head=4, vocab_size=64))
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("openai-gpt", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64}),
+        ("xlm", {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 64}),
+    ],
+)
+def test_a_model_that_takes_no_cache_keeps_nothing(kind: str, shape: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(kind, **shape)
+    answer = described(config)
+    assert (answer["caches"], answer["uncounted"]) == ([], None)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not {*caches.CACHES} & model(input_ids=torch.arange(8)[None]).keys()
+    assert model.prepare_inputs_for_generation(torch.arange(8)[None])["input_ids"].shape[1] >= 8, "the whole text again"
+
+
+def test_a_cache_of_another_name_is_not_counted() -> None:
+    answer = described(AutoConfig.for_model("xlnet", d_model=64, n_layer=2, n_head=4, d_inner=64, vocab_size=64))
     assert answer["caches"] is None
-    assert answer["uncounted"] == "it returns no cache that could be counted"
+    assert answer["uncounted"]
 
 
 def test_a_pass_whose_shapes_depend_on_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:

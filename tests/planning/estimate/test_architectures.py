@@ -1,0 +1,53 @@
+"""Which of transformers' causal language models ``estimate`` knows: the list of those that it does not is checked."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.heavy
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+architectures = _load("architectures")
+
+
+def test_the_page_names_each_exception_and_counts_the_others() -> None:
+    page = (ROOT / "docs" / "measurements" / "estimate-cpu.md").read_text(encoding="utf-8")
+    section = page.partition("## Every causal language model of transformers")[2]
+    types = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert f"{types - len(architectures.EXCEPTIONS)} of {types}" in section
+    for kind, reason in architectures.EXCEPTIONS.items():
+        (row,) = [line for line in section.splitlines() if f"`{kind}`" in line and line.startswith("|")]
+        assert reason in row
+    assert set(re.findall(r"`(\w+)`", section)) >= architectures.COMPLETED.keys()
+    assert {*architectures.COMPLETED, *architectures.EXCEPTIONS} <= MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+
+
+@pytest.mark.parametrize("kind", ["bamba", "ministral", "openai-gpt", "rembert"])
+def test_what_the_list_does_not_name_is_described_whole(kind: str) -> None:
+    lacking, detail = architectures.outcome(kind)
+    assert lacking is None, detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted({*architectures.COMPLETED, *architectures.EXCEPTIONS}))
+def test_a_type_is_described_whole_unless_it_is_an_exception(kind: str) -> None:
+    lacking, detail = architectures.outcome(kind)
+    assert (lacking is not None) == (kind in architectures.EXCEPTIONS), detail
