@@ -20,7 +20,6 @@ from harness.core.site import MAIN
 from harness.engines.vllm.engine import VARIABLES, Env, values
 from harness.metrics.divergence import QUANTITIES
 from harness.models import config
-from harness.planning import expand
 from harness.planning import plan as planning
 from harness.recipe import extends, fields, measure, text, yaml_file
 from harness.storage import evidence
@@ -106,13 +105,13 @@ so. The limits of single values are in the tables above. The others:
 | a path or an id | {fields.MAX_PATH} characters on one line |
 | any other text | {plain.MAX_TEXT} characters |
 | a duration, a size | {fields.MAX_SECONDS:.0f} s, {fields.MAX_SIZE} bytes |
-| entries of a list such as `models`, `methods`, `tasks` or `exclude` | {fields.MAX_ENTRIES} |
+| entries of a list such as `models`, `tasks` or `exclude` | {fields.MAX_ENTRIES} |
 | batch sizes, or prompt lengths, in one grid | {fields.MAX_SIZES} |
 | points of the grid, batch sizes × prompt lengths | {measure.MAX_CELLS} |
 | tokens of one batch, batch size × (`prompt_tokens` + `new_tokens`) | {fields.MAX_TOKENS} |
 | tokens of the calibration set, `samples` × `length` | {text.MAX_CALIBRATION_TOKENS} |
 | tokens of a generated text, `answers` × `tokens` | {text.MAX_GENERATED_TOKENS} |
-| combinations of parameters that `methods` or `engines` expand to | {expand.MAX_VARIANTS} |
+| entries of `methods` or `engines`, and the combinations of parameters that they expand to | {fields.MAX_VARIANTS} |
 | measuring runs of a plan, before `exclude` | {planning.MAX_RUNS} |
 | layers, and any width, of a synthetic model | {config.MAX_LAYERS}, {config.MAX_SIZE} |
 | a text file | {texts.MAX_TEXT_BYTES} bytes |

@@ -115,7 +115,7 @@ class Bound:
 
 
 BOUNDS = (
-    Bound("planning.expand", "MAX_VARIANTS", "variants of a recipe"),
+    Bound("recipe.fields", "MAX_VARIANTS", "variants of a recipe"),
     Bound("planning.plan", "MAX_RUNS", "planned runs"),
     Bound("recipe.sweep", "MAX_REPETITIONS", "repetitions"),
     Bound("recipe.yaml_file", "MAX_BYTES", "a recipe", "bytes"),

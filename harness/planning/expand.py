@@ -22,6 +22,7 @@ from harness.errors import SourceError, UsageError, did_you_mean
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Entry, MethodEntry, Model, Recipe
 from harness.recipe.faults import expected
+from harness.recipe.fields import MAX_VARIANTS
 from harness.recipe.yaml_file import Location
 from harness.stacks import stack_names
 
@@ -29,8 +30,6 @@ TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack to quantize in; every other key is a parameter."""
 A_SERVER = "what a server of yours serves is the method 'served': {served: {url: …, model: …}}"
-MAX_VARIANTS = 1000
-"""Combinations of parameters that the methods of a recipe, or its engines, expand to."""
 P = TypeVar("P", bound=BaseModel)
 
 

@@ -1,13 +1,14 @@
 """The recipe that asks what runs asked: ``plan``'s inverse, for runs whose recipe is not at hand.
 
-Records hold all that a recipe says but how it said it: lists of values are entries of their own, everything is written
-out, and ``exclude`` leaves out each combination that no run is of. If the runs are of recipes that differ in what all
-of their variants share, such as the seed, the last run decides: those that it does not suit are not planned, which
-``case_id`` tells.
+Records hold all that a recipe says but how it said it: entries that differ in one parameter become one with a list of
+its values, everything is written out, and ``exclude`` leaves out each combination that no run is of. If the runs are of
+recipes that differ in what all of their variants share, such as the seed, the last run decides: those that it does not
+suit are not planned, which ``case_id`` tells.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -71,10 +72,10 @@ def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, 
     return _set(
         name=specs[-1].recipe,
         models=_distinct(_model(each.model, place) for each in variants),
-        methods=_distinct(_method(each.method, place, whole) for each in rows),
-        engines=_distinct(_named(job.variant.engine, dict(job.variant.engine_params)) for job in measured),
+        methods=_listed((each.method.name, _params(each.method, place, whole)) for each in rows),
+        engines=_listed((job.variant.engine, dict(job.variant.engine_params)) for job in measured),
         measure=_measure(specs, jobs, place),
-        baseline=_method(last.baseline, place, whole),
+        baseline=_named(last.baseline.name, _params(last.baseline, place, whole)),
         repetitions=repetitions if any(job.repeated for job in jobs) else None,
         limits=limits or None,
         scope=scope,
@@ -140,8 +141,8 @@ def _model(model: ModelRef, place: Place) -> dict[str, Any]:
     return entry | ({"config": dict(model.config), "seed": model.seed} if model.kind == "synthetic" else {})
 
 
-def _method(method: MethodRef, place: Place, whole: bool) -> dict[str, Any] | str:
-    """A method with its parameters; of a published checkpoint, its place."""
+def _params(method: MethodRef, place: Place, whole: bool) -> dict[str, Any]:
+    """A method's parameters; of a published checkpoint, its place."""
     kept = dict(method.params)
     if not whole:
         defaults = {name: each.default for name, each in registry.method(method.name).params.model_fields.items()}
@@ -152,7 +153,7 @@ def _method(method: MethodRef, place: Place, whole: bool) -> dict[str, Any] | st
         kept |= {"trust_remote_code": True} if method.published.trust_remote_code else {}
     if method.server is not None:
         kept |= _set(url=method.server.url, api_key_env=method.server.api_key_env)
-    return _named(method.name, kept | ({"stack": method.stack} if method.stack else {}))
+    return kept | ({"stack": method.stack} if method.stack else {})
 
 
 def _perplexity(workload: PerplexityWorkload, place: Place) -> dict[str, Any]:
@@ -211,6 +212,26 @@ def _file(text: TextRef, place: Place) -> str:
     return place(text) or text.path or text.id
 
 
+def _listed(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any] | str]:
+    """Entries that expand to just these, as few as there are once those that differ in one parameter have become one.
+
+    A recipe of many variants is a product of lists, and one entry for each would be more than a recipe may have.
+    """
+    found = [(name, {key: [value] for key, value in params.items()}) for name, params in _distinct(entries)]
+    for key in dict.fromkeys(key for _, params in found for key in params):
+        merged: dict[str, tuple[str, dict[str, list[Any]]]] = {}
+        for name, params in found:
+            others = {each: sorted(map(_content, values)) for each, values in params.items() if each != key}
+            _, known = merged.setdefault(_content([name, others, key in params]), (name, params))
+            if known is not params and key in params:
+                known[key] += params[key]
+        found = list(merged.values())
+    return [
+        _named(name, {key: values if len(values) > 1 else values[0] for key, values in params.items()})
+        for name, params in found
+    ]
+
+
 def _named(name: str, params: Mapping[str, Any]) -> dict[str, Any] | str:
     return {name: dict(params)} if params else name
 
@@ -221,8 +242,8 @@ def _set(**values: Any) -> dict[str, Any]:
 
 
 def _distinct(values: Iterable[T]) -> list[T]:
-    found: list[T] = []
-    for each in values:
-        if each not in found:
-            found.append(each)
-    return found
+    return list({_content(each): each for each in values}.values())
+
+
+def _content(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -19,6 +19,7 @@ from harness.recipe.faults import all_of, recipe_error
 from harness.recipe.fields import (
     MAX_ENTRIES,
     MAX_RECIPE_NAME,
+    MAX_VARIANTS,
     Bytes,
     Commit,
     Devices,
@@ -180,12 +181,12 @@ class Recipe(Strict):
         min_length=1, max_length=MAX_ENTRIES, description="the models to quantize; an entry may be just an id"
     )
     methods: tuple[AnyMethod, ...] = Field(
-        min_length=1, max_length=MAX_ENTRIES, description="names, or {name: {parameter: value or list of values}}"
+        min_length=1, max_length=MAX_VARIANTS, description="names, or {name: {parameter: value or list of values}}"
     )
     engines: Annotated[tuple[AnyEngine, ...], AfterValidator(distinct)] = Field(
         (EngineEntry(name="transformers"),),
         min_length=1,
-        max_length=MAX_ENTRIES,
+        max_length=MAX_VARIANTS,
         description="the engines that run the variants: names, or {name: {parameter: value or list of values}}",
     )
     measure: Measure

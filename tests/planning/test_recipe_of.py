@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from run_specs import run_spec
 
 from harness.api.plan import plan
 from harness.core.run import RunSpec
 from harness.core.site import Machine
 from harness.errors import UsageError
+from harness.planning import recipe_of as inverse
 from harness.planning.recipe_of import recipe_of
 from harness.recipe import Recipe, load_recipe
+from harness.recipe.fields import MAX_ENTRIES
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CPU = Machine("cpu", "a test", memory_bytes=2**36)
@@ -93,6 +98,48 @@ def test_every_setting_of_a_recipe_is_found_again(tiny: Path, tmp_path: Path) ->
     }
     assert {each.run_id for each in found} == {each.run_id for each in specs}
     assert Recipe.model_fields.keys() - recipe_of(specs).keys() == {"extends"}
+
+
+def test_a_recipe_of_more_variants_than_a_list_of_entries_may_have(tiny: Path) -> None:
+    """Some of the product is left out, so that one entry is not enough."""
+    lists = {"bits": [8, 4, 3, 2], "group_size": [8 * n for n in range(1, 17)], "symmetric": [True, False]}
+    threads = [{"llamacpp": {"threads": each}} for each in range(1, 4)]
+    recipe = {
+        "name": "many",
+        "models": [str(tiny)],
+        "methods": ["none", {"rtn": lists}, {"gguf": {"type": ["Q8_0", "Q4_0"]}}],
+        "engines": ["transformers", *threads],
+        "measure": {"perplexity": {"text": "demo", "context": 64}},
+        "exclude": [{"method": "rtn", "bits": 4, "symmetric": True}, {"group_size": 16, "bits": 8}],
+        "device": "cpu",
+    }
+    specs = planned(Recipe.model_validate_json(json.dumps(recipe)))
+    found = recipe_of(specs)
+    assert len({each.variant.key for each in specs if each.kind == "quality"}) > MAX_ENTRIES
+    assert len(found["methods"]) < 8
+    assert found["engines"] == ["transformers", {"llamacpp": {"threads": [1, 2, 3]}}]
+    assert asked(again(specs)) == asked(specs)
+
+
+ROWS = st.sets(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.integers(0, 3), st.booleans()), min_size=1)
+
+
+@given(ROWS)
+def test_entries_expand_to_just_what_they_were_made_of(rows: set[tuple[str, int, int, bool]]) -> None:
+    """Also where some leave a parameter out."""
+    entries = [(name, {"x": x, "y": y} if has else {"y": y}) for name, x, y, has in sorted(rows)]
+    expanded: list[tuple[str, dict[str, int]]] = []
+    for entry in inverse._listed(entries):
+        ((name, params),) = entry.items() if isinstance(entry, dict) else ((entry, {}),)
+        values = [each if isinstance(each, list) else [each] for each in params.values()]
+        expanded += [(name, dict(zip(params, combination, strict=True))) for combination in product(*values)]
+    assert sorted(expanded, key=str) == sorted({str(each): each for each in entries}.values(), key=str)
+
+
+def test_entries_of_a_product_become_one() -> None:
+    entries = [("rtn", {"bits": bits, "group_size": size}) for size in range(16) for bits in range(16)]
+    ((entry),) = inverse._listed([*entries, ("none", {}), *entries])[:1]
+    assert entry == {"rtn": {"bits": list(range(16)), "group_size": list(range(16))}}
 
 
 def test_what_a_recipe_excludes_is_not_asked_again(tiny: Path) -> None:
