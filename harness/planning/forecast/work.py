@@ -199,14 +199,10 @@ class _Model:
 
     @property
     def _checkpoint_bytes(self) -> int:
-        """Of the checkpoint that it loads: of a published one, the size of its files."""
-        job, plain_bytes = self.run.spec.job, self.size.parameters * self.element_bytes
-        if not isinstance(job, VariantJob) or job.quantizes:
-            return plain_bytes
-        if (published := job.variant.method.published) is not None:
-            files = next((each.files for each in self.run.inputs if each.folder == published.path), ())
-            return sum(file.size for file in files) or plain_bytes
-        return self._weight_bytes if "quantize" in self.run.spec.needs else plain_bytes
+        """Of the checkpoint that it loads: the variant's own if it was published or made before, else the model's."""
+        job, made = self.run.spec.job, "quantize" in self.run.spec.needs
+        own = isinstance(job, VariantJob) and not job.quantizes and (made or job.variant.method.published is not None)
+        return self._weight_bytes if own else self.size.parameters * self.element_bytes
 
     @property
     def _unpacking_s(self) -> float:
