@@ -28,7 +28,7 @@ from harness.errors import UndrivenError
 T = TypeVar("T")
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
 UNFINISHED = "the run was ended while it was measured"
-"""The reason of a fact that what a run measures last is missing."""
+"""The reason of a fact that what a run measures last is missing. Alone it says that the whole sweep was ended then."""
 MAX_NODE_CHARACTERS = 64
 MAX_NOTES = 1_000
 """Labels of a run, and facts; runs have fewer than ten of each, and one for each pattern of a recipe's scope."""
@@ -162,6 +162,11 @@ class Outcome:
             for fact in self.facts
         )
         return replace(self, facts=facts)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the sweep was ended while the run measured the last of it: the next one makes the run again."""
+        return any(fact.arguments.get("reason") == UNFINISHED for fact in self.facts)
 
     def unstorable(self, reason: Failure) -> Outcome:
         """What is kept of an outcome that cannot be stored for a reason. If the run had not failed, it is invalid.

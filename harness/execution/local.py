@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -38,7 +38,7 @@ from harness.host.visible import NUMBERED_AS_NVML
 from harness.libraries import load_generator
 from harness.stacks import Stacks
 from harness.stacks.build import environment
-from harness.stacks.variables import for_workers
+from harness.stacks.variables import OFFLINE, for_workers
 from harness.storage.cache import Cache
 from harness.storage.disk import is_full
 from harness.storage.json_codec import encode
@@ -58,9 +58,7 @@ MAX_FOLDER_BYTES = 74
 """A Unix socket's name has 107 bytes at most; multiprocessing appends /pymp-xxxxxxxx/listener-xxxxxxxx to a folder."""
 ENVIRONMENT = {
     **NUMBERED_AS_NVML,
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
+    **OFFLINE,
     "TOKENIZERS_PARALLELISM": "false",
     # transformers would look for this kernel in every product of an FP8 checkpoint, and run it only where it finds nvcc
     "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR": "1",
@@ -502,9 +500,15 @@ class _Worker:
         if written is not None and code == 0:
             return written
         ended = self._killed(code, log, killed_for_memory)
-        if written is not None and ended.failure is not None:
-            return written.cut_short(ended.failure.message)
-        return ended
+        if written is None or ended.failure is None:
+            return ended
+        if self._stopped:  # with the sweep; the next one measures the rest
+            return written
+        cut = written.cut_short(ended.failure.message)
+        if self._spec.job.cached:
+            with suppress(OSError, ResultsError):  # other sweeps would make the run again
+                self._site.artifacts.amend(self._spec, cut)
+        return cut
 
     def _killed(self, code: int, log: str, killed_for_memory: bool) -> Outcome:
         """How a worker ended that wrote no outcome, or that was still measuring the last of it."""

@@ -45,9 +45,12 @@ def done(
     """The records, by run_id, of the runs that need not execute again.
 
     They succeeded, and their artifact is still at the site (``kept`` returns its outcome) or no remaining run needs it.
+    One whose sweep was ended while it measured the last of it is no such run.
     A baseline's speed that may have to be measured again beside others is among them, and what it needs is needed.
     """
-    well = {record.spec.run_id: record for record in records if record.status == "ok"}
+    well = {
+        record.spec.run_id: record for record in records if record.status == "ok" and not record.outcome.is_interrupted
+    }
     unmeasured = [run.spec for run in planned if run.spec.run_id not in well and not run.unsupported]
     groups = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
     finished: dict[str, RunRecord] = {}
@@ -61,6 +64,11 @@ def done(
         if not run.unsupported:
             needed.update(spec.needs.values())
     return finished
+
+
+def reusable(kept: Outcome | None) -> Outcome | None:
+    """The outcome of an artifact that is here, if the run that made it need not be made again."""
+    return None if kept is None or kept.is_interrupted else kept
 
 
 def left(
@@ -77,6 +85,6 @@ def left(
     def executes(spec: RunSpec) -> bool:
         if spec.run_id in finished:
             return spec.job.repeated and spec.is_baseline and compared_within(spec) in groups
-        return kept(spec) is None
+        return reusable(kept(spec)) is None
 
     return tuple(run for run in supported if executes(run.spec))

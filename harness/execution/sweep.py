@@ -46,7 +46,7 @@ from harness.execution.events import (
 )
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
-from harness.execution.resume import done, left
+from harness.execution.resume import done, left, reusable
 from harness.execution.schedule import Schedule
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
@@ -324,7 +324,7 @@ class _Progress:
             self._show(index, reused=True)
             return None
         attempt = _Attempt(index, planned, node, datetime.now(UTC).isoformat(), time.perf_counter())
-        kept = None if refusal else sweep.outcome(spec)
+        kept = None if refusal else reusable(sweep.outcome(spec))
         if kept is None and not refusal:
             self._running[spec.run_id] = attempt.began_s
             return attempt

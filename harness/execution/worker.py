@@ -84,9 +84,7 @@ def _make(
     outcome, later = _run(context, inputs, final.parent.name, restore)
     outcome = _write(final, outcome, context.current)
     if later is not None and outcome.status == "ok":
-        whole = _measure_later(context, inputs, outcome, later)
-        if whole is not None:
-            outcome = _write(final, whole, context.current)
+        outcome = _write(final, _measure_later(context, inputs, outcome, later), context.current)
     return outcome.status == "ok", context.loaded
 
 
@@ -160,8 +158,8 @@ def _run(
         return _outcome(context, before, classify(cause), failure).finite_parts(), None
 
 
-def _measure_later(context: Context, inputs: Sequence[Input], outcome: Outcome, later: Later) -> Outcome | None:
-    """The outcome with what is measured of the published artifact; None if that fails: what was written then stands."""
+def _measure_later(context: Context, inputs: Sequence[Input], outcome: Outcome, later: Later) -> Outcome:
+    """The outcome with what is measured of the published artifact, or with the reason why that failed."""
     restore = _set_aside()
     try:
         try:
@@ -174,7 +172,9 @@ def _measure_later(context: Context, inputs: Sequence[Input], outcome: Outcome, 
         context.cache.amend(context.spec, whole)
     except BaseException as error:  # noqa: BLE001 - whatever a library raises must not lose what is published
         _print(error)
-        return None
+        whole = outcome.cut_short(_message(error, context.cache.root))
+        with suppress(Exception):
+            context.cache.amend(context.spec, whole)
     return whole
 
 
