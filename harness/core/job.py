@@ -181,11 +181,6 @@ class BaseJob:
         raise NotImplementedError
 
     @property
-    def counts_energy(self) -> bool:
-        """Whether it reads the energy counters of the machine that it runs on."""
-        return False
-
-    @property
     def longest_tokens(self) -> int:
         """The longest sequence that its engine reads and writes; 0 if it is not known before the run."""
         return 0
@@ -654,10 +649,6 @@ class MeasurePerformance(VariantJob):
         return f"{super().title(environment)} #{environment.repetition + 1}"
 
     @property
-    def counts_energy(self) -> bool:
-        return self.energy
-
-    @property
     def longest_tokens(self) -> int:
         return max(self.throughput.prompt_tokens) + self.throughput.new_tokens if self.throughput else 0
 
@@ -726,8 +717,11 @@ class MeasureServing(VariantJob):
         return f"{super().title(environment)} #{environment.repetition + 1}"
 
     @property
-    def counts_energy(self) -> bool:
-        return self.energy
+    def energy_obstacle(self) -> str | None:
+        """Why the energy that it is to count cannot be: the load is measured without it. None if nothing is known."""
+        if not self.energy or self.variant.method.server is None:
+            return None
+        return "the counters of this machine do not count what the server takes that it asks"
 
     @property
     def longest_tokens(self) -> int:

@@ -657,7 +657,7 @@ class _OfMethod:
             self._run(job, made, self.engine.stack, repetition),
             peak_bytes(measured.load, residence.residency, sweep.memory_bytes(job)),
             reason=reason,
-            note="; ".join(filter(None, (self._note, residence.note))) or None,
+            note="; ".join(filter(None, (self._note, residence.note, _energy_note(job)))) or None,
         )
 
     def _run(self, job: Job, made: Mapping[str, str], stack: str, repetition: int = 0) -> PlannedRun:
@@ -734,6 +734,11 @@ def _with_peak(run: PlannedRun, peak: int | None, note: str | None, **changes: A
         tight = f"it may run out of memory: about {peak / 2**30:.1f} GiB of {have / 2**30:.1f} GiB"
         note = "; ".join(filter(None, (note, tight)))
     return replace(run, peak_bytes=peak, note=note, **changes)
+
+
+def _energy_note(job: Job) -> str | None:
+    obstacle = job.energy_obstacle if isinstance(job, MeasureServing) else None
+    return obstacle and f"without its energy: {obstacle}"
 
 
 def _placed(job: LoadingJob, residence: Residence) -> LoadingJob:

@@ -106,11 +106,6 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
         named = " or ".join(job.uses_one_of)
         streamed = " of a streamed model" if job.conditions.residency == "streamed" else ""
         return f"answers that are written need the capability {named}{streamed}, which {runtime.name} lacks"
-    if runtime.remote and job.counts_energy:
-        return (
-            f"the energy counters of this machine do not count what the server that {runtime.name} asks takes; leave "
-            "out measure.energy"
-        )
     for stack in job.stacks:
         if (reason := site.obstacle(stack)) is not None:
             sentence = f"a {job.kind} run uses a program of another stack than its engine's: {reason}"

@@ -19,7 +19,7 @@ from run_specs import NONE, run_spec
 
 from harness.core.capability import Endpoint
 from harness.core.job import MeasureServing
-from harness.core.model import ModelRef
+from harness.core.model import ModelRef, ServerRef
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo
 from harness.engines.transformers.engine import TRANSFORMERS
@@ -384,6 +384,22 @@ def test_joules_of_a_level_are_divided_by_the_tokens_of_all_its_answers(
     assert not any(
         each.metric == "serving_j_per_tok" for each in measured(levels, tiny, monkeypatch, Planted()).measurements
     )
+
+
+def test_the_load_of_a_server_of_the_users_is_measured_without_its_energy(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.execution.jobs.serve.meters", lambda device, note: pytest.fail("counted"))
+    levels = replace(WORKLOAD, levels=(1.0, 4.0))
+    context = prepared(levels, tiny, monkeypatch, Planted())
+    job = context.spec.job
+    assert isinstance(job, MeasureServing)
+    method = replace(job.variant.method, server=ServerRef("http://127.0.0.1:1"))
+    run(replace(job, energy=True, variant=replace(job.variant, method=method)), context, Path())
+    assert [len(found(context, "serving_ttft_s", level=level).values) for level in levels.levels] == [20, 20]
+    assert not any(each.metric == "serving_j_per_tok" for each in context.measurements)
+    (fact,) = [each for each in context.facts if each.code == "energy_not_measured"]
+    assert fact.name == "energy of the server"
 
 
 def test_a_duration_has_requests_that_count_at_every_rate() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from harness.core.capability import Endpoint
 from harness.core.identity import Scalar
 from harness.core.job import MeasureServing
+from harness.core.label import Fact
 from harness.core.owner import temporary_folder
 from harness.core.record import Measurement
 from harness.core.workload import ServingWorkload, Slo, shown_level
@@ -237,7 +238,9 @@ def _counters(
 def _joules(job: MeasureServing, context: Context) -> Iterator[dict[str, float]]:
     """By the name of each energy counter, what it counts in the meantime; the power at rest is part of it."""
     spent: dict[str, float] = {}
-    if not job.energy:
+    if (obstacle := job.energy_obstacle) is not None:
+        context.keep(Fact("energy_not_measured", {"counter": "server", "reason": obstacle}))
+    if not job.energy or obstacle is not None:
         yield spent
         return
     with meters(job.conditions.device, context.keep) as counters:
