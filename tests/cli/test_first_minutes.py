@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import subprocess
-import sys
-import termios
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from terminal import Terminal
 from typer.testing import CliRunner, Result
 
 from harness import load_results, recommend
@@ -75,44 +69,6 @@ def test_random_weights_are_compared_by_size_and_speed_and_have_no_quality(place
     assert set(frame.status) == {"ok"}
     assert "nll" not in set(frame.metric)
     assert "decode" in ended.output
-
-
-class Terminal:
-    """A command at a terminal of its own."""
-
-    def __init__(self, arguments: Sequence[object]) -> None:
-        self._master, theirs = pty.openpty()
-
-        def take_terminal() -> None:
-            os.setsid()
-            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-        words = [sys.executable, "-m", "harness", *map(str, arguments)]
-        self._process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal)
-        os.close(theirs)
-        self.text = ""
-
-    def answer(self, question: str, answer: str) -> None:
-        """Waits for the question, and types."""
-        while question not in self.text:
-            self._read()
-        os.write(self._master, answer.encode())
-        self.text = self.text.rpartition(question)[2]
-
-    def wait(self) -> int:
-        """The exit code; the rest of what is printed is in ``text``."""
-        try:
-            while True:
-                self._read()
-        except OSError:  # the terminal is closed
-            os.close(self._master)
-        return self._process.wait()
-
-    def _read(self) -> None:
-        read = os.read(self._master, 4096)
-        if not read:
-            raise OSError("the terminal is closed")
-        self.text += read.decode()
 
 
 def test_init_asks_and_writes_what_was_answered(tiny: Path, place: Path) -> None:

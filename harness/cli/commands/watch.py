@@ -33,8 +33,11 @@ def watch(
         return
     console = Console()
     seen = watched.look()
-    with Live(frame(seen, console.width), console=console, auto_refresh=False) as live:
-        while seen.runs:
-            time.sleep(LOOK_EVERY_S)
-            seen = watched.look()
-            live.update(frame(seen, console.width), refresh=True)
+    try:
+        with Live(frame(seen, console.width), console=console, auto_refresh=False) as live:
+            while seen.runs:
+                time.sleep(LOOK_EVERY_S)
+                seen = watched.look()
+                live.update(frame(seen, console.width), refresh=True)
+    finally:
+        console.show_cursor()  # an interrupt may come while Live hides it, before it would show it again
