@@ -30,7 +30,7 @@ lint:
 light:
 	$(PYTEST) -m "not heavy and not thorough and not slow and not stack and not gpu"
 
-test: setup-all check ## all that 'make check' does, then real runs of everything: what to run before a commit
+test: setup-all check ## all that 'make check' does, then real runs of every method on small models: run it before a commit
 	$(PYTEST) -m "heavy and not thorough and not slow and not stack and not gpu"
 
 test-thorough: setup-all ## the same on further models, formats, faults, browsers and clusters: what continuous integration adds

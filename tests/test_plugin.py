@@ -77,7 +77,6 @@ def test_a_plugins_method_is_listed_and_measured(qharness: Command, sweeps, tiny
     assert stored["intx bits=4"] == stored["intx bits=2"] == stored["none"] / 4  # one byte a weight at every width
 
 
-@pytest.mark.thorough
 @pytest.mark.usefixtures("known")
 def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupported(
     qharness: Command, sweeps, tiny: Path
@@ -112,7 +111,6 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
     )
 
 
-@pytest.mark.thorough
 def test_a_plugins_metric_is_measured_shown_gated_recommended_by_and_followed(
     qharness: Command, sweeps, tiny: Path, tmp_path: Path
 ) -> None:
@@ -156,7 +154,6 @@ def test_a_plugins_metric_is_measured_shown_gated_recommended_by_and_followed(
     assert "next_token_accuracy" in qharness("history", results, "--format", "csv").stdout
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [

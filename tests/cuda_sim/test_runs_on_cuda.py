@@ -12,7 +12,7 @@ from simulated_machine import PROCESS_BYTES, Simulated
 from harness.core.label import codes
 from harness.core.record import Measurement, RunRecord
 
-pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
+pytestmark = pytest.mark.heavy(minutes=1)
 
 GPU = Plan()
 

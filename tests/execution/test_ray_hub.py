@@ -17,7 +17,7 @@ from ray_nodes import RealCluster
 from harness.storage.reading import read_records
 
 pytest.importorskip("ray", reason="needs Ray: make setup-all, or pip install ray")
-pytestmark = pytest.mark.heavy(minutes=1)
+pytestmark = [pytest.mark.heavy(minutes=1), pytest.mark.thorough]
 
 PATIENCE_S = 900.0
 

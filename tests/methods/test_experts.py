@@ -529,7 +529,6 @@ def test_a_synthetic_mixture_is_known_by_what_transformers_makes_of_it(
     assert runs["none"].weight_bytes is not None
 
 
-@pytest.mark.thorough
 def test_a_sweep_over_a_mixture_quantizes_its_experts(tmp_path: Path, tiny: Path, sweeps: Any) -> None:
     """gpt-oss stores experts fused and transposed, with gate and up in turns; one expert is left, one has 8 bits."""
     folder = made("gpt_oss", tmp_path / "gpt-oss", tiny)
