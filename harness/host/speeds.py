@@ -25,6 +25,8 @@ FOLDER = "speeds"
 MAX_FILE_BYTES = 2**16
 PROBE_S = 120.0
 """How long the probe may take: torch, which times a GPU, takes a minute to import from a slow disk."""
+STARTS = 5
+"""Of so many starts the fastest counts: other processes on the same core may make one take twice as long."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _VARIABLES = (*_ONE_THREAD, "CUDA_VISIBLE_DEVICES")
 
@@ -46,10 +48,10 @@ def machine_speeds(machine: Machine, cache_root: Path) -> Speeds:
 
 
 def _question(machine: Machine) -> list[str]:
-    """All that the speeds depend on: the hardware, the interpreter, how many threads libraries start, the probe."""
+    """All that the speeds depend on: the hardware, the interpreter, libraries' threads, how it is timed."""
     variables = [f"{name}={os.environ.get(name)}" for name in _VARIABLES]
-    probe = Path(speed_probe.__file__).read_text(encoding="utf-8")
-    return [machine.device, machine.hardware, sys.executable, *variables, probe, "started with one thread"]
+    timing = [Path(each).read_text(encoding="utf-8") for each in (__file__, speed_probe.__file__)]
+    return [machine.device, machine.hardware, sys.executable, *variables, *timing]
 
 
 def _time(device: str, folder: Path) -> Speeds | None:
@@ -68,7 +70,7 @@ def _time(device: str, folder: Path) -> Speeds | None:
             written = temporary
         try:
             probes = [_probe([device, str(written), str(answer)], answer, variables) for variables in threads]
-            start_s = min(_run(["-c", "import numpy"], _ONE_THREAD) for _ in range(2))
+            start_s = min(_run(["-c", "import numpy"], _ONE_THREAD) for _ in range(STARTS))
         except (subprocess.TimeoutExpired, OSError, UsageError, ValidationError):
             return None
     dtypes = probes[0].operations_per_s

@@ -32,7 +32,7 @@ HASHED_TIMES = 12.0
 """How often a byte could pass through memory while one is hashed: a run hashes the weights that it reads first."""
 FIRST_CALLS = 5.0
 """In the same times: what a model's first passes take longer than others."""
-REACHED = 0.55
+REACHED = 0.7
 """The part of a large product's rate that a model's own products reach."""
 LAYER_CALL = 1e-3
 """What a decoder's matrix adds to each pass besides its product, in the same times: a layer is called in Python."""
@@ -44,7 +44,7 @@ UNPACKED_BYTES = 15.0
 """Bytes that pass through memory for a weight that is unpacked before its product."""
 QUANTIZED_BYTES, DEGRIDDED_BYTES = 200.0, 3000.0
 """Bytes that pass through memory for a weight while it is quantized, or moved off its grid."""
-FITTED = 2.5
+FITTED = 3.0
 """What a calibrated method spends on each matrix besides its passes, in the times that Python takes to start."""
 FOOTPRINT = 1.5
 """How many more iterations the memory of generation takes."""
