@@ -29,6 +29,8 @@ STREAMED_PASSES = 5
 """About how many passes over its weights a run makes that reads them for each: the probe, the text, noise floors."""
 STATES_SHARE = 0.2
 """The share of its memory in which a streamed run keeps the states of suspended windows; the others wait on disk."""
+FILLED_SHARE = 0.9
+"""Of the main memory that a streamed run may take, so much is filled with parts, results and states at most."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Streaming:
     """How a model is read from disk part by part for every pass.
 
     ``states_bytes`` is the memory that hidden states may take while they wait for the next part; the rest waits in
-    files. ``time_s`` is the time limit of the run, None if it has none, and ``passes`` about how many it makes.
+    files. Of main memory they take less where the run, which may take ``memory_bytes`` in all, needs it for parts.
+    ``time_s`` is the time limit of the run, None if it has none, and ``passes`` about how many it makes.
     """
 
     states_bytes: int
+    memory_bytes: int | None = None
     time_s: float | None = None
     passes: int = STREAMED_PASSES
 

@@ -277,7 +277,8 @@ class Context:
         spec = self.spec
         if spec.job.conditions.residency == "resident":
             return None
-        return Streaming(int(STATES_SHARE * (self.free_bytes() or 0)), spec.limits.time_s)
+        free, on_gpu = self.free_bytes(), spec.device.startswith("cuda")
+        return Streaming(int(STATES_SHARE * (free or 0)), None if on_gpu else free, spec.limits.time_s)
 
     def free_bytes(self) -> int | None:
         """The memory of its devices that the run may still take; None if it is not known."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt`` (malloc.h): how much free memory it keeps, and which blocks it maps by themselves."""
@@ -42,6 +44,15 @@ def trim() -> None:
     """Returns all free memory that was kept for the next blocks."""
     if (release := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         release(0)
+
+
+def private_bytes() -> int:
+    """What this process has reserved for itself alone, which a limit of memory counts; 0 if the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _set(option: int, value: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from harness.core.engine import STATES_SHARE, Engine
+from harness.core.engine import FILLED_SHARE, STATES_SHARE, Engine
 from harness.core.identity import Residency
 from harness.core.job import ConvertModel, Job, KeepProbe, QuantizeModel
 from harness.core.layers import layer_of
@@ -45,8 +45,8 @@ WHOLE_COPIES = 2
 """How often a library that quantizes a whole model has the matrices, by measurement: as loaded, and changed."""
 FREED_BYTES = 2**27
 """What the C library keeps of freed memory at most while parts come and go (``host.allocator.KEPT_BYTES``)."""
-MASKS = 1.1
-"""What a suspended window keeps, in times of its hidden states: also masks and positions."""
+HELD = 2.1
+"""What a suspended window keeps, in times of its hidden states: also the embeddings, masks and positions."""
 CERTAIN = 0.9
 """The part of an estimated size of weights that is certain."""
 
@@ -150,7 +150,7 @@ class ModelLoad:
             return 0.0
         overlap = scored.context / scored.stride if scored.stride and scored.windows is None else 1.0
         hidden = self.size.hidden if self.size else 0
-        whole = MASKS * overlap * expected_tokens(scored) * hidden * self.plain_bytes
+        whole = HELD * overlap * expected_tokens(scored) * hidden * self.plain_bytes
         return min(whole, STATES_SHARE * memory_bytes) if memory_bytes else whole
 
     @property
@@ -209,7 +209,11 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     at_once = max(_largest_part_bytes(load), _largest_part_bytes(load, load.other_dtype_times), gathered)
     computes = load.job.effort.scored is not None and not load.on_gpu
     freed = min(FREED_BYTES, load.working_bytes + load.logits_bytes) if computes else 0.0
-    return math.ceil(LIBRARIES_BYTES + load.states_bytes(memory_bytes) + load.compared_bytes + at_once + freed)
+    beside = LIBRARIES_BYTES + load.compared_bytes + at_once + freed
+    states = load.states_bytes(memory_bytes)
+    if memory_bytes and not load.on_gpu:
+        states = min(states, max(FILLED_SHARE * memory_bytes - beside, 0.0))
+    return math.ceil(beside + states)
 
 
 def _largest_part_bytes(load: ModelLoad, times: float = 1.0) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -41,6 +42,7 @@ from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.jobs import probe
 from harness.execution.local import local_site
+from harness.host.allocator import KEPT_BYTES, private_bytes
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
@@ -49,7 +51,8 @@ from harness.models.published import unstreamed
 from harness.models.scales import check_loaded
 from harness.models.scope import modules
 from harness.models.streaming import waiting
-from harness.models.streaming.parts import refuse_incomplete
+from harness.models.streaming.forwards import states_budget
+from harness.models.streaming.parts import Parts, refuse_incomplete
 from harness.models.streaming.quantizing import save_parts
 from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
@@ -142,7 +145,7 @@ def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB"
 
 
 def streamed(request: LoadRequest, states_bytes: int = STATES_BYTES, time_s: float | None = None) -> StreamedModel:
-    model = load(replace(request, streaming=Streaming(states_bytes, time_s)))
+    model = load(replace(request, streaming=Streaming(states_bytes, time_s=time_s)))
     assert isinstance(model, StreamedModel)
     return model
 
@@ -465,6 +468,39 @@ def test_a_spilled_storage_comes_back_under_all_of_its_views() -> None:
     states.take(0)
     assert view.tolist() == [[4.0, 5.0, 6.0, 7.0], [8.0, 9.0, 10.0, 11.0]]
     assert other.tolist() == [0, 1, 2, 3]
+
+
+def test_what_a_pass_keeps_for_later_waits_with_its_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Llama keeps the embeddings of a window to its end. What earlier layers computed nobody keeps."""
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()), states_bytes=0)
+    windows = [torch.randint(128, (1, 40)) for _ in range(3)]
+    state_bytes, held, alive = 40 * 64 * 4, [], []
+    hold = waiting.WaitingStates.hold
+
+    def watched(self: WaitingStates, number: int, tensors: list[torch.Tensor]) -> None:
+        storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}
+        held.append(sum(size == state_bytes for size in storages.values()))
+        hold(self, number, tensors)
+        alive.append(sum(each.untyped_storage().nbytes() == state_bytes for each in _tensors_of((1, 40, 64))))
+
+    monkeypatch.setattr(waiting.WaitingStates, "hold", watched)
+    with torch.inference_mode():
+        list(model.hidden_each(windows))
+    assert held[3:6] == [1, 1, 1]  # before the first layer the embeddings are the states
+    assert held[6:9] == [2, 2, 2]
+    assert max(alive[3:-3]) == 0
+
+
+def _tensors_of(shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    return (each for each in gc.get_objects() if isinstance(each, torch.Tensor) and tuple(each.shape) == shape)
+
+
+def test_a_tight_limit_leaves_states_less_memory(tmp_path: Path) -> None:
+    parts = Parts(saved(tmp_path, CONFIGS["llama"]()))
+    taken = private_bytes() + KEPT_BYTES
+    assert states_budget(Streaming(states_bytes=1000), parts) == 1000
+    assert states_budget(Streaming(1000, memory_bytes=2 * taken), parts) == 1000
+    assert states_budget(Streaming(1000, memory_bytes=taken), parts) == 0
 
 
 def test_what_two_passes_share_is_never_spilled() -> None:

@@ -21,7 +21,7 @@ from harness.methods.gptqmodel.driver import ENDS
 from harness.models import headers
 from harness.models.published import READERS, STREAMED, unstreamed, unstreamed_on
 from harness.models.sources import inspect
-from harness.planning.peaks import ACTIVATIONS, COPIES, FREED_BYTES, LEAST_BYTES, LIBRARIES_BYTES, LOGITS, MASKS
+from harness.planning.peaks import ACTIVATIONS, COPIES, FREED_BYTES, HELD, LEAST_BYTES, LIBRARIES_BYTES, LOGITS
 from harness.planning.plan import PlannedRun
 from harness.planning.plan import plan as plan_at
 from harness.plugins import method, method_names
@@ -104,7 +104,7 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
     assert whole.peak_bytes == LIBRARIES_BYTES + 919_808 + beside + LOGITS * logits
     at_once = max(2 * layer + beside, 4 * 64 * 512 + LOGITS * logits)  # the head is as wide as the embedding
     freed = beside + LOGITS * logits
-    assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + at_once + freed + MASKS * 2 * 64 * 64 * 4, rel=1e-9)
+    assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + at_once + freed + HELD * 2 * 64 * 64 * 4, rel=1e-9)
 
 
 def test_a_streamed_reference_needs_its_layer_in_float32_too(make: Make, billion: Mapping[str, str]) -> None:
@@ -115,7 +115,7 @@ def test_a_streamed_reference_needs_its_layer_in_float32_too(make: Make, billion
     parameters = 4 * 2048**2 + 3 * 5632 * 2048
     beside = COPIES * 4 * 5632 * 2048 + ACTIVATIONS * 4 * 64 * 5632
     freed = min(FREED_BYTES, beside + LOGITS * 4 * 64 * 16384)
-    states, head = MASKS * 2 * 64 * 2048 * 2, 16384 * 2048 * 2
+    states, head = HELD * 2 * 64 * 2048 * 2, 16384 * 2048 * 2
     usual = LIBRARIES_BYTES + beside + freed + states + head
     assert peaks["reference"] == pytest.approx(usual + (4 + 2) * parameters, rel=1e-6)
     assert peaks["quality"] == pytest.approx(usual + (2 + 2) * parameters, rel=1e-6)
@@ -130,7 +130,7 @@ def test_a_layer_that_is_read_ahead_counts_as_it_is_stored(make: Make, tiny: Pat
         for dtype in ("float32", "bfloat16")
     )
     (whole,), (half,) = ([run.peak_bytes for run in runs if run.spec.kind == "quality"] for runs in (wide, narrow))
-    states, head = MASKS * 2 * 32 * 64 * 2, 512 * 64 * 2
+    states, head = HELD * 2 * 32 * 64 * 2, 512 * 64 * 2
     assert whole - half == pytest.approx(2 * layer + states + head, abs=2), "of two layers in float32 one is as before"
 
 

@@ -17,7 +17,7 @@ from harness.host.machine import usable_memory_bytes
 from harness.models.kernels import products
 from harness.models.loading import device_map, load_tokenizer
 from harness.models.scales import check_loaded
-from harness.models.streaming.forwards import Forwards
+from harness.models.streaming.forwards import Forwards, states_budget
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.numerics.logits import finish
 
@@ -42,7 +42,7 @@ class StreamedModel:
         import torch
 
         self._parts = Parts(request)
-        self._forwards = Forwards(self._parts, streaming.states_bytes)
+        self._forwards = Forwards(self._parts, states_budget(streaming, self._parts))
         self._model = model = self._parts.model
         self._head = model.get_output_embeddings()
         self._limit_s, self._expected_passes = streaming.time_s, streaming.passes

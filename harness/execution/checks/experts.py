@@ -191,7 +191,7 @@ def _whole(context: Context, source: Path) -> Iterator[tuple[Any, Run]]:
 @contextmanager
 def _in_parts(context: Context, source: Path, streaming: Streaming) -> Iterator[tuple[Any, Run]]:
     """With one decoder layer in memory at a time, and the checkpoint's files open meanwhile."""
-    from harness.models.streaming.forwards import Forwards
+    from harness.models.streaming.forwards import Forwards, states_budget
     from harness.models.streaming.parts import Parts
 
     model, attention = context.spec.model, context.spec.job.conditions.attention
@@ -199,7 +199,7 @@ def _in_parts(context: Context, source: Path, streaming: Streaming) -> Iterator[
         source, model.dtype, context.spec.device, attention, trust_remote_code=model.trust_remote_code
     )
     with closing(Parts(request)) as parts:
-        yield parts.model, Forwards(parts, streaming.states_bytes).run
+        yield parts.model, Forwards(parts, states_budget(streaming, parts)).run
 
 
 def _check_memory(context: Context, source: Path) -> None:

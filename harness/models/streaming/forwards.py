@@ -9,12 +9,15 @@ the other. The tensors and their shapes are those of a resident model, and so ar
 from __future__ import annotations
 
 import contextvars
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
 
+from harness.core.engine import FILLED_SHARE, Streaming
 from harness.errors import HarnessError, UnsupportedError
+from harness.host.allocator import KEPT_BYTES, private_bytes
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.models.streaming.waiting import WaitingStates
 
@@ -34,7 +37,7 @@ class Forwards:
         self.passes = 0
         for part in parts.parts.values():
             if not part.stays:
-                part.module.register_forward_pre_hook(self._waiting_for(part), with_kwargs=True, prepend=True)
+                part.module.register_forward_pre_hook(self._waiting_for(part), prepend=True)
 
     def run(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Iterator[torch.Tensor]:
         """The result of each call, in order, once all have ended. The parts are read once for all of them.
@@ -79,8 +82,8 @@ class Forwards:
                 waiting.hold(number, [outcome])
             else:
                 suspended[number] = pass_
-                wanted[number], tensors = outcome
-                waiting.hold(number, tensors)
+                wanted[number] = outcome
+                waiting.hold(number, _local_tensors(pass_))
 
         first = 0
         for number, call in enumerate(calls):
@@ -122,7 +125,7 @@ class Forwards:
             raise
 
     def _waiting_for(self, part: ModelPart) -> Callable[..., None]:
-        def wait(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def wait(module: Any, positional: tuple[Any, ...]) -> None:
             if part.name in self._parts.loaded:
                 return
             if self._running is None or getcurrent() is self._running:
@@ -132,9 +135,20 @@ class Forwards:
                     f"the model changes a setting of torch around {part.name}, which other windows would see: it "
                     "cannot be streamed; measure it with residency: resident"
                 )
-            self._running.switch((part.name, _tensors((positional, named))))
+            self._running.switch(part.name)
 
         return wait
+
+
+def states_budget(streaming: Streaming, parts: Parts) -> int:
+    """The memory that waiting states may take: what ``streaming`` allows them, or what the parts leave of it if less.
+
+    Two parts are there at once, and what one computes takes about as much as a third.
+    """
+    if streaming.memory_bytes is None:
+        return streaming.states_bytes
+    beside = private_bytes() + KEPT_BYTES + 3 * parts.largest_bytes
+    return max(min(streaming.states_bytes, int(FILLED_SHARE * streaming.memory_bytes) - beside), 0)
 
 
 READS_AROUND = (
@@ -160,12 +174,32 @@ def _modes() -> tuple[object, ...]:
     )
 
 
+def _local_tensors(pass_: greenlet) -> list[torch.Tensor]:
+    """All tensors that a suspended pass has in variables: its part's arguments, and what it keeps for later.
+
+    Most models keep the embeddings until the end, though only the first layer reads them.
+    """
+    found: list[torch.Tensor] = []
+    frame = pass_.gr_frame
+    while frame is not None:
+        variables = frame.f_locals
+        found += _tensors(list(variables.values()))
+        if isinstance(variables, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            variables.clear()  # before Python 3.13 the frame would keep this copy, and with it these tensors
+        frame = frame.f_back
+    return found
+
+
 def _tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in nested arguments that have a storage of their own device."""
+    """All tensors in nested containers whose storage is their own device's, and can be emptied."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    return [each for each in tree_leaves(values) if type(each) is torch.Tensor and each.device.type != "meta"]
+    return [
+        each
+        for each in tree_leaves(values)
+        if type(each) is torch.Tensor and each.device.type != "meta" and each.untyped_storage().resizable()
+    ]
 
 
 def _fixed(model: Any) -> Iterator[torch.Tensor]:
