@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
+from operator import attrgetter, methodcaller
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harness.core.assembly import whole_assembler
 
@@ -20,21 +21,47 @@ MOST_SHARED = 1_000
 
 def as_text(value: Any) -> str:
     """A value of dataclasses and plain values as one line, for ``builder`` to read back."""
-    return json.dumps(value, default=_plain, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def _plain(value: Any) -> Any:
     """One level of a type unknown to JSON: a dataclass as the list of its fields, a number of numpy as Python's."""
-    if is_dataclass(value):
-        return [_pairs(getattr(value, each.name)) for each in fields(value) if each.init]
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be kept")
+    return _lister(type(value))(value)  # type: ignore[arg-type]
 
 
-def _pairs(value: Any) -> Any:
-    """A mapping as its items: a key may be a number, which is none in JSON."""
-    return list(value.items()) if isinstance(value, Mapping) else value
+_ENCODER = json.JSONEncoder(default=_plain, separators=(",", ":"), check_circular=False)
+
+
+@cache
+def _lister(kind: type) -> Callable[[Any], Any]:
+    """What makes the values of a type plain: a whole answer has a hundred thousand of a few dataclasses."""
+    if not is_dataclass(kind):
+        if hasattr(kind, "item"):
+            return methodcaller("item")
+        raise TypeError(f"{kind.__name__} cannot be kept")
+    hints, names = get_type_hints(kind), [each.name for each in fields(kind) if each.init]
+    listed = attrgetter(*names) if len(names) > 1 else lambda value: [getattr(value, name) for name in names]
+    mappings = [place for place, name in enumerate(names) if not _is_no_mapping(hints[name])]
+    return (lambda value: _with_pairs(listed(value), mappings)) if mappings else listed
+
+
+def _with_pairs(values: Iterable[Any], places: Sequence[int]) -> list[Any]:
+    """The values, with a mapping at one of the places as its items: a key may be a number, which is none in JSON."""
+    found = list(values)
+    for place in places:
+        if isinstance(found[place], Mapping):
+            found[place] = list(found[place].items())
+    return found
+
+
+def _is_no_mapping(kind: Any) -> bool:
+    """Whether a type says that no value of it is a mapping."""
+    origin = get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        return all(map(_is_no_mapping, get_args(kind)))
+    if origin is Literal or is_dataclass(origin):
+        return True
+    return isinstance(origin, type) and issubclass(origin, (str, int, float, tuple, NoneType))
 
 
 @cache

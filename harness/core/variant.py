@@ -121,7 +121,7 @@ def labels(rows: Iterable[Row], without: Collection[str] = ()) -> dict[tuple[str
     ``without`` names conditions to leave out because they are shown beside the label anyway.
     """
     alike: dict[tuple[str, ...], dict[tuple[str, DecodeMode], dict[str, str]]] = {}
-    for variant, mode in rows:
+    for variant, mode in {(id(variant), mode): (variant, mode) for variant, mode in rows}.values():
         parts = variant.parts(mode)
         same_without = (variant.method.label, *(parts[name] for name in CONDITIONS))
         alike.setdefault(same_without, {})[variant.key, mode] = parts

@@ -32,7 +32,10 @@ from harness.plugins import gates
 from harness.stats import changepoints
 from harness.stats.repeats import of_process
 
+VariantName = tuple[str, str, str]
+"""The names of a model, a method and an engine."""
 Name = tuple[str, str, str, str, str]
+"""Those of a variant, a figure's, and where it is measured."""
 READABLE = 60
 """Conditions up to this many letters are shown in full."""
 
@@ -62,20 +65,24 @@ def trace(
     records = list(records)
     once = {each.key: each for each in without(withdrawn(records), records)}
     found = _sessions(once.values())
-    series: dict[Name, dict[tuple[str, str], list[_Seen]]] = {}
+    series: dict[VariantName, dict[tuple[str, str], dict[tuple[str, str], list[_Seen]]]] = {}
     for case, figures in _asked(found, metrics, kept):
         spec = case.spec
-        of_case = spec.model.label, spec.method_label, spec.engine_label
+        of_variant = series.setdefault((spec.model.label, spec.method_label, spec.engine_label), {})
         for figure, values in figures:
             for value in values:
-                alike = series.setdefault((*of_case, figure.name, value.where), {})
+                alike = of_variant.setdefault((figure.name, value.where), {})
                 alike.setdefault((value.own, value.asked), []).append(_Seen(case, figure, value))
-    if not series:
+    if not any(series.values()):
         wanted = f" of {', '.join(metrics)}" if metrics else ""
         raise ResultsError(f"nothing to show: none of these records holds a figure{wanted}")
     ranks = {name: rank for rank, name in enumerate(gates())}
-    ordered = sorted(series, key=lambda name: (*name[:3], ranks[name[3]], name[4]))
-    made = [each for name in ordered for each in _apart(name, series[name])]
+    made = [
+        each
+        for shown in sorted(series)
+        for (name, where), alike in sorted(series[shown].items(), key=lambda each: (ranks[each[0][0]], each[0][1]))
+        for each in _apart((*shown, name, where), alike)
+    ]
     return History(
         tuple(names),
         len({point.session for each in made for point in each.points}),

@@ -112,7 +112,8 @@ def named(found: Mapping[str, Case]) -> dict[str, str]:
 
 def _case(found: Sequence[RunRecord]) -> Case:
     newest = found[-1].spec
-    alike = [record for record in found if _surroundings(record.spec) == _surroundings(newest)]
+    surroundings = _surroundings(newest)
+    alike = [record for record in found if _surroundings(record.spec) == surroundings]
     if newest.job.repeated:
         return Case(best_session(current_in_session(alike)))
     return Case(current(alike)[-1:])

@@ -73,8 +73,7 @@ def track(
     found += [gone(case) for case in matches.gone]
     methods = named(theirs) | (named(ours) if ours is not theirs else {})
     found = [
-        found if found.method == methods[found.case_id] else replace(found, method=methods[found.case_id])
-        for found in found
+        each if each.method == methods[each.case_id] else replace(each, method=methods[each.case_id]) for each in found
     ]
     measured = {finding.metric for finding in found}
     return Regression(
@@ -184,15 +183,11 @@ def _judged(drafts: Sequence[Finding | Pending]) -> list[Finding]:
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
     """By model and method, in the order of the gates."""
     ranks = {name: rank for rank, name in enumerate(("runs", *gated_figures()))}
-    key: Callable[[Finding], tuple[object, ...]] = lambda each: (  # noqa: E731
-        each.model,
-        each.method,
-        each.engine,
-        ranks[each.metric],
-        each.where,
-        each.case_id,
-    )
-    return sorted(findings, key=key)
+    variants: dict[tuple[str, str, str], list[Finding]] = {}
+    for each in findings:
+        variants.setdefault((each.model, each.method, each.engine), []).append(each)
+    key: Callable[[Finding], tuple[int, str, str]] = lambda each: (ranks[each.metric], each.where, each.case_id)  # noqa: E731
+    return [each for name in sorted(variants) for each in sorted(variants[name], key=key)]
 
 
 def _side(name: str, found: Mapping[str, Case], damaged: Sequence[Damaged], kept: KeptEntries) -> Side:
