@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from harness.analysis.query import Limit, Query
@@ -24,7 +25,7 @@ class Check:
     limit: Limit
     reading: Reading
 
-    @property
+    @cached_property
     def standing(self) -> Standing:
         """Certainly met or missed if the whole interval is on one side; without an interval never certain."""
         estimate = self.reading.estimate
@@ -74,7 +75,7 @@ class Candidate:
     barred: Bar | None = None
     pick_probability: float | None = None
 
-    @property
+    @cached_property
     def admissible(self) -> bool:
         return self.barred is None and self.objective.estimate is not None and all(each.holds for each in self.checks)
 
@@ -83,7 +84,7 @@ class Candidate:
         """Whether every limit is met by the whole interval."""
         return self.admissible and all(each.standing == "met" for each in self.checks)
 
-    @property
+    @cached_property
     def evaluated(self) -> bool:
         """Whether everything that the query needs was measured."""
         readings = [self.objective, *(each.reading for each in self.checks)]

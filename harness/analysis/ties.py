@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -77,10 +78,11 @@ class Likeness:
 
     def cost(self, index: int) -> float:
         """Lower is better; unmeasured figures come last."""
-        if index not in self._costs:
+        cost = self._costs.get(index)
+        if cost is None:
             estimate = self.reading(index).estimate
-            self._costs[index] = math.inf if estimate is None else self._sign * estimate.value
-        return self._costs[index]
+            cost = self._costs[index] = math.inf if estimate is None else self._sign * estimate.value
+        return cost
 
     def decides(self, chosen: Iterable[int]) -> bool:
         """Whether it was measured of any of them; the reference may have it by definition, as no KL from itself."""
@@ -105,7 +107,8 @@ class Likeness:
             return math.inf
         end = estimate.high if self.figure.direction == "lower" else estimate.low
         reach = 0.0 if end is None else self._sign * (end - estimate.value)
-        return self.cost(best) + max(reach, float(self._tolerance(self.cost(best), self.cost(best))))
+        share, least = self._tolerance
+        return self.cost(best) + max(reach, share * abs(self.cost(best)), least)
 
     def alike(self, best: int, others: Sequence[int]) -> list[int]:
         """Those of ``others`` that cannot be distinguished from ``best``, which no other beats."""
@@ -114,13 +117,15 @@ class Likeness:
         mine, theirs = known[0, best], known[0, places]
         with np.errstate(invalid="ignore"):  # of two figures that were not measured
             gap = np.abs(mine - theirs)
-            within = gap <= self._tolerance(mine, theirs)
+            share, least = self._tolerance
+            within = gap <= np.maximum(share * np.minimum(np.abs(mine), np.abs(theirs)), least)
         equal = (places == best) | (mine == theirs)
         alike = equal | (np.isfinite(gap) & within)
-        (low, value, high), (least, middle, most) = known[1:, places], known[1:, best]
-        overlap = (least <= value) & (value <= most) & (low <= middle) & (middle <= high)
-        for place in np.flatnonzero(overlap & np.isfinite(gap) & ~alike):
-            alike[place] = not self._told_apart(best, int(places[place]))
+        (low, value, high), (lowest, middle, highest) = known[1:, places], known[1:, best]
+        overlap = (lowest <= value) & (value <= highest) & (low <= middle) & (middle <= high)
+        unsure = np.flatnonzero(overlap & np.isfinite(gap) & ~alike)
+        if len(unsure):
+            alike[unsure] = ~self._told_apart(best, places[unsure].tolist())
         return [int(place) for place in places[alike]]
 
     def _compared(self, best: int, places: npt.NDArray[np.intp]) -> Floats:
@@ -138,23 +143,28 @@ class Likeness:
                 table[1:, index] = estimate.low, estimate.value, estimate.high
         return table
 
-    def _tolerance(self, mine: Any, theirs: Any) -> Any:
-        """How far two costs may differ and still count as equal."""
-        least = np.minimum(np.abs(mine), np.abs(theirs))
+    @cached_property
+    def _tolerance(self) -> tuple[float, float]:
+        """How far two costs may differ and still count as equal: a share of the smaller one, and at least so much."""
         ties = ties_of(self.figure)
-        return np.maximum(ties.tolerance * least, self.ignored * (least if ties.relative else 1))
+        if ties.relative:
+            return max(ties.tolerance, self.ignored), 0.0
+        return ties.tolerance, self.ignored
 
-    def _told_apart(self, best: int, other: int) -> bool:
-        """By draws of both figures, so that shared errors, such as the sample of a text's windows, cancel out."""
-        gap = self._column(other) - self._column(best)
-        return float((gap > 0).mean() if self.figure.direction == "lower" else (gap < 0).mean()) >= SURE
+    def _told_apart(self, best: int, others: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """By draws of the figures, so that shared errors, such as the sample of a text's windows, cancel out."""
+        self._draw([others[0], best, *others[1:]])
+        gaps = np.stack([self._columns[other] for other in others]) - self._columns[best]
+        beyond = gaps > 0 if self.figure.direction == "lower" else gaps < 0
+        found: npt.NDArray[np.bool_] = beyond.mean(axis=1) >= SURE
+        return found
 
-    def _column(self, index: int) -> Floats:
-        if index not in self._columns:
-            reading = self.reading(index)
-            assert reading.estimate is not None
-            self._columns[index] = self.sampler.column(reading.estimate, reading.influence, reading.scale)
-        return self._columns[index]
+    def _draw(self, indices: Iterable[int]) -> None:
+        """Draws the figures that were not drawn before, in this order."""
+        new = [index for index in indices if index not in self._columns]
+        readings = [self.reading(index) for index in new]
+        drawn = [(each.estimate, each.influence, each.scale) for each in readings if each.estimate]
+        self._columns.update(zip(new, self.sampler.columns(drawn).T, strict=True))
 
 
 @dataclass(frozen=True)

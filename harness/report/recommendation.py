@@ -13,6 +13,7 @@ from harness.figures.ask import Reading
 from harness.figures.formats import BLANK
 from harness.figures.memory import MEMORY
 from harness.report.answer import (
+    Answer,
     answer,
     ask_of,
     bound_unit,
@@ -38,7 +39,7 @@ def shown(found: Recommendation) -> ShownRecommendation:
         headings=_headings(found),
         admissible=tuple(_cells(found, rank, each) for rank, each in enumerate(found.admissible, 1)),
         rejected=tuple((name(each.row), "; ".join(reasons(each))) for each in found.rejected),
-        json_line=json_line(found),
+        json_line=_json_line(found, conclusion),
         has_pick=found.pick is not None,
         is_unknown=found.unknown,
         holds=found.holds,
@@ -83,7 +84,10 @@ def _place(found: Recommendation) -> str:
 
 def json_line(found: Recommendation) -> str:
     """One line: the query, the answer, every variant with its figures. An infinite figure is null."""
-    conclusion = answer(found)
+    return _json_line(found, answer(found))
+
+
+def _json_line(found: Recommendation, conclusion: Answer) -> str:
     text = finite_text(
         {
             "model": found.table.model,
