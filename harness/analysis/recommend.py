@@ -14,9 +14,8 @@ from harness.analysis.choice import Bar, Candidate, Check, Recommendation, doubt
 from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.summaries import Summaries
 from harness.analysis.ties import Likeness, Order, order_by
-from harness.analysis.tradeoff import tradeoff
 from harness.core.exact_text import as_text, builder
-from harness.core.record import Damaged, RunRecord
+from harness.core.record import Damaged
 from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
 from harness.figures.table import GridPoint, Table, VariantRow
@@ -27,17 +26,16 @@ T = TypeVar("T")
 
 
 def recommend(
-    records: Sequence[RunRecord],
+    tables: Sequence[Table],
     query: Query,
     damaged: Sequence[Damaged] = (),
     summaries: Summaries | None = None,
 ) -> tuple[Recommendation, ...]:
-    """The pick of each table of records: each model, perplexity protocol and machine.
+    """The pick of each table of some records.
 
-    Without any limit, ``default_limits`` apply. Raises UsageError if no record measures a variant, and for a point
-    or a load that no table has, and for a level that several loads of a table have.
+    Without any limit, ``default_limits`` apply. Raises UsageError if there is no table, as no record measures a
+    variant, and for a point or a load that no table has, and for a level that several loads of a table have.
     """
-    tables = tradeoff(records, summaries)
     if not tables:
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
     _refuse_unknown_point(tables, query.at)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from harness.analysis.front_probability import front_probabilities
@@ -48,8 +50,20 @@ class Summaries(KeptEntries):
 
     def rows_key(self, about: str, rows: Sequence[VariantRow]) -> str | None:
         """Names what is derived from all rows of a table, in their order; None if one of them cannot be named."""
-        keys = [self._evidence_key(each.evidence) if each.evidence else None for each in rows]
+        keys = [self.row_key(each) for each in rows]
         return None if None in keys else full_digest([about, keys])
+
+    def row_key(self, row: VariantRow) -> str | None:
+        """Names what is derived from the evidence of a row; None if one of its records has no seal."""
+        return self._evidence_key(row.evidence) if row.evidence else None
+
+    def kept_row(self, key: str, evidence: Evidence) -> str | None:
+        """The text of the row with this key, which is that of the evidence; None if it is not kept."""
+        text = self._entries.get(key)
+        if text is not None:
+            self.used[key] = text
+            self._keys[id(evidence)] = evidence, key
+        return text
 
     def of_figures(self) -> KeptEntries:
         """Where what depends on the list of figures is kept.
@@ -81,26 +95,29 @@ class Summaries(KeptEntries):
     def _evidence_key(self, evidence: Evidence) -> str | None:
         if id(evidence) not in self._keys:
             try:
-                content = {each.name: self._content(getattr(evidence, each.name)) for each in fields(evidence)}
-                key = full_digest(content)
+                content = [self._content(each) for each in _parts_of(evidence)]
+                key = hashlib.sha256("\n".join(content).encode()).hexdigest()
             except KeyError:  # a record without a seal
                 key = None
             self._keys[id(evidence)] = evidence, key
         return self._keys[id(evidence)][1]
 
-    def _content(self, value: Any) -> Any:
+    def _content(self, value: Any) -> str:
         if isinstance(value, RunRecord):
             return self.seal(value)
         if isinstance(value, tuple):
-            return [self._content(each) for each in value]
+            return " ".join([self.seal(each) for each in value])
         if isinstance(value, Measurement):  # a noise floor, which many variants share
             return self._digest(value)
-        return value
+        return str(value)
 
     def _digest(self, measurement: Measurement) -> str:
         if id(measurement) not in self._measurements:
             self._measurements[id(measurement)] = measurement, _digest(measurement)
         return self._measurements[id(measurement)][1]
+
+
+_parts_of: Callable[[Evidence], tuple[Any, ...]] = attrgetter(*(each.name for each in fields(Evidence)))
 
 
 def _digest(measurement: Measurement) -> str:

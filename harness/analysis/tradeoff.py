@@ -308,10 +308,15 @@ def _marked(rows: Sequence[VariantRow], summaries: Summaries) -> list[VariantRow
     points = {index: point for index, (entry, size) in sized if (point := _point(entry, size)) is not None}
     indices = list(points)
     kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
-    likely = LazyColumn[float | None](len(rows), cache(lambda: summaries.front_probabilities(rows)))
+    likely = front_probabilities_of(rows, summaries)
     return [
         entry.altered(front=index in kept, front_shares=likely, front_place=index) for index, entry in enumerate(rows)
     ]
+
+
+def front_probabilities_of(rows: Sequence[VariantRow], summaries: Summaries) -> Sequence[float | None]:
+    """``front_shares`` of rows in the order of their ``front_place``."""
+    return LazyColumn[float | None](len(rows), cache(lambda: summaries.front_probabilities(rows)))
 
 
 def _point(entry: VariantRow, size: int | None) -> tuple[float, float] | None:

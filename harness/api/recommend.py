@@ -8,7 +8,6 @@ from pathlib import Path
 
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Query, count, parse_limits, parse_objective
-from harness.analysis.recommend import recommend as recommend_among
 from harness.api.results import NamedRecords, kept_answer, read_folder
 from harness.core.exact_text import as_text
 from harness.core.record import Damaged, RunRecord
@@ -69,7 +68,7 @@ def recommend(
     """
     query = RecommendRequest(limits, minimize, maximize, at, at_load, context, batch, allow_labelled).query()
     if not isinstance(results, str | Path):
-        return recommend_among(results, query)
+        return _among(NamedRecords("", results, ()), query)
     return _among(read_folder(results), query)
 
 
@@ -96,5 +95,7 @@ def _shown(found: NamedRecords, query: Query) -> tuple[ShownRecommendation, ...]
 
 
 def _among(found: NamedRecords, query: Query) -> tuple[Recommendation, ...]:
-    with found.summaries() as derived:
-        return recommend_among(found.records, query, found.damaged, derived)
+    from harness.analysis.recommend import recommend as recommend_among
+
+    with found.tables() as (tables, derived):
+        return recommend_among(tables, query, found.damaged, derived)

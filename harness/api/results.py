@@ -26,7 +26,7 @@ from harness.storage.bundle import is_bundle
 from harness.storage.entry import kind_of, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
 from harness.storage.reading import Contents
-from harness.storage.summaries import SUMMARIES, SummaryFile, code
+from harness.storage.summaries import SUMMARIES, TABLES, SummaryFile, code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from harness.analysis.kept import KeptEntries
     from harness.analysis.summaries import Summaries
+    from harness.figures.table import Table
     from harness.report.redact import Redaction
 
 K = TypeVar("K", bound="KeptEntries")
@@ -69,6 +70,33 @@ class NamedRecords:
     def is_sealed(self) -> bool:
         """Whether the hash of every record is known."""
         return bool(self.seals) and None not in self.seals
+
+    @contextmanager
+    def tables(self) -> Iterator[tuple[Sequence[Table], Summaries | None]]:
+        """The trade-off tables of these records, and what else was derived from them, as it was kept if it was.
+
+        Only the last tables are kept. No record is built to read them.
+        """
+        from harness.analysis.kept_tables import read, written
+        from harness.analysis.tradeoff import tradeoff
+
+        file = SummaryFile(self.folder, code(), TABLES) if self.folder is not None and self.is_sealed else None
+        key = full_digest(self.seals)
+        known = None if file is None else file.read(key).get(key)
+        if known is not None:
+            with replace(self, seals=()).summaries() as derived:
+                assert derived is not None
+                tables = read(known, self.records, derived)
+                if tables is not None:
+                    yield tables, derived
+                    return
+        with self.summaries() as derived:
+            tables = tradeoff(self.records, derived)
+            if file is not None and derived is not None:
+                text = written(tables, self.records, derived)
+                if text is not None:
+                    file.replace({key: text})
+            yield tables, derived
 
     def summaries(self) -> AbstractContextManager[Summaries | None]:
         """Rows of variants that were derived from these records before; those derived meanwhile are kept."""
@@ -121,7 +149,7 @@ def kept_answer(sides: Sequence[NamedRecords], file: str, about: str, kind: type
     key = full_digest([about, [side.seals for side in sides]])
     answers = SummaryFile(folder, report_code(), file)
     with uncollected():
-        known = answers.read().get(key)
+        known = answers.read(key).get(key)
         if known is not None:
             found: T = builder(kind)(json.loads(known))  # type: ignore[arg-type]
             return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache, lru_cache
 from typing import Any, get_type_hints
@@ -35,9 +35,21 @@ def written(derived: Derived) -> str:
 def read(text: str, evidence: Evidence, label: str) -> Derived:
     """The row of the same evidence, as it was derived. Its figures are decoded when they are used."""
     notes, *texts = text.split("\t")
+    return _row(texts, label=label, evidence=evidence), tuple(json.loads(notes))
+
+
+def read_changed(text: str, changed: Mapping[str, str], evidence: Evidence, label: str, front_place: int) -> VariantRow:
+    """The row of the same evidence as it stands in a table, which ``changed`` these fields, by name."""
+    texts = text.split("\t")[1:]
+    for name, new in changed.items():
+        texts[_places()[name]] = new
+    return _row(texts, label=label, evidence=evidence, front_place=front_place)
+
+
+def _row(texts: list[str], **others: Any) -> VariantRow:
     made = object.__new__(_KeptRow)
-    vars(made).update(label=label, evidence=evidence, kept_texts=texts, _remembered={})
-    return made, tuple(json.loads(notes))
+    vars(made).update(others, kept_texts=texts, _remembered={})
+    return made
 
 
 class _KeptRow(VariantRow):
@@ -76,6 +88,12 @@ def _field_builders() -> tuple[tuple[str, Callable[[Any], Any]], ...]:
     hints = get_type_hints(VariantRow)
     kept = (each.name for each in fields(VariantRow) if each.init and each.name not in NOT_DERIVED)
     return tuple((name, builder(hints[name])) for name in kept)
+
+
+@cache
+def _places() -> Mapping[str, int]:
+    """The place of each kept field among the texts of a row."""
+    return {name: place for place, (name, _) in enumerate(_field_builders())}
 
 
 for _place, (_name, _build) in enumerate(_field_builders()):

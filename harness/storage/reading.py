@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from harness.core.collector import uncollected
 from harness.core.column import LazyColumn
@@ -164,19 +164,36 @@ def _entry(folder: Path, root: Path, index: Index | None) -> Attempt | IndexEntr
 
 
 def _contents(found: Sequence[Attempt | IndexEntry]) -> Contents:
-    """What was found, in the order of the folders. Records of entries are built when one of them is used."""
+    """What was found, in the order of the folders."""
     damaged = tuple(each.damage for each in found if isinstance(each, Attempt) and each.damage)
     kept = sorted((each for each in found if isinstance(each, IndexEntry) or each.record), key=_order)
     if not any(isinstance(each, IndexEntry) for each in kept):
         return Contents(tuple(each.record for each in kept if each.record), damaged)
     entries = [each for each in kept if isinstance(each, IndexEntry)]
+    records = _Records(kept)
+    return Contents(LazyColumn(len(kept), lambda: records), damaged, entries if len(entries) == len(kept) else None)
 
-    @cache
-    def build() -> tuple[RunRecord, ...]:
-        with uncollected():
-            return tuple(each.record for each in kept if each.record)
 
-    return Contents(LazyColumn(len(kept), build), damaged, entries if len(entries) == len(kept) else None)
+class _Records(Sequence[RunRecord]):
+    """The records of attempts that have one. That of an entry is built when it is used, and kept."""
+
+    def __init__(self, found: Sequence[Attempt | IndexEntry]) -> None:
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> RunRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RunRecord]: ...
+    def __getitem__(self, index: int | slice) -> RunRecord | Sequence[RunRecord]:
+        if isinstance(index, slice):
+            with uncollected():
+                return tuple(each.record for each in self._found[index] if each.record)
+        record = self._found[index].record
+        assert record is not None
+        return record
 
 
 def _order(found: Attempt | IndexEntry) -> tuple[str, int]:

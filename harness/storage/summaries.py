@@ -25,6 +25,8 @@ from harness.storage.disk import Disk
 
 SUMMARIES = ".summaries"
 """Rows of the table; a file in the results folder that a user names, as are the others."""
+TABLES = ".tables"
+"""The whole tables of all records, but their rows."""
 COMPARED = ".compared"
 """What ``compare`` found of pairs of cases."""
 TRACED = ".traced"
@@ -60,6 +62,13 @@ def _python_files(path: Path) -> Iterable[Path]:
     return path.rglob("*.py") if path.is_dir() else [path]
 
 
+class _UnsyncedDisk(Disk):
+    """What a crash takes of a kept file is derived again, and its hash tells: nobody waits until it is durable."""
+
+    def _fsync(self, path: Path) -> None:
+        pass
+
+
 class SummaryFile:
     """The entries of one kind in a results folder that a certain ``code`` derived."""
 
@@ -70,13 +79,13 @@ class SummaryFile:
         self._bytes = 0
         self._kept: dict[str, str] = {}
 
-    def read(self) -> dict[str, str]:
-        """The entries by key; none if they cannot be used."""
+    def read(self, first: str = "") -> dict[str, str]:
+        """The entries by key; none if they cannot be used, or if the first one does not have the key ``first``."""
         self._kept, self._whole = {}, False
         with suppress(OSError, ResultsError, ValueError):
             content = read_file(self._path, MAX_BYTES, ResultsError)
             head = self._head()
-            if content.startswith(head):
+            if content.startswith(head) and content.startswith(first.encode(), content.find(b"\n", len(head)) + 1):
                 self._bytes = len(content)
                 self._whole = self._read_parts(memoryview(content)[len(head) :])
         return self._kept
@@ -105,7 +114,7 @@ class SummaryFile:
     def _write(self, entries: Mapping[str, str]) -> None:
         content = self._head() + _part(entries)
         if len(content) < MAX_BYTES:
-            Disk().write_whole(self._path, content)
+            _UnsyncedDisk().write_whole(self._path, content)
 
     def _append(self, content: bytes) -> None:
         """Adds a part, at once, so that two processes' do not mix; not to a file that other code wrote meanwhile."""

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from imported_files import all_imported
 from typer.testing import CliRunner
 
 import harness
-from harness.analysis import keyed, recommend, summaries, tradeoff
+from harness.analysis import kept_tables, keyed, recommend, summaries, tradeoff
 from harness.analysis.history import trace, values
 from harness.analysis.regression import compared, track
 from harness.api.baselines import Baselines
 from harness.cli.app import app
 from harness.report.answer import Answer
 from harness.storage import index, reading
+from harness.storage.entry import IndexEntry
 from harness.storage.reading import read_records
 from harness.storage.seal import EVIDENCE, RECORD
 from harness.storage.store import Store
@@ -34,12 +36,13 @@ from harness.storage.summaries import (
     RECOMMENDATION,
     REPORT,
     SUMMARIES,
+    TABLES,
     TRACED,
     SummaryFile,
 )
 
 Bench = Any  # the class in conftest.py, which cannot be imported
-WHOLE = (COMPARISON, HISTORY, RECOMMENDATION)
+WHOLE = (COMPARISON, HISTORY, RECOMMENDATION, TABLES)
 KEPT = (COMPARED, TRACED, SUMMARIES, *WHOLE)
 COMMANDS = (
     ("compare", "{base}", "{head}", "--format", "json"),
@@ -84,7 +87,7 @@ def answers(folder: Path, commands: Sequence[Sequence[str]] = COMMANDS) -> list[
 
 def derived_anew(folder: Path, commands: Sequence[Sequence[str]] = COMMANDS) -> list[tuple[int, str]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SummaryFile, "read", lambda file: {})
+        patch.setattr(SummaryFile, "read", lambda file, first="": {})
         patch.setattr(SummaryFile, "add", lambda file, entries, records: None)
         patch.setattr(SummaryFile, "replace", lambda file, entries: None)
         return answers(folder, commands)
@@ -250,6 +253,52 @@ def test_a_recommendation_is_shown_again_only_to_the_same_query_about_the_same_r
     assert "damaged" in told[0][1]
 
 
+OTHER_QUESTIONS = (
+    ("recommend", "{head}", "--format", "json"),
+    ("recommend", "{head}", "--max-kl", "0.3", "--format", "json"),
+    ("recommend", "{head}", "--maximize", "decode", "--min-agreement", "10%"),
+    ("recommend", "{head}", "--minimize", "kl", "--max-size", "1GB", "--allow-labelled", "--format", "markdown"),
+)
+
+
+def test_another_question_of_the_same_records_derives_no_table_and_builds_few_records(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    anew = derived_anew(folder, OTHER_QUESTIONS)
+    answers(folder, OTHER_QUESTIONS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.analysis.tradeoff.tradeoff", None)
+        assert answers(folder, OTHER_QUESTIONS) == anew
+    built = []
+    original = IndexEntry.record.func
+    counted = cached_property(lambda entry: (built.append(entry), original(entry))[1])
+    counted.__set_name__(IndexEntry, "record")
+    monkeypatch.setattr(IndexEntry, "record", counted)
+    assert answers(folder, OTHER_QUESTIONS[1:2]) == anew[1:2]
+    assert len(built) < len(read_records(folder / "head")) / 2
+
+
+@pytest.mark.parametrize("without", [SUMMARIES, TABLES])
+def test_a_kept_table_is_not_used_without_its_rows_nor_after_a_record_changed(
+    without: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    first, other = OTHER_QUESTIONS[:2]
+    answers(folder, [first])
+    (folder / "head" / without).unlink()
+    assert answers(folder, [other]) == derived_anew(folder, [other])
+    kept = (folder / "head" / TABLES).read_bytes()
+    another_run(folder, lambda runs: next(iter(read_records_of(folder / "head"))))
+    changed = answers(folder, OTHER_QUESTIONS)
+    assert changed == derived_anew(folder, OTHER_QUESTIONS)
+    (folder / "head" / TABLES).write_bytes(kept)  # that of fewer records
+    (folder / "head" / RECOMMENDATION).unlink()
+    assert answers(folder, OTHER_QUESTIONS) == changed
+
+
 def test_a_recommendation_is_shown_again_only_by_the_code_that_made_it(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +393,7 @@ def test_what_is_kept_lasts_until_code_changes_that_reads_records_or_derives_it(
 
     Which packages a machine has chooses the records that are compared, and these are in the keys.
     """
-    kept = (compared, track, trace, values, summaries, recommend, tradeoff, keyed, reading)
+    kept = (compared, track, trace, values, summaries, recommend, tradeoff, kept_tables, keyed, reading)
     rooms = {path.partition("/")[0] for path in all_imported([each.__file__ for each in kept])}
     assert rooms - {"errors.py", "recipe", "host"} == set(CODE)
 
@@ -383,5 +432,5 @@ def test_a_report_derives_the_values_of_a_new_run_and_of_no_other(
     again = reported(folder, tmp_path / "again", "--format", "html")
     assert {each.spec.case_id for each in seen} == {record.spec.case_id}
     with monkeypatch.context() as patch:
-        patch.setattr(SummaryFile, "read", lambda file: {})
+        patch.setattr(SummaryFile, "read", lambda file, first="": {})
         assert reported(folder, tmp_path / "anew", "--format", "html") == again

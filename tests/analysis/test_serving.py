@@ -108,7 +108,7 @@ def test_the_largest_load_at_the_slo_is_recovered_and_chosen_by() -> None:
 def test_recommend_chooses_by_load_goodput_and_latency() -> None:
     records = slower_beyond(3.0)
     chosen = {
-        name: recommend(records, Query(parse_limits(limits), parse_objective(*objective)))[0]
+        name: recommend(tradeoff(records), Query(parse_limits(limits), parse_objective(*objective)))[0]
         for name, limits, objective in (
             ("load", {}, (None, "load")),
             ("goodput", {}, (None, "goodput")),
@@ -122,7 +122,7 @@ def test_recommend_chooses_by_load_goodput_and_latency() -> None:
 
 def asked(records: list[RunRecord], level: float | None = None, **limits: str | float) -> list[tuple[str, str, float]]:
     """Of each row the method, where a limit's figure was read or why there is none, and the figure (0 without one)."""
-    (found,) = recommend(records, Query(parse_limits(limits), level=level))
+    (found,) = recommend(tradeoff(records), Query(parse_limits(limits), level=level))
     return sorted(
         (each.row.method, check.reading.basis, check.reading.estimate.value if check.reading.estimate else 0.0)
         for each in (*found.admissible, *found.rejected)
@@ -609,7 +609,7 @@ def test_a_process_that_answers_nothing_counts_as_infinitely_slow_everywhere(
         [] if median is None else [pytest.approx(median)]
     )
 
-    (advice,) = recommend(records, Query(parse_limits({"max_ttft": "10s"}), parse_objective("ttft", None)))
+    (advice,) = recommend(tradeoff(records), Query(parse_limits({"max_ttft": "10s"}), parse_objective("ttft", None)))
     basis = f"{told} at {load.short}" if median is None else f"at {load.short}"
     every = (*advice.admissible, *advice.rejected)
     assert [each.objective.basis for each in every] == [basis]

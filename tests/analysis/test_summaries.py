@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from harness import recommend, write_report
+from harness.analysis import kept_tables
 from harness.analysis.summaries import Summaries
 from harness.analysis.tradeoff import tradeoff
 from harness.core.exact_text import as_text
@@ -62,6 +63,35 @@ def test_rows_are_read_back_to_the_last_bit(kept: Sequence[RunRecord]) -> None:
     assert len(rows_in(again)) == sum(len(table.rows) for table in derived)
     assert repr(read) == repr(derived) == repr(tradeoff(kept))
     assert read == derived == read
+
+
+def test_tables_are_read_back_to_the_last_bit(kept: Sequence[RunRecord]) -> None:
+    first = Summaries(seals(kept), {})
+    derived = tradeoff(kept, first)
+    text = kept_tables.written(derived, kept, first)
+    assert text is not None
+    again = Summaries({}, first.used)
+    read = kept_tables.read(text, kept, again)
+    assert repr(read) == repr(derived)
+    assert read == derived
+    for table, anew in zip(read, derived, strict=True):
+        for row, same in zip(table.rows, anew.rows, strict=True):
+            assert row.front_probability == same.front_probability
+            assert row.evidence is not None
+            for each in fields(Evidence):
+                assert getattr(row.evidence, each.name) == getattr(same.evidence, each.name)
+            assert again.row_key(row) == first.row_key(same)
+    assert again.used.items() <= first.used.items()
+    assert len(rows_in(again)) == sum(len(table.rows) for table in derived)
+    lost = next(key for key, entry in first.used.items() if "\t" in entry)
+    left = {key: entry for key, entry in first.used.items() if key != lost}
+    assert kept_tables.read(text, kept, Summaries({}, left)) is None
+
+
+def test_tables_are_kept_only_of_sealed_records(bench: Bench) -> None:
+    records = bench.sweep()
+    summaries = Summaries(seals(records[1:]), {})
+    assert kept_tables.written(tradeoff(records, summaries), records, summaries) is None
 
 
 def test_a_figure_of_kept_rows_is_decoded_when_it_is_used_and_once_for_all_that_have_it(
