@@ -80,6 +80,12 @@ class ModelLoad:
         """Whether the checkpoint that it reads was published quantized."""
         return (self.method.checkpoint or self.source).quantization is not None
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the codes of such a checkpoint stay packed in memory: they take less than the dense model."""
+        parameters = self.source.decoder_parameters + self.source.other_parameters
+        return self.is_stored_quantized and (self.weight_bytes or 0) < int(self.plain_bytes * parameters)
+
     @cached_property
     def plain_bytes(self) -> float:
         """Of an unquantized weight."""
@@ -159,7 +165,7 @@ class ModelLoad:
 
         It measures a noise floor.
         """
-        if not self.job.effort.kept or self.is_stored_quantized:
+        if not self.job.effort.kept or self.keeps_codes:
             return 0.0
         return 0.5 if self.plain_bytes == WIDE_BYTES else WIDE_BYTES / self.plain_bytes
 

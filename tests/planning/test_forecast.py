@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from run_specs import changed
 
+from harness.api.forecasting import ForecastBasis
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import bytes_words
 from harness.cli.render.plan import show_plan
@@ -472,3 +473,14 @@ def test_methods_that_learn_say_how_often_they_read_the_calibration() -> None:
     assert passes("qat", steps=100, batch_size=8) == 2 * passes("qat", steps=100, batch_size=4)
     assert passes("qat", samples=64) == 2 * passes("qat")
     assert passes("llmc-awq") > passes("llmc-gptq")
+
+
+def test_runs_on_a_cpu_are_forecast_beside_one_another_as_far_as_its_memory_holds_them(make: Make) -> None:
+    """Without a limit each may need two copies of its model, and what the libraries take: 1.1 GB."""
+    planned = make(threads=1, methods=["none", {"rtn": {"bits": [2, 3, 4, 8], "group_size": 32}}])
+
+    def expected_s(memory_bytes: int) -> float:
+        nodes = [Node(cores=16, memory_bytes=memory_bytes)]
+        return ForecastBasis(SPEEDS, []).forecast(planned, planned, nodes).total_s.expected
+
+    assert expected_s(2**40) < expected_s(3 * 2**30) < expected_s(2**30)
