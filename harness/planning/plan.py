@@ -490,7 +490,7 @@ class _OnEngine:
 
 
 @dataclass(frozen=True)
-class _Measuring:
+class _PlacedJob:
     """A run that measures a variant, what it loads, and where it has that."""
 
     job: Measuring
@@ -577,7 +577,7 @@ class _OfMethod:
             made |= {"probe": shared.probe.spec.run_id}
             unsupported = unsupported or shared.probe.reason
         measured = [
-            (self._measuring(job), repetition)
+            (self._placed_job(job), repetition)
             for kv_cache in self._caches()
             for job, repetition in self._measurements(kv_cache)
         ]
@@ -596,11 +596,11 @@ class _OfMethod:
             unwritten = before["write"].reason if "write" in before else None
             yield self._measure(each, repetition, needed, unsupported or unwritten)
 
-    def _measuring(self, job: Measuring) -> _Measuring:
+    def _placed_job(self, job: Measuring) -> _PlacedJob:
         load = ModelLoad(job, self.source, self.choice, self.engine, self._weight_bytes)
-        return _Measuring(job, load, self.sweep.place(load))
+        return _PlacedJob(job, load, self.sweep.place(load))
 
-    def _quantizes_apart(self, measured: Iterable[_Measuring]) -> bool:
+    def _quantizes_apart(self, measured: Iterable[_PlacedJob]) -> bool:
         """Whether it is quantized in a run of its own.
 
         A method that quantizes while loading is where a streamed run would do so in each pass, and its library can save
@@ -639,7 +639,7 @@ class _OfMethod:
         )
 
     def _measure(
-        self, measured: _Measuring, repetition: int, made: Mapping[str, str], unsupported: Reason | None
+        self, measured: _PlacedJob, repetition: int, made: Mapping[str, str], unsupported: Reason | None
     ) -> PlannedRun:
         sweep, weight_bytes, residence = self.sweep, self._weight_bytes, measured.residence
         job = _placed(measured.job, residence)
