@@ -362,7 +362,8 @@ LABELS: Mapping[LabelCode, Form] = {
         ),
         "calibration gave the method's library too little to do more for them. AWQ leaves a group of matrices that "
         "read the same input without scales if one of them saw no token; GPTQ leaves a matrix without error "
-        "compensation that saw few tokens, or whose Hessian it cannot invert: see "
+        "compensation that saw few tokens, or whose Hessian it cannot invert; auto-round leaves a matrix that no token "
+        "reached, or a block that no step improved, as it began; Quark leaves what its tables do not name: see "
         "[the expert audit](experts.md#what-was-only-rounded)",
         {"modules": 14, "of": 112, "share": 0.07, "names": ("model.layers.1.mlp.experts.0.gate_proj",)},
     ),

@@ -333,12 +333,15 @@ def test_awq_leaves_the_routing_as_it_is(tmp_path: Path, tiny: Path, name: str, 
     assert 0 < divergence(base, found) < divergence(base, other) / 3
 
 
-def told(name: str, source: Path, out: Path) -> tuple[set[str], dict[str, Any]]:
+LEARNS = {"autoround": {"iterations": 20}}
+
+
+def told(name: str, source: Path, out: Path, **more: Any) -> tuple[set[str], dict[str, Any]]:
     """The modules that a method only rounds to nearest, and its notes; skips where its library is missing.
 
-    Its checkpoint is then in ``out``.
+    Its checkpoint is then in ``out``. Groups have 32 columns; ``more`` are other parameters.
     """
-    method, given = registry.method(name), {"group_size": 32}
+    method, given = registry.method(name), {"group_size": 32, **more}
     if lacking := registry.missing(method, local_site()):
         pytest.skip(lacking)
     out.mkdir()
@@ -382,10 +385,68 @@ def test_llm_compressor_s_awq_reaches_all_experts(tmp_path: Path, tiny: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["awq", "gptq"])
+@pytest.mark.parametrize("name", ["awq", "gptq", "autoround", "inc-gptq", "inc-awq"])
 def test_where_no_expert_is_starved_none_is_only_rounded(mixture: Path, tmp_path: Path, name: str) -> None:
-    found, _ = told(name, mixture, tmp_path / "out")
+    found, _ = told(name, mixture, tmp_path / "out", **LEARNS.get(name, {}))
     assert not found
+
+
+def rounded_to_nearest(name: str, source: Path, folder: Path) -> set[str]:
+    """The experts' matrices of a quantized model of whose weights each is the nearest on the grid of its group of 32.
+
+    They are read by the product of each layer with the identity.
+    """
+    method, plain = registry.method(name), load_file(source / "model.safetensors")
+    if method.enable is not None:
+        method.enable()
+    model = load_transformers(LoadRequest(folder, "float32", "cpu", read=method.read))
+    found = set()
+    with torch.inference_mode():
+        for path, module in model.named_modules():
+            if re.fullmatch(r".*\.experts\.\d+\.\w+_proj", path):
+                before = plain[f"{path}.weight"]
+                after = module(torch.eye(before.shape[1])[None])[0].T
+                before, after = (each.reshape(len(before), -1, 32) for each in (before, after))
+                step = 2 * before.abs().amax(-1, keepdim=True) / 15
+                if ((before - after).abs() <= 0.55 * step).all():
+                    found.add(path.removeprefix("model."))
+    return found
+
+
+def matrices_of(block: str, expert: int) -> set[str]:
+    return {f"{block}.experts.{expert}.{each}_proj" for each in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("name", ["inc-gptq", "inc-awq", pytest.param("autoround", marks=pytest.mark.slow)])
+def test_an_expert_that_no_token_reaches_is_rounded_to_nearest_and_named(tmp_path: Path, tiny: Path, name: str) -> None:
+    """Calibration moves weights of other experts beyond the nearest on the grid."""
+    source = save_small_mixture(tmp_path / "source", tiny)
+    found, _ = told(name, source, tmp_path / "out", **LEARNS.get(name, {}))
+    assert found == matrices_of(*DEAD)
+    assert rounded_to_nearest(name, source, tmp_path / "out") == found
+
+
+def test_quark_s_gptq_rounds_an_expert_that_no_token_reaches_to_nearest(tmp_path: Path, tiny: Path) -> None:
+    source = made("deepseek_v3", tmp_path / "source", tiny)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.mlp.gate.e_score_correction_bias"][3] = -100
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    found, _ = told("quark", source, tmp_path / "out", algorithm="gptq")
+    experts = {name for name in found if "self_attn" not in name}  # of attention its table names no layer
+    assert experts == matrices_of("layers.0.mlp", 3)
+    assert rounded_to_nearest("quark", source, tmp_path / "out") == experts
+
+
+def test_quark_s_gptq_leaves_all_experts_of_mixtral_and_that_is_told(tmp_path: Path, tiny: Path) -> None:
+    """Its table names the layers of attention alone."""
+    found, _ = told("quark", made("mixtral", tmp_path / "source", tiny), tmp_path / "out", algorithm="gptq")
+    assert found == set().union(*(matrices_of("layers.0.mlp", expert) for expert in range(4)))
+
+
+def test_auto_round_tells_that_one_step_is_none(tmp_path: Path, mixture: Path) -> None:
+    """It keeps the rounding with the least error, and after one step it has seen the error of no other."""
+    found, _ = told("autoround", mixture, tmp_path / "out", iterations=1)
+    assert len(found) == 4 + 4 * 3
 
 
 @pytest.mark.parametrize(

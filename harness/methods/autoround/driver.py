@@ -38,6 +38,8 @@ WORD = 32
 UNFUSES_ITSELF = frozenset({"gpt_oss"})
 """The types of mixtures whose blocks the library replaces by its own, with the same names of layers."""
 WHOLE = "only when it is in memory as a whole; set residency: resident on a machine where it fits"
+STARTS: Mapping[str, float] = {"value": 0.0, "min_scale": 1.0, "max_scale": 1.0}
+"""What the library learns of a layer, with what each number is at first: added before rounding, and times the range."""
 PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 16}
 """The library's layer configuration that leaves a layer unquantized."""
 
@@ -72,7 +74,9 @@ def quantize(job: QuantizeJob[Any], how: Rounding) -> None:
     if model.config.model_type not in UNFUSES_ITSELF:
         unfuse(model, job.untouched)
     rounding = _prepare(job, how, model)
-    rounding.quantize()
+    with _unlearnt() as unlearnt:
+        rounding.quantize()
+    job.rounded(unlearnt)
     _cast_plain(model, job.dtype)
     _probe(job, how, model)
     _choose_format(rounding)
@@ -102,7 +106,9 @@ def quantize_parts(job: QuantizeJob[Any], how: Rounding) -> None:
         with layers.looks_whole():
             rounding = _prepare(job, how, layers.model, from_disk=True)
         layers.enter(rounding)
-        rounding.quantize()
+        with _unlearnt() as unlearnt:
+            rounding.quantize()
+        job.rounded(unlearnt)
         _cast_plain(layers.model, job.dtype)
         layers.load_when_called()
         _probe(job, how, layers.model)
@@ -154,6 +160,37 @@ def _prepare(job: QuantizeJob[Any], how: Rounding, model: Any, from_disk: bool =
     # Without a tokenizer, only a repeated token at the end of a row counts as padding, whatever its id.
     rounding.model_context.tokenizer = None
     return rounding
+
+
+@contextmanager
+def _unlearnt() -> Iterator[list[str]]:
+    """Collects the layers that SignRound leaves as rounding to nearest gives them, within this context.
+
+    What it learns of a layer begins there. It stays there if no calibration token reaches the layer, which then has no
+    gradient, and in all layers of a block if no step makes the block's error smaller.
+    """
+    from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
+
+    names: list[str] = []
+    learn = SignRoundQuantizer.quantize_block
+
+    def learnt(self: Any, block: Any, *given: Any, **options: Any) -> Any:
+        best = learn(self, block, *given, **options)
+        for path, layer in block.named_modules():
+            if hasattr(layer, "scale") and _is_unlearnt(best.get(path, {})):
+                names.append(layer.global_name)
+        return best
+
+    SignRoundQuantizer.quantize_block = learnt
+    try:
+        yield names
+    finally:
+        SignRoundQuantizer.quantize_block = learn
+
+
+def _is_unlearnt(best: Mapping[str, torch.Tensor]) -> bool:
+    """Whether what was learnt of a layer adds nothing to its weights and leaves their range as it is."""
+    return all(bool((best[name] == start).all()) for name, start in STARTS.items() if name in best)
 
 
 def _as_text(model: Any) -> None:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -86,14 +87,15 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
             _exactly(name), configure(**_format(job.params.model_copy(update=dict(own))), **settings)
         )
     rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # padding would be counted
-    with _mended_gptq(), torch.no_grad():
+    with torch.no_grad():
         model = job.load()
         unfuse(model, job.untouched)
-        with own_arguments(model, rows):
+        with own_arguments(model, rows), _mended_gptq(model) as unreached, _mended_awq() as unscaled:
             model = quantization.prepare(model, configuration, example_inputs=rows[0] if rows else None)
             for row in rows:
                 model(input_ids=row, use_cache=False)  # AWQ would replay each layer with a cache that grows each time
             model = quantization.convert(model)
+    job.rounded([*unreached, *unscaled])
     model.config.quantization_config = inc_format.describe(model)
     model.save_pretrained(job.out)
     return model
@@ -127,25 +129,68 @@ def _exactly(name: str) -> str:
 
 
 @contextmanager
-def _mended_gptq() -> Iterator[None]:
+def _mended_gptq(model: Any) -> Iterator[list[str]]:
     """Makes GPTQ skip the layers that its configuration does not name, and take inputs of four dimensions.
 
     3.10 should look for a matching pattern, but accepts any layer: ``len(regex.findall(name)) is not None``. It takes
     rows, or batches of rows; the second projections of latent attention read more.
+
+    It also makes all weights zero of a layer that no calibration token reaches, because every column of its Hessian is
+    zero. Such a layer is rounded to nearest instead, which is what GPTQ does with a Hessian that prefers no column.
+    Collects their names.
     """
+    import torch
     from neural_compressor.torch.algorithms.weight_only.gptq import GPTQ, RAWGPTQuantizer
 
-    lookup, add = RAWGPTQuantizer.get_layer_config, GPTQ.add_batch
+    lookup, add, choose = RAWGPTQuantizer.get_layer_config, GPTQ.add_batch, GPTQ.fasterquant
+    names = WeakKeyDictionary({module: name for name, module in model.named_modules()})
+    unreached: list[str] = []
 
     def add_rows(self: Any, inputs: Any, outputs: Any) -> None:
         add(self, inputs.flatten(1, -2) if inputs.ndim > 3 else inputs, outputs)
 
+    def chosen(self: Any, weights: Any, **options: Any) -> Any:
+        if not self.nsamples:
+            unreached.append(names[self.layer])
+            self.H = torch.eye(self.columns, device=self.device)
+        return choose(self, weights, **options)
+
     RAWGPTQuantizer.get_layer_config = lambda self, name: self.weight_config.get(name)
-    GPTQ.add_batch = add_rows
+    GPTQ.add_batch, GPTQ.fasterquant = add_rows, chosen
     try:
-        yield
+        yield unreached
     finally:
-        RAWGPTQuantizer.get_layer_config, GPTQ.add_batch = lookup, add
+        RAWGPTQuantizer.get_layer_config, GPTQ.add_batch, GPTQ.fasterquant = lookup, add, choose
+
+
+@contextmanager
+def _mended_awq() -> Iterator[list[str]]:
+    """Makes AWQ leave out of its searches the layers that no calibration token reaches; collects their names.
+
+    3.10 looks up the inputs of every layer, and ends in a KeyError where there are none. Layers that are left out are
+    rounded to nearest at the end like all others, without factors of their own.
+    """
+    from neural_compressor.torch.algorithms.weight_only.awq import ActAwareWeightQuant
+
+    scale, clip = ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip
+    unreached: list[str] = []
+
+    def reached(block_name: str, groups: Sequence[tuple[str, ...]], inputs: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        return [group for group in groups if group[0].removeprefix(f"{block_name}.") in inputs]
+
+    def scaled(self: Any, block: Any, block_name: str, groups: Sequence[tuple[str, ...]], inputs: Any) -> Any:
+        searched = reached(block_name, groups, inputs)
+        unreached.extend(name for group in groups if group not in searched for name in group)
+        return scale(self, block, block_name, searched, inputs)
+
+    def clipped(self: Any, block_name: str, groups: Sequence[tuple[str, ...]], inputs: Any) -> None:
+        clip(self, block_name, reached(block_name, groups, inputs), inputs)
+
+    ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip = scaled, clipped
+    try:
+        yield unreached
+    finally:
+        ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip = scale, clip
 
 
 @contextmanager
@@ -204,7 +249,7 @@ INC_GPTQ = _method(
     "inc-gptq",
     "GPTQ",
     lambda job: quantize(job, "GPTQConfig", {"percdamp": job.params.damping}, calibrated=True),
-    version=2,  # 1 calibrated all layers with the first one's mask
+    version=3,  # 1 calibrated all layers with the first one's mask, 2 made experts zero that no token reached
     params=IncGptqParams,
     calibrated=lambda params: True,
 )

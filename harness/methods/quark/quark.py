@@ -7,6 +7,8 @@ before every product, and quantizes and at once dequantizes its inputs; AMD's GP
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -99,9 +101,47 @@ def quantize(job: QuantizeJob[QuarkParams]) -> None:
     )
     quantizer = ModelQuantizer(configuration)
     rows = _rows(job, model.device) if _calibrated(params) else None
-    frozen = quantizer.freeze(quantizer.quantize_model(model, rows))
+    with _seen() as seen:
+        model = quantizer.quantize_model(model, rows)
+    if params.algorithm != "rtn":
+        quantizes = [each for each in model.named_modules() if getattr(each[1], "_weight_quantizer", None)]
+        job.rounded([name for name, layer in quantizes if layer not in seen])
+    frozen = quantizer.freeze(model)
     job.probe(frozen)  # the export packs in place
     export_safetensors(frozen, str(job.out))
+
+
+@contextmanager
+def _seen() -> Iterator[set[Any]]:
+    """Collects the layers whose inputs GPTQ or AWQ has seen within this context; all others are rounded to nearest.
+
+    GPTQ works on the layers that the library's table names for a type of model: of Mixtral those of attention alone.
+    GPTQ would make all weights zero of a layer that no calibration token reaches, because every column of its Hessian
+    is zero. Such a layer is rounded to nearest instead, which is what GPTQ does with a Hessian that prefers no column.
+    """
+    import torch
+    from quark.torch.algorithm.awq.awq import AwqProcessor
+    from quark.torch.algorithm.gptq.gptq import GPTQ
+
+    choose, clip = GPTQ.quantize, AwqProcessor._search_best_clip
+    seen: set[Any] = set()
+
+    def chosen(self: Any, *settings: Any) -> None:
+        if self.nsamples:
+            seen.add(self.layer)
+        else:
+            self.H = torch.eye(self.columns, device=self.device)
+        choose(self, *settings)
+
+    def clipped(self: Any, layers: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+        seen.update(layer for name, layer in layers.items() if name in inputs)
+        return clip(self, layers, inputs)
+
+    GPTQ.quantize, AwqProcessor._search_best_clip = chosen, clipped
+    try:
+        yield seen
+    finally:
+        GPTQ.quantize, AwqProcessor._search_best_clip = choose, clip
 
 
 def enable() -> None:
@@ -149,7 +189,7 @@ def _bits(params: QuarkParams, plain_bits: float, width: int) -> float:
 
 QUARK = Method(
     name="quark",
-    version=1,
+    version=2,  # 1 made experts zero in GPTQ that no token reached
     summary="AMD Quark: int4 (nearest, AWQ, GPTQ), float8, MXFP4; unpacked before each product",
     params=QuarkParams,
     packages=("amd-quark",),
