@@ -52,9 +52,14 @@ def check_stored(folder: Path) -> ScaleCheck:
 
 def check_loaded(modules: Mapping[str, torch.nn.Module]) -> ScaleCheck:
     """Looks at every scale of the quantized matrices in some modules, given by their names in the model."""
+    return check_tensors(beside_codes(modules))
+
+
+def check_tensors(held: Iterable[tuple[str, torch.Tensor]]) -> ScaleCheck:
+    """Looks at those tensors of quantized matrices that are scales by their names."""
     return _check(
         (name, iter([tensor.detach().float().cpu().numpy()]))
-        for name, tensor in beside_codes(modules)
+        for name, tensor in held
         if tensor.is_floating_point() and not tensor.is_meta and _SCALE.search(name)
     )
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.core.capability import Product, StoredTensor
-from harness.engines.vllm.kernels import CheckpointWeights, describe
+from harness.core.capability import Product, ScaleCheck, ScaleFault, StoredTensor
+from harness.engines.vllm.kernels import CheckpointWeights, describe, held_beside_codes
+from harness.models.scales import check_tensors
 
 pytestmark = pytest.mark.heavy
 
@@ -91,6 +92,17 @@ def test_a_layer_that_multiplies_in_an_unknown_way_is_described_all_the_same() -
     assert held == {"two": (2 * 2 * WIDTH**2, 12, "int8"), "flat": (20, 8, "int32"), "none": (0, 0, "bfloat16")}
     assert {(each.family, each.arithmetic) for each in found.values()} == {(None, None)}
     assert {each.parameters for each in found.values()} == {2 * WIDTH**2}
+
+
+def test_scales_of_quantized_layers_are_looked_at_powers_of_two_among_them() -> None:
+    codes, infinite = torch.zeros(4, 4, dtype=torch.int8), float("inf")
+    model = model_of(
+        channels=LinearBase(OtherMethod(), weight=codes, weight_scale=torch.tensor([[1.0], [infinite], [0.0], [2.0]])),
+        powers=LinearBase(OtherMethod(), weight=codes, weight_scale=torch.tensor([[127, 255]], dtype=torch.uint8)),
+        plain=LinearBase(UnquantizedMethod(), weight=torch.zeros(2, 2), scale=torch.tensor([infinite])),
+    )
+    faults = ScaleFault("channels.weight_scale", 4, 1, 1), ScaleFault("powers.weight_scale", 2, 1, 0)
+    assert check_tensors(held_beside_codes(model)) == ScaleCheck(2, 6, faults)
 
 
 class AutoAWQLinearMethod:

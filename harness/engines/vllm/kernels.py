@@ -12,6 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,18 @@ def memory_bytes(model: torch.nn.Module) -> int:
         storages |= {each.untyped_storage().data_ptr(): int(each.untyped_storage().nbytes()) for each in own}
         handlers |= {id(handler): handler.k * handler.n * size for handler, size in keepers}
     return sum(storages.values()) + sum(handlers.values())
+
+
+def held_beside_codes(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the quantized layers by name. Scales in plain bytes are powers of two, as MXFP8 and MXFP4 have."""
+    import torch
+
+    for place, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if _role(module) and method is not None and not type(method).__name__.startswith(PLAIN):
+            for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+                is_power = tensor.dtype == torch.uint8 and "scale" in name
+                yield f"{place}.{name}", tensor.view(torch.float8_e8m0fnu) if is_power else tensor
 
 
 def _layer(module: Any, dtype: torch.dtype) -> Layer | None:

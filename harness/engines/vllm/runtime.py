@@ -17,7 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.engines.vllm.kernels import Description, describe
+from harness.core.capability import ScaleCheck
+from harness.engines.vllm.kernels import Description, describe, held_beside_codes
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -129,6 +130,12 @@ class Readout:
     def describe_weights(self, modules: Sequence[str]) -> Description:
         """The layers and kernels of this worker's part of the model; see ``kernels``."""
         return describe(self.model_runner.model, modules, self.model_runner.model_config.dtype)
+
+    def check_scales(self) -> ScaleCheck:
+        """Looks at the scales of this worker's part of the model."""
+        from harness.models.scales import check_tensors
+
+        return check_tensors(held_beside_codes(self.model_runner.model))
 
     def _before_first(self, runner: Any, following: Any) -> Any:
         """GPUModelRunner and CPUModelRunner; vLLM has not yet counted the tokens of this step as computed."""
@@ -300,6 +307,10 @@ class VllmRuntime:
     def described(self, modules: Sequence[str]) -> list[Description]:
         """What each worker holds of a checkpoint with these modules."""
         return self.everywhere("describe_weights", modules)
+
+    def check_scales(self) -> ScaleCheck:
+        """Looks at the scales of what vLLM quantized, as all workers hold them."""
+        return sum(self.everywhere("check_scales"), ScaleCheck())
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's own logits of hidden states (…, width): (…, vocabulary)."""
