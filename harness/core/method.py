@@ -195,8 +195,9 @@ class Method(Generic[P]):
     ``parts_peak`` is about the most memory that it takes in bytes, libraries included (default: two layers, or what is
     larger of other parts). ``offloads`` says that on a GPU it quantizes a model in memory as a whole even if the GPU
     cannot hold that, because it has what it does not work on in main memory, or in fewer bits. ``reads_tensors`` says
-    that it reads the checkpoint's tensors without transformers. In a stack of its own only such a method quantizes in
-    parts: of others it is checked first, with the whole model, that the stack's transformers reads the same one.
+    that it reads the checkpoint's tensors without transformers, unless it calibrates. In a stack of its own only such a
+    method quantizes in parts: of others it is checked first, with the whole model, that the stack's transformers reads
+    the same one. If it calibrates, that is checked layer by layer.
     ``unsaved`` is why the library cannot save what ``load_config`` makes, given the parameters and the device (``cpu``
     or ``cuda``); None if transformers' ``save_pretrained`` writes it and it reloads as it was. Then a variant that is
     streamed is quantized once, from disk to disk, and otherwise in every run.

@@ -251,7 +251,7 @@ def least_bytes(load: ModelLoad) -> int:
     if load.job.effort.scored and not load.on_gpu and not load.is_stored_quantized:
         ahead = min(1.0, 2 / load.plain_bytes)  # a checkpoint of 16 bits may be cast to float32 as it is loaded
     layers = load.layer_bytes * (1 + ahead * (load.layer_bytes < load.decoder_bytes))
-    if isinstance(load.job, QuantizeModel) and load.method.method.reads_tensors:
+    if isinstance(load.job, QuantizeModel) and load.method.method.reads_tensors and not load.method.calibrated:
         layers = 0.0
     base = 0 if load.on_gpu else LEAST_BYTES
     return base + int(CERTAIN * max(layers, load.head_bytes if load.size and load.size.vocabulary else 0))

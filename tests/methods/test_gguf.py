@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import gguf
 import pytest
 
 from harness.api.plan import plan
+from harness.core.method import PartsWork
 from harness.core.run import RunSpec
 from harness.core.site import Machine
 from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import RecipeError
-from harness.methods.llamacpp.gguf import BLOCKS, FALLBACK, GGUF, MIXES, GgufParams
+from harness.methods.llamacpp.gguf import BLOCKS, FALLBACK, GGUF, MIXES, GgufParams, parts_peak
 from harness.planning.peaks import LIBRARIES_BYTES
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
@@ -146,9 +148,20 @@ def test_converting_has_a_planned_peak_that_counts_the_whole_model(make: Any) ->
 
 
 @pytest.mark.usefixtures("pretended_stack", "no_python")
-def test_an_importance_matrix_needs_the_whole_model_and_the_plan_says_that(make: Any) -> None:
+def test_an_importance_matrix_takes_a_layer_in_memory_and_the_plan_counts_that(make: Any) -> None:
     run = of_kind(make(limits={"memory": 700_000}, **CALIBRATED), "quantize")
-    assert "an importance matrix is made by running the calibration set through a model" in str(run.unsupported)
+    assert run.unsupported is None
+    assert run.spec.job.conditions.residency == "streamed"
+    plain = of_kind(make(limits={"memory": 700_000}, methods=["none", {"gguf": {"type": "Q8_0"}}]), "quantize")
+    assert run.peak_bytes >= plain.peak_bytes
+
+
+def test_what_calibrating_takes_is_counted_where_it_is_the_most() -> None:
+    layer = [(1024, 1024)] * 4 + [(4096, 1024)] * 3
+    work = PartsWork(layer, 4.0, 2**22, 2**22, hidden=1024, vocabulary=1024, heads=16)
+    calibrated = replace(work, rows=64, length=512)
+    plain, more = (parts_peak(GgufParams(imatrix=True), each) for each in (work, calibrated))
+    assert more - plain > calibrated.states_bytes
 
 
 def test_without_its_stack_the_engine_alone_is_unsupported(make: Any) -> None:

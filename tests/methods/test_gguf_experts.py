@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gguf.quants import dequantize
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.api.plan import plan
+from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.core.site import Machine
 from harness.engines.llamacpp.engine import LLAMACPP
@@ -23,6 +25,9 @@ from harness.methods.llamacpp.gguf import GgufParams, importance, left_plain, qu
 from harness.models.gguf.convert import placed
 from harness.models.headers import GGUF_FILE, read_config, read_directory
 from harness.models.scope import modules
+from harness.models.streaming.layerwise import LayerPasses
+from harness.models.streaming.parts import Parts
+from harness.models.unfuse import unfuse
 from harness.recipe import load_recipe
 from harness.stacks import MANIFEST, Stacks
 
@@ -142,6 +147,52 @@ def test_each_expert_s_inputs_are_those_of_the_tokens_that_are_routed_to_it(tmp_
         values = found[f"blk.0.{name}.weight"]
         assert values.dtype == np.float32
         assert np.allclose(values.reshape(EXPERTS, 256), expected.numpy(), rtol=1e-4)
+
+
+LAYERED: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    **MIXTURES,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERED))
+def test_with_one_layer_in_memory_the_importance_is_bit_by_bit_that_of_the_whole_model(
+    tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        **{"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"head_dim": 16, "num_experts_per_tok": 2, "vocab_size": 256, "max_position_embeddings": 128},
+        **{"intermediate_size": 64, "pad_token_id": 0, **LAYERED[kind]},
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    tokens = [[(7 * row + 3 * column) % 250 + 1 for column in range(16 + row)] for row in range(3)]
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+
+    job = replace(job_of(None, tmp_path, tokens=tokens), load=load)
+    tensors = tensors_of(tmp_path)
+    whole, parts = (importance(job, tensors, from_disk) for from_disk in (False, True))
+    assert len(whole) == 3 * 7
+    assert parts.keys() == whole.keys()
+    assert all(np.array_equal(parts[name], whole[name]) for name in whole)
+    probe = torch.tensor(tokens[:1])
+    with closing(Parts(LoadRequest(tmp_path, "float32", "cpu"))) as cut, torch.inference_mode():
+        passes = LayerPasses(cut)
+        found, again = passes.logits(probe), passes.logits(probe)
+        assert max(map(cut.loads.count, cut.loads)) == 2, "each pass reads each part once"
+        whole_model = load()
+        unfuse(whole_model)
+        expected = whole_model(input_ids=probe).logits
+    assert torch.equal(found, expected)
+    assert torch.equal(again, expected)
 
 
 def divergence(expected: torch.Tensor, other: torch.Tensor) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import ScaleCheck
+from harness.core.engine import LoadRequest
 from harness.core.job import QuantizeModel
 from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
 from harness.core.model import MAIN_ENGINE
@@ -24,6 +25,7 @@ from harness.execution.consumption import Consumption
 from harness.execution.context import Context
 from harness.execution.jobs.calibrate import note_calibration
 from harness.models.legacy import restore, view
+from harness.models.loading import device_map
 from harness.models.scales import check_stored
 from harness.plugins import engine
 
@@ -38,8 +40,8 @@ def run(job: QuantizeModel, context: Context, out: Path) -> None:
         return
     with temporary_folder() as shown:
         view(context.source(), shown)
-        if job.conditions.residency == "resident":  # in parts, its method reads the tensors without transformers
-            with context.phase("check source"):
+        if job.conditions.residency == "resident" or context.method().calibrated(context.params()):
+            with context.phase("check source"):  # otherwise its method reads the tensors without transformers
                 _check_source(context, shown)
         _quantize(job, context, shown, out)
     restore(context.source(), out)  # the stack's transformers version rewrote the configuration
@@ -126,13 +128,29 @@ def _check_source(context: Context, source: Path) -> None:
     """Raises InvalidRunError if the stack's libraries read the unquantized source differently from the main ones."""
     import transformers
 
-    model = load_source(context, source)
-    read = probe.compare(
-        context.cache.needed(context.spec, "probe"),
-        lambda ids: model(input_ids=ids.to(model.device)).logits,
-        f"transformers {transformers.__version__} of stack {context.spec.stack} reads another model from the source",
-    )
+    what = f"transformers {transformers.__version__} of stack {context.spec.stack} reads another model from the source"
+    with _source_logits(context, source) as logits_of:
+        read = probe.compare(context.cache.needed(context.spec, "probe"), logits_of, what)
     context.fact("source_in_stack", stack=context.spec.stack, **read.figures)
+
+
+@contextmanager
+def _source_logits(context: Context, source: Path) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Maps tokens (1, length) to the source's logits, with a layer in memory at a time if the run is streamed."""
+    spec = context.spec
+    if spec.job.conditions.residency == "resident":
+        model = load_source(context, source)
+        yield lambda ids: model(input_ids=ids.to(model.device)).logits
+        return
+    from harness.models.streaming.layerwise import LayerPasses
+    from harness.models.streaming.parts import Parts
+
+    remote = spec.model.trust_remote_code
+    attention = spec.job.conditions.attention
+    request = LoadRequest(source, spec.model.dtype, spec.device, attention, trust_remote_code=remote)
+    with closing(Parts(request)) as parts:
+        passes = LayerPasses(parts)
+        yield lambda ids: passes.logits(ids.to(device_map(spec.device)))
 
 
 def _calibration(context: Context, variant: Variant) -> CalibrationSet | None:

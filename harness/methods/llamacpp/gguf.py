@@ -12,10 +12,13 @@ import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.engine import LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.method import Method, MethodParams, PartsWork, QuantizeJob
 from harness.errors import UnsupportedError
@@ -23,6 +26,7 @@ from harness.libraries import llamacpp
 from harness.models.gguf import convert
 from harness.models.gguf.convert import FileTensor
 from harness.models.headers import GGUF_FILE, read_config, read_directory
+from harness.models.loading import device_map
 from harness.models.scope import divided_stack, module_name
 
 if TYPE_CHECKING:
@@ -49,6 +53,8 @@ LIBRARIES_BYTES = 600 * 10**6
 """What a process holds besides a model: Python, torch, llama.cpp."""
 WORK_BYTES = 9
 """Of a number of the tensor at work: as read, as cast, and in llama.cpp in float32 and as quantized."""
+ROW_COPIES = 4
+"""Numbers in float32 of the widest that a row of the calibration set has in a layer."""
 LOGITS = 4
 """Times that logits of as many tokens as llama.cpp has cells for are in memory when the result is probed."""
 Type = Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS"]
@@ -83,7 +89,11 @@ class InMemory:
         return CausalLMOutput(logits=self._runtime.logits(input_ids))
 
 
-def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
+def quantize(job: QuantizeJob[GgufParams], from_disk: bool = False) -> InMemory:
+    """``from_disk``: with one decoder layer of the source in memory at a time, if the calibration set runs through it.
+
+    Converting has one tensor of it in memory, and llama.cpp maps the converted file.
+    """
     import torch
 
     config = read_config(job.source)
@@ -101,7 +111,7 @@ def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
             torch.get_num_threads(),
             "F16" if job.params.embeddings == "float16" else None,
             left,
-            importance(job, tensors) if job.params.imatrix else None,
+            importance(job, tensors, from_disk) if job.params.imatrix else None,
         )
     shutil.copy(job.source / "config.json", job.out / "config.json")
     return InMemory(job.out / GGUF_FILE, job.device, config)
@@ -123,7 +133,41 @@ def left_plain(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> l
     return skipped
 
 
-def importance(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> dict[str, np.ndarray[Any, Any]]:
+class InputSquares:
+    """The mean square of each input column of the modules in ``scope``, over the tokens that reach them."""
+
+    def __init__(self, scope: Collection[str]) -> None:
+        self._scope = frozenset(scope)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    @contextmanager
+    def watching(self, root: torch.nn.Module, prefix: str = "") -> Iterator[None]:
+        """Adds what the modules below a model or a layer read within this context."""
+        named = [each for each in root.named_modules(prefix=prefix) if each[0] in self._scope]
+        hooks = [module.register_forward_pre_hook(self._add(name)) for name, module in named]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def mean(self, name: str) -> np.ndarray[Any, Any] | None:
+        """float32; None of a module that no token has reached."""
+        return (self._sums[name] / self._counts[name]).numpy() if name in self._sums else None
+
+    def _add(self, name: str) -> Any:
+        def hook(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+            rows = given[0].detach().float().flatten(0, -2)
+            self._sums[name] = self._sums.get(name, 0) + rows.square().sum(dim=0).cpu()
+            self._counts[name] += len(rows)
+
+        return hook
+
+
+def importance(
+    job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor], from_disk: bool = False
+) -> dict[str, np.ndarray[Any, Any]]:
     """The mean square of each input column of every matrix in scope, by llama.cpp's name, float32.
 
     The model runs in transformers; the input columns are the same. Those of a layer's experts follow one another. An
@@ -132,62 +176,62 @@ def importance(job: QuantizeJob[GgufParams], tensors: Sequence[FileTensor]) -> d
     import numpy as np
     import torch
 
+    squares = InputSquares(job.scope)
+    with torch.inference_mode():
+        (_read_in_parts if from_disk else _read_whole)(job, squares)
+    means: dict[str, np.ndarray[Any, Any]] = {}
+    for tensor in tensors:
+        found = [squares.mean(module_name(source)) for source in tensor.sources]
+        if any(each is not None for each in found):
+            alike = np.ones(tensor.shape[-1], dtype=np.float32)
+            means[tensor.name] = np.concatenate([alike if each is None else each for each in found])
+    return means
+
+
+def _read_whole(job: QuantizeJob[GgufParams], squares: InputSquares) -> None:
     from harness.models.unfuse import unfuse
 
     model = job.load()
     unfuse(model)
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = defaultdict(int)
-
-    def watch(name: str) -> Any:
-        def hook(module: Any, given: tuple[torch.Tensor, ...]) -> None:
-            rows = given[0].detach().float().flatten(0, -2)
-            sums[name] = sums.get(name, 0) + rows.square().sum(dim=0).cpu()
-            counts[name] += len(rows)
-
-        return hook
-
-    modules = dict(model.named_modules())
-    hooks = [modules[name].register_forward_pre_hook(watch(name)) for name in job.scope]
-    try:
-        with torch.inference_mode():
-            for text in job.calibration_set.texts:
-                model(input_ids=torch.tensor([text], device=model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    means: dict[str, np.ndarray[Any, Any]] = {}
-    for tensor in tensors:
-        names = [module_name(source) for source in tensor.sources]
-        if sums.keys().isdisjoint(names):
-            continue
-        alike = np.ones(tensor.shape[-1], dtype=np.float32)
-        each = [(sums[name] / counts[name]).numpy() if name in sums else alike for name in names]
-        means[tensor.name] = np.concatenate(each)
-    return means
+    with squares.watching(model):
+        for text in _texts(job):
+            model.get_decoder()(input_ids=text, use_cache=False)
 
 
-def refuses_parts(params: GgufParams, model_type: str | None, multimodal: bool) -> str | None:
-    """Why a file cannot be made tensor by tensor; None if it can."""
-    if not params.imatrix:
-        return None
-    return (
-        "an importance matrix is made by running the calibration set through a model that is in memory as a whole; "
-        "leave out imatrix, or quantize where the model fits"
-    )
+def _read_in_parts(job: QuantizeJob[GgufParams], squares: InputSquares) -> None:
+    from harness.models.streaming.layerwise import LayerPasses
+    from harness.models.streaming.parts import Parts
+
+    request = LoadRequest(job.source, job.dtype, job.device, job.attention, trust_remote_code=job.trust_remote_code)
+    with closing(Parts(request)) as parts:
+        LayerPasses(parts).run(_texts(job), squares.watching)
+
+
+def _texts(job: QuantizeJob[GgufParams]) -> list[torch.Tensor]:
+    """The calibration set without padding, (1, length) each."""
+    import torch
+
+    return [torch.tensor([text], device=device_map(job.device)) for text in job.calibration_set.texts]
 
 
 def parts_peak(params: GgufParams, work: PartsWork) -> float:
     """The most bytes while a file is made tensor by tensor, or at the end when llama.cpp has loaded it.
 
     A layer's experts are one tensor. Not counted are pages of the converted file, which llama.cpp maps: the kernel
-    drops them where memory is short.
+    drops them where memory is short. Calibration has a layer with what it is made from, the states of all rows between
+    two layers, and what a row takes in a layer; before the first layer it has the embedding.
     """
     alike = Counter(work.layer)  # experts have one shape
     stacked = max(outputs * inputs * count for (outputs, inputs), count in alike.items())
     at_work = WORK_BYTES * max(stacked, work.vocabulary * work.hidden)
     loaded = work.written_bytes + LOGITS * 4 * llamacpp.CELLS * work.vocabulary
-    return LIBRARIES_BYTES + max(at_work, loaded)
+    calibrating = 0.0
+    if work.rows:
+        widest = max(outputs for outputs, _ in work.layer)
+        row = 4 * ROW_COPIES * work.length * max(widest, work.heads * work.length)
+        embedding = work.plain_bytes * work.vocabulary * work.hidden
+        calibrating = 2 * work.layer_bytes + embedding + 2 * work.states_bytes + row
+    return LIBRARIES_BYTES + max(at_work, loaded, calibrating)
 
 
 def _bits(params: GgufParams, plain_bits: float, width: int) -> float:
@@ -214,9 +258,8 @@ GGUF = Method(
     stack="llamacpp",
     writes=GGUF_FORMAT,
     quantize=quantize,
-    quantize_parts=quantize,  # without an importance matrix it never has the source in memory
+    quantize_parts=partial(quantize, from_disk=True),
     offloads=True,
-    refuses_parts=refuses_parts,
     gathers_parts=True,
     reads_tensors=True,
     parts_peak=parts_peak,

@@ -1,0 +1,99 @@
+"""Runs texts through a model one decoder layer at a time: each layer is read once, for all texts.
+
+For every layer the model's own forward pass begins anew, so that the layer gets the masks and positions that the model
+makes for it. The layers before it return what the last of them gave, without computing, and the pass ends after it.
+That is right for models whose layers hand on nothing but their output. ``forwards`` is for all models; it needs
+coroutines, which not every stack has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from harness.models.streaming.parts import ModelPart, Parts
+from harness.models.unfuse import is_fused, unfuse
+
+if TYPE_CHECKING:
+    import torch
+
+Look = Callable[[Any, str], AbstractContextManager[object]]
+"""What surrounds the passes through a layer, given its module and its name."""
+
+
+class _Passed(Exception):
+    """Ends a forward pass after a layer that gave this output."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__("the pass ends after a layer")
+        self.output = output
+
+
+class LayerPasses:
+    """Forward passes over a model's parts, which nothing else may run. The experts of a layer are linear layers."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._before: Any = None  # what the layers that are skipped return
+        for part in parts.parts.values():
+            if not part.is_layer and not part.stays:
+                part.module.register_forward_pre_hook(lambda *_, name=part.name: parts.load(name))
+
+    def run(self, texts: Sequence[torch.Tensor], look: Look = lambda layer, name: nullcontext()) -> list[torch.Tensor]:
+        """The states (1, length, width) of each text (1, length) after the last layer."""
+        states: list[Any] = [None] * len(texts)
+        with ExitStack() as skipped:
+            for part in self._layers:
+                self._through(part, texts, states, look)
+                skipped.enter_context(self._skipping(part))
+        return states
+
+    def logits(self, text: torch.Tensor) -> torch.Tensor:
+        """The model's logits (1, length, vocabulary) of a text (1, length)."""
+        (self._before,) = self.run([text])
+        with ExitStack() as skipped:
+            for part in self._layers:
+                skipped.enter_context(self._skipping(part))
+            return self._parts.model(inputs_embeds=self._before, use_cache=False).logits  # type: ignore[no-any-return]
+
+    @property
+    def _layers(self) -> list[ModelPart]:
+        return [part for part in self._parts.parts.values() if part.is_layer]
+
+    def _skipping(self, part: ModelPart) -> AbstractContextManager[object]:
+        return mock.patch.object(part.module, "forward", self._skip)
+
+    def _skip(self, *given: Any, **options: Any) -> Any:
+        return self._before
+
+    def _through(self, part: ModelPart, texts: Sequence[torch.Tensor], states: list[Any], look: Look) -> None:
+        """Replaces the states of all texts before a layer, None before the first, by those after it."""
+        self._parts.load(part.name)
+        fused = {name: each for name, each in part.module.named_modules() if name and is_fused(each)}
+        unfuse(part.module)
+        hook = part.module.register_forward_hook(_end)
+        try:
+            with look(part.module, part.name):
+                for index, text in enumerate(texts):
+                    states[index] = self._pass(text, states[index])
+        finally:
+            hook.remove()
+            for name, each in fused.items():
+                part.module.set_submodule(name, each)
+            for loaded in list(self._parts.loaded):
+                self._parts.free(loaded)
+
+    def _pass(self, text: torch.Tensor, before: Any) -> Any:
+        self._before = before
+        given = {"input_ids": text} if before is None else {"inputs_embeds": before}
+        try:
+            self._parts.model.get_decoder()(**given, use_cache=False)
+        except _Passed as passed:
+            return passed.output
+        raise AssertionError("a decoder that does not call its layers")
+
+
+def _end(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    raise _Passed(output)
