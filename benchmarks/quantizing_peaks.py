@@ -76,11 +76,12 @@ SHAPES = {
     "length": Shape(512, 512, 1, 2048, 16, 1024),
     "twelve": Shape(768, 2048, 12, 2048, 4, 64),
 }
-SLOW = "awq"
-"""Takes tens of minutes where the others take one; it runs if it is named."""
+SLOW = frozenset({"awq", "autoround"})
+"""Take many minutes where the others take one; they run if they are named."""
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "gptq": {},
     "awq": {},
+    "autoround": {"iterations": 3},
     "llmc-gptq": {},
     "llmc-awq": {"grid": 3},
     "llmc-rtn": {},
@@ -98,7 +99,7 @@ ON_LOAD = ("import", "quantize_on_load")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != SLOW])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name not in SLOW])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--residency", choices=["streamed", "resident"], default="streamed")
     parser.add_argument("--phases", action="store_true", help="also the peak of each phase")
