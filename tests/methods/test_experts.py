@@ -392,9 +392,10 @@ def test_where_no_expert_is_starved_none_is_only_rounded(mixture: Path, tmp_path
 
 
 def rounded_to_nearest(name: str, source: Path, folder: Path) -> set[str]:
-    """The experts' matrices of a quantized model of whose weights each is the nearest on the grid of its group of 32.
+    """The experts' matrices of a quantized model whose weights are the nearest on the grids of their groups of 32.
 
-    They are read by the product of each layer with the identity.
+    They are read by the product of each layer with the identity. auto-round's grids end at 7 steps of an eighth of the
+    largest weight on one side, so that a few weights are farther off.
     """
     method, plain = registry.method(name), load_file(source / "model.safetensors")
     if method.enable is not None:
@@ -408,7 +409,7 @@ def rounded_to_nearest(name: str, source: Path, folder: Path) -> set[str]:
                 after = module(torch.eye(before.shape[1])[None])[0].T
                 before, after = (each.reshape(len(before), -1, 32) for each in (before, after))
                 step = 2 * before.abs().amax(-1, keepdim=True) / 15
-                if ((before - after).abs() <= 0.55 * step).all():
+                if ((before - after).abs() > 0.55 * step).float().mean() < 0.03:
                     found.add(path.removeprefix("model."))
     return found
 
