@@ -391,11 +391,10 @@ def test_where_no_expert_is_starved_none_is_only_rounded(mixture: Path, tmp_path
     assert not found
 
 
-def rounded_to_nearest(name: str, source: Path, folder: Path) -> set[str]:
+def rounded_to_nearest(name: str, source: Path, folder: Path, clipped: float = 0.0) -> set[str]:
     """The experts' matrices of a quantized model whose weights are the nearest on the grids of their groups of 32.
 
-    They are read by the product of each layer with the identity. auto-round's grids end at 7 steps of an eighth of the
-    largest weight on one side, so that a few weights are farther off.
+    They are read by the product of each layer with the identity. A share of ``clipped`` weights may be farther off.
     """
     method, plain = registry.method(name), load_file(source / "model.safetensors")
     if method.enable is not None:
@@ -409,7 +408,7 @@ def rounded_to_nearest(name: str, source: Path, folder: Path) -> set[str]:
                 after = module(torch.eye(before.shape[1])[None])[0].T
                 before, after = (each.reshape(len(before), -1, 32) for each in (before, after))
                 step = 2 * before.abs().amax(-1, keepdim=True) / 15
-                if ((before - after).abs() > 0.55 * step).float().mean() < 0.03:
+                if ((before - after).abs() > 0.55 * step).float().mean() <= clipped:
                     found.add(path.removeprefix("model."))
     return found
 
@@ -420,11 +419,14 @@ def matrices_of(block: str, expert: int) -> set[str]:
 
 @pytest.mark.parametrize("name", ["inc-gptq", "inc-awq", pytest.param("autoround", marks=pytest.mark.slow)])
 def test_an_expert_that_no_token_reaches_is_rounded_to_nearest_and_named(tmp_path: Path, tiny: Path, name: str) -> None:
-    """Calibration moves weights of other experts beyond the nearest on the grid."""
+    """Calibration moves weights of other experts beyond the nearest on the grid.
+
+    auto-round's grids end on one side at 7 steps of an eighth of the largest weight.
+    """
     source = save_small_mixture(tmp_path / "source", tiny)
     found, _ = told(name, source, tmp_path / "out", **LEARNS.get(name, {}))
     assert found == matrices_of(*DEAD)
-    assert rounded_to_nearest(name, source, tmp_path / "out") == found
+    assert rounded_to_nearest(name, source, tmp_path / "out", 0.03 if name == "autoround" else 0.0) == found
 
 
 def test_quark_s_gptq_rounds_an_expert_that_no_token_reaches_to_nearest(tmp_path: Path, tiny: Path) -> None:

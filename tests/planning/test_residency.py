@@ -209,21 +209,24 @@ def test_planned_peaks_are_upper_bounds_of_those_that_were_measured(make: Make, 
 
 
 MEASURED_WHOLE = {
-    (16, 4096): {"gptq": 2.39, "llmc-gptq": 2.14},
-    (2, 65536): {"gptq": 1.72, "llmc-gptq": 1.42, "llmc-awq": 1.51, "llmc-rtn": 1.31, "llmc-int8": 1.40},
+    (512, 1408, 1, 4096): {"awq": 1.10, "autoround": 0.83},
+    (1024, 2816, 16, 4096): {"gptq": 2.39, "llmc-gptq": 2.14},
+    (1024, 2816, 2, 65536): {
+        **{"gptq": 1.72, "autoround": 1.50, "llmc-gptq": 1.42, "llmc-awq": 1.51, "llmc-rtn": 1.31, "llmc-int8": 1.40},
+    },
 }
-"""Peaks of libraries that quantized a whole model, in GB, by its layers of 1024 × 2816 and its vocabulary."""
+"""Peaks of libraries that quantized a whole model, in GB, by its widths, its layers and its vocabulary."""
 
 
-@pytest.mark.parametrize(("layers", "vocabulary"), MEASURED_WHOLE)
+@pytest.mark.parametrize(("hidden", "inner", "layers", "vocabulary"), MEASURED_WHOLE)
 def test_planned_peaks_of_libraries_that_quantize_a_whole_model_are_upper_bounds_too(
-    make: Make, billion: Mapping[str, str], tmp_path: Path, layers: int, vocabulary: int
+    make: Make, billion: Mapping[str, str], tmp_path: Path, hidden: int, inner: int, layers: int, vocabulary: int
 ) -> None:
-    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": layers, "vocab_size": vocabulary}
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 16}
+    shape = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    heads = {"num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64}
     (tmp_path / "config.json").write_text(json.dumps({**BENCHMARK, **shape, **heads}))
     params: dict[str, dict[str, Any]] = {"llmc-awq": {"grid": 3}, "llmc-int8": {"smoothquant": True}}
-    measured = MEASURED_WHOLE[layers, vocabulary]
+    measured = MEASURED_WHOLE[hidden, inner, layers, vocabulary]
     runs = make(
         **{"models": [billion], "methods": [{name: params.get(name, {})} for name in measured]},
         **{"measure": QUALITY, "residency": "resident", "calibration": {"samples": 8, "length": 64}},
