@@ -23,7 +23,7 @@ Look = Callable[[Any, str], AbstractContextManager[object]]
 """What surrounds the passes through a layer, given its module and its name."""
 
 
-class _Passed(Exception):
+class _PassEnded(Exception):
     """Ends a forward pass after a layer that gave this output."""
 
     def __init__(self, output: Any) -> None:
@@ -90,10 +90,10 @@ class LayerPasses:
         given = {"input_ids": text} if before is None else {"inputs_embeds": before}
         try:
             self._parts.model.get_decoder()(**given, use_cache=False)
-        except _Passed as passed:
+        except _PassEnded as passed:
             return passed.output
         raise AssertionError("a decoder that does not call its layers")
 
 
 def _end(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    raise _Passed(output)
+    raise _PassEnded(output)
