@@ -94,13 +94,14 @@ def test_a_run_is_lost_where_there_is_no_copy(planned: Planned) -> None:
 def test_a_node_fetches_what_it_lacks_although_the_machine_that_plans_has_it(
     planned: Planned, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, asked = local_site(tmp_path / "cache", device="cpu"), list[str]()
-    monkeypatch.setattr(fetch, "_fetch", lambda wanted, what, variables: asked.append(what))
+    site, asked = local_site(tmp_path / "cache", device="cpu"), list[fetch.HubContent]()
+    monkeypatch.setattr(fetch, "_fetch", lambda wanted, variables: asked.append(wanted))
     copies = HubCopies()
     assert not fetch.fetch(copies.named([planned.spec]), site), "the node sees the planned path"
     shutil.rmtree(planned.there)
     assert fetch.fetch(copies.named([planned.spec]), site)
-    assert asked == [fetch.PLAIN]
+    (wanted,) = asked
+    assert [model.id for model in wanted.models] == [ID]
     fill_hub_cache(planned.here, ID, COMMIT, tiny)
     (named,) = copies.named([planned.spec])
     assert named.model.path.startswith(str(planned.here))
