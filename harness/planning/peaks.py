@@ -42,7 +42,7 @@ KEPT_LOGITS, COMPARED_LOGITS = 4, 20
 TENSOR_COPIES = 9
 """Bytes of a number of the largest tensor while a model is converted: as read, as cast, and a mask that checks it."""
 WHOLE_COPIES = 2
-"""How often a library that quantizes a whole model has the matrices, by measurement: as loaded, and changed."""
+"""How often a library that quantizes a whole model has the matrices, by measurement: as loaded, changed or mapped."""
 FREED_BYTES = 2**27
 """What the C library keeps of freed memory at most while parts come and go (``host.allocator.KEPT_BYTES``)."""
 HELD = 2.1
@@ -160,6 +160,13 @@ class ModelLoad:
         return min(whole, STATES_SHARE * memory_bytes) if memory_bytes else whole
 
     @property
+    def unquantized_bytes(self) -> float:
+        """What is quantized while it is loaded, in main memory: mapped, and read ahead by transformers."""
+        if self.method.method.stage != "on_load" or self.on_gpu:
+            return 0.0
+        return WHOLE_COPIES * self.plain_bytes * (self.source.decoder_parameters + self.source.other_parameters)
+
+    @property
     def other_dtype_times(self) -> float:
         """How much larger a baseline is in the other dtype in which a reference run loads it again; 0 if it does not.
 
@@ -201,6 +208,7 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
     """About the most memory that a run needs, of ``memory_bytes`` (0 if not known); None if sizes are not known.
 
     Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped.
+    Or what a run that quantizes while loading has meanwhile.
     Streamed: the layer that computes and on a CPU the next one, or at the end the head with logits, in a reference run
     in the second copy's dtype too; and all the time the states of the windows, the reference's head, and on a CPU freed
     memory that is kept for the next layer.
@@ -210,7 +218,8 @@ def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int 
         return None
     if residency == "resident":
         second = load.other_dtype_bytes(memory_bytes)
-        return math.ceil(beside_bytes(load) + (max(weights, second) if load.on_gpu else weights + second))
+        computing = beside_bytes(load) + (max(weights, second) if load.on_gpu else weights + second)
+        return math.ceil(max(computing, LIBRARIES_BYTES + weights + load.unquantized_bytes))
     gathered = load.written_bytes if load.method.method.gathers_parts else 0
     at_once = max(_largest_part_bytes(load), _largest_part_bytes(load, load.other_dtype_times), gathered)
     computes = load.job.effort.scored is not None and not load.on_gpu
