@@ -5,11 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import termios
 from collections.abc import Sequence
+
+CONTROL, AGAIN_S = ("\x03", "\x04"), 5.0
+"""Ctrl-C and Ctrl-D, and after how long without an effect somebody would press them again."""
 
 
 class Terminal:
@@ -33,6 +37,7 @@ class Terminal:
         )
         os.close(theirs)
         self.text = ""
+        self._typed = ""
 
     def wait_for(self, text: str) -> None:
         """Waits until the text is printed, and drops it with all before it."""
@@ -43,6 +48,7 @@ class Terminal:
     def answer(self, question: str, answer: str) -> None:
         """Waits for the question, and types."""
         self.wait_for(question)
+        self._typed = answer
         os.write(self._master, answer.encode())
 
     def interrupt(self) -> None:
@@ -59,6 +65,8 @@ class Terminal:
         return self._process.wait()
 
     def _read(self) -> None:
+        while self._typed in CONTROL and not select.select([self._master], [], [], AGAIN_S)[0]:
+            os.write(self._master, self._typed.encode())  # a signal right before Python reads does not end its reading
         read = os.read(self._master, 4096)
         if not read:
             raise OSError("the terminal is closed")
