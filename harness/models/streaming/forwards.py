@@ -191,14 +191,20 @@ def _local_tensors(pass_: greenlet) -> list[torch.Tensor]:
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in nested containers whose storage is their own device's, and can be emptied."""
+    """All tensors in nested containers whose storage is their own device's, and can be emptied.
+
+    Those of integers are left out: token ids are the caller's, who may give the same to several passes.
+    """
     import torch
     from torch.utils._pytree import tree_leaves
 
     return [
         each
         for each in tree_leaves(values)
-        if type(each) is torch.Tensor and each.device.type != "meta" and each.untyped_storage().resizable()
+        if type(each) is torch.Tensor
+        and each.device.type != "meta"
+        and (each.is_floating_point() or each.is_complex() or each.dtype is torch.bool)
+        and each.untyped_storage().resizable()
     ]
 
 
