@@ -38,7 +38,7 @@ class Streaming:
     """How a model is read from disk part by part for every pass.
 
     ``states_bytes`` is the memory that hidden states may take while they wait for the next part; the rest waits in
-    files. Of main memory they take less where the run, which may take ``memory_bytes`` in all, needs it for parts.
+    files. Of main memory they take less where the run, which may still fill ``memory_bytes``, needs it for parts.
     ``time_s`` is the time limit of the run, None if it has none, and ``passes`` about how many it makes.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.capability import Endpoint, Factored, LoadedModel, Pooled, Streamed
-from harness.core.engine import STATES_SHARE, Engine, EngineParams, LoadRequest, Streaming
+from harness.core.engine import FILLED_SHARE, STATES_SHARE, Engine, EngineParams, LoadRequest, Streaming
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.job import VariantJob
@@ -24,6 +24,7 @@ from harness.core.run import RunSpec
 from harness.core.site import KERNEL_PACKAGES, MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 from harness.execution.room import free_bytes
+from harness.host.allocator import private_bytes
 from harness.host.machine import state, unreported_state
 from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
 from harness.models import published
@@ -277,8 +278,12 @@ class Context:
         spec = self.spec
         if spec.job.conditions.residency == "resident":
             return None
-        free, on_gpu = self.free_bytes(), spec.device.startswith("cuda")
-        return Streaming(int(STATES_SHARE * (free or 0)), None if on_gpu else free, spec.limits.time_s)
+        free, limit = self.free_bytes(), spec.limits.memory_bytes
+        fill = None if free is None else int(FILLED_SHARE * free)
+        if fill is not None and limit is not None:  # which counts what this process has already
+            fill = min(fill, int(FILLED_SHARE * limit) - private_bytes())
+        on_gpu = spec.device.startswith("cuda")
+        return Streaming(int(STATES_SHARE * (free or 0)), None if on_gpu else fill, spec.limits.time_s)
 
     def free_bytes(self) -> int | None:
         """The memory of its devices that the run may still take; None if it is not known."""

@@ -42,7 +42,7 @@ from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.jobs import probe
 from harness.execution.local import local_site
-from harness.host.allocator import KEPT_BYTES, private_bytes
+from harness.host.allocator import KEPT_BYTES
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
@@ -496,11 +496,15 @@ def _tensors_of(shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
 
 
 def test_a_tight_limit_leaves_states_less_memory(tmp_path: Path) -> None:
-    parts = Parts(saved(tmp_path, CONFIGS["llama"]()))
-    taken = private_bytes() + KEPT_BYTES
+    """Beside the parts, which count in the dtype that they are loaded in if that is wider than the file's."""
+    request = saved(tmp_path, CONFIGS["llama"](), dtype="bfloat16")
+    parts, wide = Parts(replace(request, dtype="bfloat16")), Parts(replace(request, dtype="float32"))
+    assert wide.largest_loaded_bytes == 2 * parts.largest_loaded_bytes == 2 * parts.largest_bytes
     assert states_budget(Streaming(states_bytes=1000), parts) == 1000
-    assert states_budget(Streaming(1000, memory_bytes=2 * taken), parts) == 1000
-    assert states_budget(Streaming(1000, memory_bytes=taken), parts) == 0
+    enough = KEPT_BYTES + 3 * parts.largest_loaded_bytes + 1000
+    assert states_budget(Streaming(1000, memory_bytes=enough), parts) == 1000
+    assert states_budget(Streaming(1000, memory_bytes=enough - 400), parts) == 600
+    assert states_budget(Streaming(1000, memory_bytes=enough), wide) == 0
 
 
 def test_what_two_passes_share_is_never_spilled() -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
 
-from harness.core.engine import FILLED_SHARE, Streaming
+from harness.core.engine import Streaming
 from harness.errors import HarnessError, UnsupportedError
-from harness.host.allocator import KEPT_BYTES, private_bytes
+from harness.host.allocator import KEPT_BYTES
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.models.streaming.waiting import WaitingStates
 
@@ -147,8 +147,8 @@ def states_budget(streaming: Streaming, parts: Parts) -> int:
     """
     if streaming.memory_bytes is None:
         return streaming.states_bytes
-    beside = private_bytes() + KEPT_BYTES + 3 * parts.largest_bytes
-    return max(min(streaming.states_bytes, int(FILLED_SHARE * streaming.memory_bytes) - beside), 0)
+    beside = KEPT_BYTES + 3 * parts.largest_loaded_bytes
+    return max(min(streaming.states_bytes, streaming.memory_bytes - beside), 0)
 
 
 READS_AROUND = (

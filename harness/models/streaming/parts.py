@@ -94,6 +94,15 @@ class Parts:
         return max(part.bytes for part in self.parts.values())
 
     @property
+    def largest_loaded_bytes(self) -> int:
+        """Bytes in memory of the part that takes most: as it is stored while it is read, and in the model's dtypes."""
+
+        def loaded(part: ModelPart) -> int:
+            return sum(self._empty[name].numel() * self._empty[name].element_size() for name in part.names)
+
+        return max(max(part.bytes, loaded(part)) for part in self.parts.values())
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes in the checkpoint of all that one pass through all parts reads: a tied matrix counts for each part."""
         return sum(part.bytes for part in self.parts.values())
