@@ -146,6 +146,10 @@ class Artifacts(Protocol):
         """Deletes a run's damaged artifact here alone; returns whether there was one. Raises OSError if it cannot."""
         ...
 
+    def amend(self, spec: RunSpec, outcome: Outcome) -> None:
+        """Replaces the outcome of an artifact that is here. Raises OSError, and ResultsError if there is none."""
+        ...
+
     def share(self, spec: RunSpec) -> None:
         """Sends a run's new artifact to where other sites find it, if there is such a place.
 

@@ -92,6 +92,20 @@ class _Sweep:
             if not self._removed(spec, self.artifacts.discard):
                 return None
 
+    def reusable(self, spec: RunSpec) -> Outcome | None:
+        """The outcome of an artifact, unless its run is to be made again because a sweep was ended meanwhile.
+
+        That happens once: it is noted first, so one that is ended at the same point again is then used as it is.
+        """
+        kept = self.outcome(spec)
+        if kept is None or reusable(kept) is not None:
+            return kept
+        try:
+            self.artifacts.amend(spec, kept.cut_short("its sweep was ended"))
+        except (OSError, ResultsError):  # without the note it would be made again each time
+            return kept
+        return None
+
     def _look(self, spec: RunSpec) -> tuple[Outcome | None, str | None]:
         """The outcome, and what is wrong with the artifact."""
         damage = self.artifacts.damage(spec, read_data=False)
@@ -324,7 +338,7 @@ class _Progress:
             self._show(index, reused=True)
             return None
         attempt = _Attempt(index, planned, node, datetime.now(UTC).isoformat(), time.perf_counter())
-        kept = None if refusal else reusable(sweep.outcome(spec))
+        kept = None if refusal else sweep.reusable(spec)
         if kept is None and not refusal:
             self._running[spec.run_id] = attempt.began_s
             return attempt

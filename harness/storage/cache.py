@@ -220,7 +220,7 @@ class Cache:
         if not folder.exists():  # one that is suspect was not kept
             return
         kept = _read(folder, kind, run_id)
-        if self._is_shared(shared, kind, run_id):
+        if self._is_shared(shared, kind, run_id, kept.outcome):
             return
         if kept.files is None:
             raise ResultsError(f"{folder}: from an older version, which kept no checksums; delete it")
@@ -237,18 +237,23 @@ class Cache:
         except ResultsError as error:
             return str(error)
 
-    def _is_shared(self, shared: SharedCache, kind: str, run_id: str) -> bool:
+    def _is_shared(self, shared: SharedCache, kind: str, run_id: str, here: Outcome) -> bool:
         """Whether another machine sent the folder before. Deletes what it sent if that is damaged.
+
+        And if its run was interrupted, and the one ``here`` was not.
 
         Raises NewerRecordError.
         """
         try:
-            return _read_shared(shared, kind, run_id) is not None
+            there = _read_shared(shared, kind, run_id)
+            if there is None or here.is_interrupted or not there[0].outcome.is_interrupted:
+                return there is not None
         except NewerRecordError:
             raise
         except ResultsError:
-            shared.remove(kind, run_id, OUTCOME)
-            return False
+            pass
+        shared.remove(kind, run_id, OUTCOME)
+        return False
 
     def remove(self, spec: RunSpec) -> bool:
         """Deletes a run's folder, also where it is shared, whoever made it; returns whether it was here.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -15,8 +15,9 @@ from object_store import ObjectStore, served
 from run_specs import run_spec
 
 from harness.core.inputs import Input
+from harness.core.label import Fact
 from harness.core.model import MethodRef
-from harness.core.record import Outcome
+from harness.core.record import UNFINISHED, Outcome
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Node
 from harness.execution.exchange import Exchange
@@ -149,3 +150,35 @@ def test_a_sweep_of_nodes_goes_on_with_what_the_planning_machine_made_alone(mach
     assert [record.status for record in records] == ["ok", "ok"]
     assert nodes.ran == [QUALITY]
     assert machines.weights(records[1].node).read_bytes() == b"weights"
+
+
+class EndedLate(InstantExecutor):
+    """Its allocation ends twice while the last of a run is measured, once its artifact is published."""
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
+        outcome, log = super().run(spec, inputs, on_phase, node)
+        if len(self.ran) > 2:
+            return outcome, log
+        if len(self.ran) == 1:  # a later folder of the run gives way to the first
+            missing = Fact("dtype_noise_not_measured", {"dtype": "bfloat16", "reason": UNFINISHED})
+            self.artifacts.amend(spec, replace(outcome, facts=(missing,)))
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_outlives_its_allocation_is_made_again_once(tmp_path: Path) -> None:
+    planned, cache = [PlannedRun(QUANTIZE)], Cache(tmp_path / "cache")
+    executor = EndedLate(cache)
+    for attempts in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(planned, Store(tmp_path / "results"), executor, lambda event: None)  # type: ignore[arg-type]
+        assert len(executor.ran) == attempts
+    (record,) = sweep(planned, Store(tmp_path / "results"), executor, lambda event: None)  # type: ignore[arg-type]
+    assert len(executor.ran) == 2
+    assert record.status == "ok"
+    fact = record.outcome.fact("dtype_noise_not_measured")
+    assert fact is not None
+    assert fact.arguments["reason"] == f"{UNFINISHED}: its sweep was ended"
+    sweep(planned, Store(tmp_path / "results"), executor, lambda event: None)  # type: ignore[arg-type]
+    assert len(executor.ran) == 2

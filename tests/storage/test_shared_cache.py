@@ -14,8 +14,9 @@ import pytest
 from object_store import ObjectStore, served
 from run_specs import run_spec
 
+from harness.core.label import Fact
 from harness.core.model import MethodRef
-from harness.core.record import Measurement, Outcome
+from harness.core.record import UNFINISHED, Measurement, Outcome
 from harness.core.upgrade import SCHEMA_VERSION
 from harness.errors import DamagedError, NewerRecordError, ResultsError
 from harness.storage.cache import OUTCOME, Cache, shared_faults
@@ -80,6 +81,24 @@ def test_the_first_of_two_machines_counts(machine: Callable[[str], Cache]) -> No
         machine(name).share(ARTIFACT)
     assert machine("c").damage(ARTIFACT, read_data=True) is None
     assert weights(machine("c")) == WEIGHTS
+
+
+def test_an_interrupted_outcome_is_replaced_by_a_later_one_and_by_no_other(machine: Callable[[str], Cache]) -> None:
+    fact = Fact("dtype_noise_not_measured", {"dtype": "bfloat16", "reason": UNFINISHED})
+    interrupted = replace(MADE, facts=(fact,))
+    for name, content in (("a", WEIGHTS), ("b", WEIGHTS[::-1])):
+        make(machine(name), content)
+        machine(name).amend(ARTIFACT, interrupted)
+        machine(name).share(ARTIFACT)
+    assert machine("c").outcome(ARTIFACT) == interrupted
+    assert machine("c").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("c")) == WEIGHTS
+    for name, outcome in (("b", MADE), ("a", interrupted)):
+        machine(name).amend(ARTIFACT, outcome)
+        machine(name).share(ARTIFACT)
+        assert machine("planning").outcome(ARTIFACT) == MADE
+    assert machine("d").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("d")) == WEIGHTS[::-1]
 
 
 def test_two_that_send_at_once_never_mix(machine: Callable[[str], Cache], objects: Objects) -> None:
