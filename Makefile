@@ -30,13 +30,13 @@ lint:
 light:
 	$(PYTEST) -m "not heavy and not thorough and not slow and not stack and not gpu"
 
-test: setup-all check ## all that 'make check' does, then real runs of every method on small models: run it before a commit
+test: setup-all check ## all that 'make check' does, then, on small models, every method of the main environment that a CPU runs: before a commit
 	$(PYTEST) -m "heavy and not thorough and not slow and not stack and not gpu"
 
 test-thorough: setup-all ## the same on further models, formats, faults, browsers and clusters: what continuous integration adds
 	$(PYTEST) -m "thorough and not slow and not stack and not gpu"
 
-test-slow: setup-all ## the tests that take minutes, or for which a few like them stand in 'make test-thorough'; one downloads packages
+test-slow: setup-all ## the tests that take minutes, alone or with those like them; one downloads packages
 	$(PYTEST) --timeout 0 -m "slow and not stack and not gpu"
 
 test-stacks: setup-all ## makes the stacks vllm, llamacpp and autoawq, then runs their tests; a stack it cannot make is skipped

@@ -1,6 +1,6 @@
 """Whole trade-off tables as text, so that another question about the same records derives no table again.
 
-The figures of its rows are not in it, but among the summaries; what is kept here is what only a whole table determines.
+The text holds what depends on all rows of a table. A row's other figures are kept among the summaries, under its key.
 Records are named by their places among all. They are built when they are used, and an answer uses few of them.
 """
 

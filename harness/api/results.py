@@ -84,6 +84,7 @@ class NamedRecords:
         key = full_digest(self.seals)
         known = None if file is None else file.read(key).get(key)
         if known is not None:
+            # Summaries map each record to its seal, for which all records would be built; rows are found by their keys.
             with replace(self, seals=()).summaries() as derived:
                 assert derived is not None
                 tables = read(known, self.records, derived)

@@ -193,8 +193,8 @@ class Method(Generic[P]):
     checkpoint; ``refuses_parts`` is why it cannot, given the parameters, the model's type and whether it has parts that
     read images or sound. ``gathers_parts`` says that at its end the whole quantized model is in memory, and
     ``parts_peak`` is about the most memory that it takes in bytes, libraries included (default: two layers, or what is
-    larger of other parts). ``offloads`` says that on a GPU it quantizes a model in memory as a whole even if the GPU
-    cannot hold that, because it has what it does not work on in main memory, or in fewer bits. ``reads_tensors`` says
+    larger of other parts). ``offloads`` says that with the model in memory as a whole it quantizes also what
+    the GPU cannot hold: what it does not work on stays in main memory, or has fewer bits. ``reads_tensors`` says
     that it reads the checkpoint's tensors without transformers, unless it calibrates. In a stack of its own only such a
     method quantizes in parts: of others it is checked first, with the whole model, that the stack's transformers reads
     the same one. If it calibrates, that is checked layer by layer.

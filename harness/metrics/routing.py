@@ -28,7 +28,7 @@ class RouterAgreement:
     the windows read, one after the other. Clusters are the documents, or the windows if there is only one document: the
     blocks of a window are not independent.
 
-    ``unlimited`` counts, by block, the tokens of which no KL is known: a router that computes probabilities gives an
+    ``infinite`` counts, by block, the tokens of which no KL is known: a router that computes probabilities gives an
     expert exactly 0 where they underflow, and if the baseline's gives it more the divergence is infinite. One such
     token leaves ``router_kl`` out.
     """
@@ -40,7 +40,7 @@ class RouterAgreement:
             self._starts.append(self._starts[-1] + len(tokens) - 1)
         self._seen: dict[str, int] = defaultdict(int)
         self._sums: dict[tuple[int, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        self.unlimited: Counter[str] = Counter()
+        self.infinite: Counter[str] = Counter()
 
     def see(self, block: str, routed: Routed) -> None:
         """The next tokens of a block; every block reads the windows in order, whole or in parts."""
@@ -76,7 +76,7 @@ class RouterAgreement:
                 protocol=self._windows.protocol,
             )
             for index, (metric, unit, direction) in enumerate(quantities)
-            if metric == OVERLAP or not self.unlimited
+            if metric == OVERLAP or not self.infinite
         ]
 
     def _add(self, window: int, block: str, theirs: Routed, own: Routed) -> None:
@@ -89,7 +89,7 @@ class RouterAgreement:
         sums[1] += float(nats.sum())
         sums[2] += len(own.chosen)
         if math.isinf(sums[1]):
-            self.unlimited[block] += int(nats.isinf().sum())
+            self.infinite[block] += int(nats.isinf().sum())
 
 
 def _divergence(base: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ def _python_files(path: Path) -> Iterable[Path]:
 
 
 class _UnsyncedDisk(Disk):
-    """What a crash takes of a kept file is derived again, and its hash tells: nobody waits until it is durable."""
+    """Not synced to disk: the hashes show a file that a crash cut short, and it is derived again."""
 
     def _fsync(self, path: Path) -> None:
         pass

@@ -205,7 +205,7 @@ def test_what_cannot_be_picked_is_refused_before_anything_is_written(
     assert published.fetched == []
 
 
-def test_what_a_killed_pick_had_downloaded_is_deleted_first_and_that_is_told(published: Hub, tiny: Path) -> None:
+def test_what_a_killed_pick_had_downloaded_is_deleted_first_and_says_so(published: Hub, tiny: Path) -> None:
     left = published.folder / "cache" / "downloads" / f".0.{replace(current_owner(), start=1)}.part"
     snapshot(left, "who/gptq").mkdir(parents=True)
     told: list[Event] = []

@@ -141,7 +141,7 @@ def test_a_probability_that_underflows_leaves_the_kl_out_and_the_overlap_in(unde
     found = RouterAgreement(windows, lambda block, first, stop: Routed(theirs[first:stop], chosen[first:stop]))
     found.see(BLOCK, Routed(own, chosen))
     measured = {each.metric: each for each in found.finish()}
-    assert found.unlimited == ({BLOCK: 1} if underflows else {})
+    assert found.infinite == ({BLOCK: 1} if underflows else {})
     assert measured["router_overlap"].values == (1.0, 1.0)
     assert ("router_kl" in measured) != underflows
 

@@ -440,7 +440,7 @@ def test_quark_s_gptq_rounds_an_expert_that_no_token_reaches_to_nearest(tmp_path
     assert rounded_to_nearest("quark", source, tmp_path / "out") == experts
 
 
-def test_quark_s_gptq_leaves_all_experts_of_mixtral_and_that_is_told(tmp_path: Path, tiny: Path) -> None:
+def test_quark_s_gptq_leaves_all_experts_of_mixtral_and_says_so(tmp_path: Path, tiny: Path) -> None:
     """Its table names the layers of attention alone."""
     found, _ = told("quark", made("mixtral", tmp_path / "source", tiny), tmp_path / "out", algorithm="gptq")
     assert found == set().union(*(matrices_of("layers.0.mlp", expert) for expert in range(4)))

@@ -33,9 +33,9 @@ def comparing_routers(context: Context, model: LoadedModel, windows: Windows, ke
     with routers.watching_routers(agreement.see):
         yield
     context.add(agreement.finish())
-    if agreement.unlimited:
-        names = sorted(agreement.unlimited)
-        context.fact("router_kl_not_measured", tokens=sum(agreement.unlimited.values()), blocks=tuple(names))
+    if agreement.infinite:
+        names = sorted(agreement.infinite)
+        context.fact("router_kl_not_measured", tokens=sum(agreement.infinite.values()), blocks=tuple(names))
 
 
 def _unlike(routers: ShowsRouters, kept: Reference) -> str | None:

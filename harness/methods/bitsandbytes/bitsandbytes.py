@@ -79,9 +79,8 @@ def _four_bit(name: str, code: str, summary: str) -> Method[Bnb4Params]:
         kernel="packed",
         streams=True,
         unsaved=lambda params, device: None,
-        needs=lambda params: Needs(
-            cpu_divisor=BLOCK
-        ),  # with AVX-512 it would unpack others with scales of other blocks
+        # With AVX-512 it would unpack matrices of other widths with scales of other blocks.
+        needs=lambda params: Needs(cpu_divisor=BLOCK),
         load_config=lambda params, setting: _four_bits(code, params, setting),
         bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
         beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),

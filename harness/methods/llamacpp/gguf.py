@@ -199,6 +199,7 @@ def _read_whole(job: QuantizeJob[GgufParams], squares: InputSquares) -> None:
 
 
 def _read_in_parts(job: QuantizeJob[GgufParams], squares: InputSquares) -> None:
+    """The source check of ``execution/jobs/quantize.py`` has refused models for which such passes are wrong."""
     from harness.models.streaming.layerwise import LayerPasses
     from harness.models.streaming.parts import Parts
 

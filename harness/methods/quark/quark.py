@@ -189,7 +189,9 @@ def _bits(params: QuarkParams, plain_bits: float, width: int) -> float:
 
 QUARK = Method(
     name="quark",
-    version=2,  # 1 made experts zero in GPTQ that no token reached
+    # 1 made experts zero in GPTQ that no token reached. The version is that of all algorithms and schemes, so
+    # artifacts of rtn, fp8 and mxfp4 are made again too, although nothing changed for them.
+    version=2,
     summary="AMD Quark: int4 (nearest, AWQ, GPTQ), float8, MXFP4; unpacked before each product",
     params=QuarkParams,
     packages=("amd-quark",),

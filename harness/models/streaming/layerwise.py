@@ -2,8 +2,9 @@
 
 For every layer the model's own forward pass begins anew, so that the layer gets the masks and positions that the model
 makes for it. The layers before it return what the last of them gave, without computing, and the pass ends after it.
-That is right for models whose layers hand on nothing but their output. ``forwards`` is for all models; it needs
-coroutines, which not every stack has.
+That is right for models whose layers hand on nothing but their output. The source check of
+``execution/jobs/quantize.py`` refuses all others before they are quantized: it compares the logits of such passes with
+those of the main stack. ``forwards`` is for all models; it needs coroutines, which not every stack has.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from harness.models.unfuse import is_fused, unfuse
 if TYPE_CHECKING:
     import torch
 
-Look = Callable[[Any, str], AbstractContextManager[object]]
+Watch = Callable[[Any, str], AbstractContextManager[object]]
 """What surrounds the passes through a layer, given its module and its name."""
 
 
@@ -41,12 +42,14 @@ class LayerPasses:
             if not part.is_layer and not part.stays:
                 part.module.register_forward_pre_hook(lambda *_, name=part.name: parts.load(name))
 
-    def run(self, texts: Sequence[torch.Tensor], look: Look = lambda layer, name: nullcontext()) -> list[torch.Tensor]:
+    def run(
+        self, texts: Sequence[torch.Tensor], watch: Watch = lambda layer, name: nullcontext()
+    ) -> list[torch.Tensor]:
         """The states (1, length, width) of each text (1, length) after the last layer."""
         states: list[Any] = [None] * len(texts)
         with ExitStack() as skipped:
             for part in self._layers:
-                self._through(part, texts, states, look)
+                self._through(part, texts, states, watch)
                 skipped.enter_context(self._skipping(part))
         return states
 
@@ -68,14 +71,14 @@ class LayerPasses:
     def _skip(self, *given: Any, **options: Any) -> Any:
         return self._before
 
-    def _through(self, part: ModelPart, texts: Sequence[torch.Tensor], states: list[Any], look: Look) -> None:
+    def _through(self, part: ModelPart, texts: Sequence[torch.Tensor], states: list[Any], watch: Watch) -> None:
         """Replaces the states of all texts before a layer, None before the first, by those after it."""
         self._parts.load(part.name)
         fused = {name: each for name, each in part.module.named_modules() if name and is_fused(each)}
         unfuse(part.module)
         hook = part.module.register_forward_hook(_end)
         try:
-            with look(part.module, part.name):
+            with watch(part.module, part.name):
                 for index, text in enumerate(texts):
                     states[index] = self._pass(text, states[index])
         finally:
