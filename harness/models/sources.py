@@ -63,8 +63,12 @@ class SourceModel:
     @property
     def stored_bytes(self) -> int:
         """Size of its files of weights; 0 if nothing on disk is read."""
-        files = self.files.files if self.files else ()
-        return sum(file.size for file in files if Path(file.path).suffix in WEIGHT_SUFFIXES)
+        return weight_file_bytes(self.files)
+
+
+def weight_file_bytes(read: Input | None) -> int:
+    """Size of the files of weights among those that a run reads of a folder."""
+    return sum(file.size for file in (read.files if read else ()) if Path(file.path).suffix in WEIGHT_SUFFIXES)
 
 
 def inspect(entry: Model, folder: Path, downloads: Path | None = None) -> SourceModel:

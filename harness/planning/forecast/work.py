@@ -20,6 +20,7 @@ from harness.core.site import Speeds
 from harness.core.workload import CalibrationRef
 from harness.models.memory import DTYPE_BITS
 from harness.models.shapes import ModelSize
+from harness.models.sources import weight_file_bytes
 from harness.planning.plan import PlannedRun
 from harness.text.windows import expected_tokens
 
@@ -199,10 +200,17 @@ class _Model:
 
     @property
     def _checkpoint_bytes(self) -> int:
-        """Of the checkpoint that it loads: the variant's own if it was published or made before, else the model's."""
-        job, made = self.run.spec.job, "quantize" in self.run.spec.needs
-        own = isinstance(job, VariantJob) and not job.quantizes and (made or job.variant.method.published is not None)
-        return self._weight_bytes if own else self.size.parameters * self.element_bytes
+        """Of the checkpoint that it reads: the variant's own if it was published or made before, else the model's.
+
+        Of a published one, which loading may unpack, the size of its files of weights.
+        """
+        job, plain_bytes = self.run.spec.job, self.size.parameters * self.element_bytes
+        if not isinstance(job, VariantJob) or job.quantizes:
+            return plain_bytes
+        if (published := job.variant.method.published) is not None:
+            read = next((each for each in self.run.inputs if each.folder == published.path), None)
+            return weight_file_bytes(read) or plain_bytes
+        return self._weight_bytes if "quantize" in self.run.spec.needs else plain_bytes
 
     @property
     def _unpacking_s(self) -> float:
