@@ -15,6 +15,7 @@ from harness.core.job import ConvertModel, Job, KeepProbe, QuantizeModel
 from harness.core.layers import layer_of
 from harness.core.method import PartsWork
 from harness.core.metric import LOGITS_BYTES
+from harness.core.model import MAIN_ENGINE
 from harness.core.workload import CalibrationRef
 from harness.models.memory import DTYPE_BITS
 from harness.models.scope import shape_of
@@ -162,7 +163,7 @@ class ModelLoad:
     @property
     def unquantized_bytes(self) -> float:
         """What is quantized while it is loaded, in main memory: mapped, and read ahead by transformers."""
-        if self.method.method.stage != "on_load" or self.on_gpu:
+        if self.method.method.stage != "on_load" or self.on_gpu or self.runtime.name != MAIN_ENGINE:
             return 0.0
         return WHOLE_COPIES * self.plain_bytes * (self.source.decoder_parameters + self.source.other_parameters)
 

@@ -130,7 +130,7 @@ def _seen() -> Iterator[set[Any]]:
         if self.nsamples:
             seen.add(self.layer)
         else:
-            self.H = torch.eye(self.columns, device=self.device)
+            self.H, self.nsamples = torch.eye(self.columns, device=self.device), 1  # by which it divides a loss
         choose(self, *settings)
 
     def clipped(self: Any, layers: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:

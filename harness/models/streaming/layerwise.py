@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from harness.errors import UnsupportedError
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.models.unfuse import is_fused, unfuse
 
@@ -99,4 +100,8 @@ class LayerPasses:
 
 
 def _end(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    import torch
+
+    if not isinstance(output, torch.Tensor):
+        raise UnsupportedError("this model's layers give more than their states, so it cannot be read layer by layer")
     raise _PassEnded(output)
