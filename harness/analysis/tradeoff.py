@@ -216,6 +216,19 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
         serving = ()  # a server decodes in its own way: the first row has it
 
 
+def _quantization(members: Sequence[RunRecord]) -> RunRecord | None:
+    """The run that made what the others measured.
+
+    A variant that quantizes while it loads has one only for streamed runs, which need it. If others measured it,
+    that this run failed says nothing of them.
+    """
+    found = _last(run for run in members if isinstance(run.spec.job, QuantizeModel))
+    measured = [run for run in members if not isinstance(run.spec.job, QuantizeModel)]
+    if found is None or found.status == "ok" or found.spec.method.stage != "on_load" or not measured:
+        return found
+    return found if any("quantize" in run.spec.needs for run in measured) else None
+
+
 def _evidence_in(
     members: Sequence[RunRecord], performance: tuple[RunRecord, ...], serving: tuple[RunRecord, ...], runs: _Runs
 ) -> Evidence:
@@ -226,7 +239,7 @@ def _evidence_in(
     return Evidence(
         is_baseline=runs.of_the_baseline(members[0]),
         quality=quality,
-        quantize=_last(run for run in members if isinstance(run.spec.job, QuantizeModel)),
+        quantize=_quantization(members),
         performance=performance,
         tasks=tuple({run.spec.task: run for run in members if isinstance(run.spec.job, AnswerTask)}.values()),
         baseline_quality=_baseline_quality(quality, runs.baselines_of(MeasureQuality)),

@@ -283,6 +283,21 @@ def test_the_reason_is_the_root_cause(bench: Bench) -> None:
     assert (entry.status, entry.reason) == ("out_of_memory", "quantize: killed")
 
 
+@pytest.mark.parametrize("reads_it", [False, True])
+def test_quantizing_from_disk_that_failed_says_nothing_of_what_was_quantized_while_loading(
+    bench: Bench, none: MethodRef, reads_it: bool
+) -> None:
+    method = MethodRef("bnb-nf4", 1, {}, "nf4", "on_load")
+    failed = bench.failed(bench.spec("quantize", method), "out_of_memory", "killed", "quantize")
+    measured = bench.quality(method, 4.5)
+    needs = {"quantize": failed.spec.run_id} if reads_it else {}
+    measured = replace(measured, spec=replace(measured.spec, needs={**measured.spec.needs, **needs}))
+    entry = row(only([bench.quality(none), failed, measured]), "nf4")
+    assert entry.status == ("out_of_memory" if reads_it else "ok")
+    alone = row(only([bench.quality(none), failed]), "nf4")
+    assert alone.status == "out_of_memory"
+
+
 def test_a_failed_reference_is_noted(bench: Bench, none: MethodRef) -> None:
     table = only([bench.failed(bench.spec("reference", none)), bench.quality(none)])
     assert table.notes == ("reference of SmolLM2-135M: failed: it broke",)
