@@ -458,13 +458,14 @@ def test_a_pass_that_was_given_up_leaves_the_model_usable(tmp_path: Path) -> Non
         assert sha256(model.hidden_each(batches())) == sha256(map(whole.hidden, batches()))
 
 
-def test_a_spilled_storage_comes_back_under_all_of_its_views() -> None:
+@pytest.mark.parametrize(("budget_bytes", "spilled_bytes"), [(1000, 0), (16, 12 * 4 + 4 * 8)])
+def test_an_emptied_storage_comes_back_under_all_of_its_views(budget_bytes: int, spilled_bytes: int) -> None:
     whole, other = torch.arange(12.0), torch.arange(4)
     view = whole.view(3, 4)[1:]
-    states = WaitingStates(budget_bytes=16)
+    states = WaitingStates(budget_bytes)
     states.hold(0, [whole, view, other])
     assert whole.untyped_storage().nbytes() == 0
-    assert states.spilled_bytes == 12 * 4 + 4 * 8
+    assert states.spilled_bytes == spilled_bytes
     states.take(0)
     assert view.tolist() == [[4.0, 5.0, 6.0, 7.0], [8.0, 9.0, 10.0, 11.0]]
     assert other.tolist() == [0, 1, 2, 3]
@@ -507,16 +508,19 @@ def test_a_tight_limit_leaves_states_less_memory(tmp_path: Path) -> None:
     assert states_budget(Streaming(1000, memory_bytes=enough), wide) == 0
 
 
-def test_what_two_passes_share_is_never_spilled() -> None:
+@pytest.mark.parametrize("budget_bytes", [0, 1000])
+def test_what_another_pass_still_holds_stays_filled(budget_bytes: int) -> None:
     mask, one, two, fixed = (torch.ones(8) for _ in range(4))
-    states = WaitingStates(budget_bytes=64)
+    states = WaitingStates(budget_bytes)
     states.share([fixed])
     states.hold(0, [mask, one])
     states.hold(1, [mask, two, fixed])
-    assert [tensor.untyped_storage().nbytes() for tensor in (mask, one, two, fixed)] == [32, 32, 0, 32]
+    assert [tensor.untyped_storage().nbytes() for tensor in (mask, one, two, fixed)] == [0, 0, 0, 32]
     states.take(0)
+    states.hold(0, [mask, one])
+    assert [tensor.untyped_storage().nbytes() for tensor in (mask, one, two, fixed)] == [32, 0, 0, 32]
     states.take(1)
-    assert two.tolist() == [1.0] * 8
+    assert mask.tolist() == two.tolist() == fixed.tolist() == [1.0] * 8
 
 
 def test_while_a_reference_is_written_its_head_need_not_stay_in_memory(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 
 from harness.core.engine import Streaming
 from harness.errors import HarnessError, UnsupportedError
-from harness.host.allocator import KEPT_BYTES
+from harness.host.allocator import KEPT_BYTES, BoundedHeap
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.models.streaming.waiting import WaitingStates
 
@@ -31,6 +31,7 @@ class Forwards:
     def __init__(self, parts: Parts, budget_bytes: int) -> None:
         self._parts = parts
         self._budget = budget_bytes
+        self._heap = BoundedHeap()
         self._running: greenlet | None = None
         self._trace: list[str] = []
         self.spilled_bytes = 0
@@ -70,6 +71,7 @@ class Forwards:
 
         def step(number: int, pass_: greenlet) -> None:
             """Runs a pass until it waits for a part or ends."""
+            self._heap.bound()
             outcome = self._switch(pass_)
             if number == first:  # what the model has kept for later passes since then is theirs too
                 waiting.share(_fixed(self._parts.model))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from harness.core.foreign import shown
 from harness.errors import SourceError, reason_of
-from harness.host.allocator import LARGE_BYTES
+from harness.host.allocator import LARGE_BYTES, mapped
 from harness.models import safetensors
 from harness.models.headers import weight_files
 
@@ -93,7 +91,7 @@ class CheckpointReader:
         if math.prod(placed.shape) == 0:
             return torch.empty(placed.shape, dtype=dtype)
         size = placed.end - placed.begin
-        memory = bytearray(size) if size < LARGE_BYTES else _mapped(size)
+        memory = bytearray(size) if size < LARGE_BYTES else mapped(size)
         self._fill(memoryview(memory), name)
         self.read_s += time.perf_counter() - began
         self.bytes_read += size
@@ -124,12 +122,3 @@ class CheckpointReader:
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
-
-
-def _mapped(size: int) -> mmap.mmap:
-    """Memory that is returned when the last tensor in it is gone, whatever the allocator keeps and in which thread."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
