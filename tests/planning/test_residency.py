@@ -175,10 +175,10 @@ BENCHMARK = {
 MEASURED = {
     ("streamed", "prepare"): 0.95,
     ("streamed", "reference none"): 1.26,
-    ("streamed", "quality none"): 1.40,
-    ("streamed", "quantize rtn"): 1.14,
+    ("streamed", "quality none"): 1.45,
+    ("streamed", "quantize rtn"): 1.15,
     ("streamed", "quality rtn"): 1.23,
-    ("resident", "reference none"): 8.43,
+    ("resident", "reference none"): 8.52,
     ("resident", "quantize rtn"): 7.23,
     ("resident", "quality rtn"): 1.83,
 }
