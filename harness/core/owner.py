@@ -55,7 +55,7 @@ class Owner:
 
 def current_owner() -> Owner:
     """This process."""
-    return _owner(os.getpid())
+    return owner_of(os.getpid())
 
 
 def owner_in(name: str) -> Owner | None:
@@ -75,8 +75,8 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @cache
-def _owner(pid: int) -> Owner:
-    """Cached by process number, because a fork is another owner."""
+def owner_of(pid: int) -> Owner:
+    """A running process of this machine. Cached by process number, because a fork is another owner."""
     boot, machine = _place()
     start = _start(pid)
     assert start is not None, "this process runs"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.core.owner import Owner
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 
@@ -129,6 +130,10 @@ class Artifacts(Protocol):
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """The outcome of the run that made the spec's artifact; None if there is none, or it is seen to be damaged."""
+        ...
+
+    def maker(self, spec: RunSpec) -> Owner | None:
+        """The other process that may still measure the last of the spec's artifact; None if none does."""
         ...
 
     def damage(self, spec: RunSpec, read_data: bool) -> str | None:

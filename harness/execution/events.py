@@ -109,7 +109,7 @@ class Cleared:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What the sweep waits for before it begins: nodes of a cluster."""
+    """What the sweep waits for: nodes of a cluster before it begins, or what another sweep is measuring."""
 
     message: str
 

@@ -42,6 +42,7 @@ from harness.execution.events import (
     Started,
     TakenIn,
     Verifying,
+    Waiting,
     Withdrawn,
 )
 from harness.execution.executor import Executor, RunLost
@@ -57,6 +58,8 @@ from harness.storage.spill import Saver
 from harness.storage.store import Store
 
 CHANGED = "an input changed during the sweep: {}"
+LOOK_AGAIN_S = 0.5
+"""How often a sweep looks whether another one has measured what it waits for."""
 
 
 Expect = Callable[[Sequence[PlannedRun], Sequence[RunRecord]], SweepForecast]
@@ -95,9 +98,13 @@ class _Sweep:
     def reusable(self, spec: RunSpec) -> Outcome | None:
         """The outcome of an artifact, unless its run is to be made again because a sweep was ended meanwhile.
 
-        That happens once: it is noted first, so one that is ended at the same point again is then used as it is.
+        That happens once: it is noted first, so one that is ended at the same point again is then used as it is. If
+        another sweep still measures the last of it, its outcome is waited for.
         """
         kept = self.outcome(spec)
+        if kept is not None and kept.is_interrupted:
+            self._wait_for_maker(spec, sum(phase.wall_s for phase in kept.phases))
+            kept = self.outcome(spec)
         if kept is None or reusable(kept) is not None:
             return kept
         try:
@@ -105,6 +112,19 @@ class _Sweep:
         except (OSError, ResultsError):  # without the note it would be made again each time
             return kept
         return None
+
+    def _wait_for_maker(self, spec: RunSpec, patience_s: float) -> None:
+        """Waits while another process measures the last of an artifact.
+
+        One of another machine may have ended unseen, so it is waited for no longer than ``patience_s``.
+        """
+        maker = self.artifacts.maker(spec)
+        if maker is not None:
+            self.on_event(Waiting(f"waiting for another sweep, which measures the last of {spec.title}"))
+        end = time.monotonic() + patience_s
+        while maker is not None and (maker.state() == "living" or time.monotonic() < end):
+            time.sleep(LOOK_AGAIN_S)
+            maker = self.artifacts.maker(spec)
 
     def _look(self, spec: RunSpec) -> tuple[Outcome | None, str | None]:
         """The outcome, and what is wrong with the artifact."""

@@ -22,7 +22,8 @@ from typing import Any, Literal
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
-from harness.core.owner import current_owner, temporary_folder
+from harness.core.json_values import ABSENT_AT_DEFAULT
+from harness.core.owner import Owner, current_owner, owner_in, temporary_folder
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, EXPERT_TOKENS, MAX_SEALED_BYTES, REQUESTS, WINDOWS
@@ -62,13 +63,17 @@ class CacheFault:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The content of ``outcome.json``; ``files`` is None in a folder that was never sealed."""
+    """The content of ``outcome.json``; ``files`` is None in a folder that was never sealed.
+
+    ``maker`` is the process that was still measuring the last of an artifact when it wrote this; else it is empty.
+    """
 
     schema_version: int
     outcome: Outcome
     kind: str = ""
     run_id: str = ""
     files: tuple[SealedFile, ...] | None = None
+    maker: str = field(default="", metadata=ABSENT_AT_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,20 @@ class Cache:
         except (ResultsError, OSError):
             return None
         return None if _changed(folder, kept, read_data=False) else kept.outcome
+
+    def maker(self, spec: RunSpec) -> Owner | None:
+        """The other process that may still measure the last of the spec's artifact; None if none does.
+
+        At a URL there is no such artifact: it is sent when its run has ended.
+        """
+        try:
+            owner = owner_in(_read(self.folder(spec.kind, spec.run_id), spec.kind, spec.run_id).maker)
+        except ResultsError:
+            return None
+        if owner is None or owner == current_owner():
+            return None
+        state = owner.state()
+        return None if state == "dead" or (state == "unknown" and self.shared is not None) else owner
 
     def damage(self, spec: RunSpec, read_data: bool) -> str | None:
         """What is wrong with the spec's folder; None if nothing is, or there is none.
@@ -325,7 +344,8 @@ class Cache:
     def _sealed(self, spec: RunSpec, outcome: Outcome, files: tuple[SealedFile, ...]) -> bytes:
         """The content of ``outcome.json``."""
         stored = Anonymizer.here(cache=self.root).outcome(outcome)
-        kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, files)
+        maker = str(current_owner()) if outcome.is_interrupted else ""
+        kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, files, maker)
         return json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False).encode()
 
     def _rename(self, kind: str, run_id: str, part: Path) -> None:

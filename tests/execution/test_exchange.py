@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from instant_executor import LOG, InstantExecutor
@@ -17,9 +19,11 @@ from run_specs import run_spec
 from harness.core.inputs import Input
 from harness.core.label import Fact
 from harness.core.model import MethodRef
-from harness.core.record import UNFINISHED, Outcome
+from harness.core.owner import Owner, owner_of
+from harness.core.record import UNFINISHED, Outcome, Phase
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Node
+from harness.execution.events import Event, Waiting
 from harness.execution.exchange import Exchange
 from harness.execution.executor import RunLost
 from harness.execution.sweep import sweep
@@ -182,3 +186,53 @@ def test_a_run_that_outlives_its_allocation_is_made_again_once(tmp_path: Path) -
     assert fact.arguments["reason"] == f"{UNFINISHED}: its sweep was ended"
     sweep(planned, Store(tmp_path / "results"), executor, lambda event: None)  # type: ignore[arg-type]
     assert len(executor.ran) == 2
+
+
+MISSING = Fact("dtype_noise_not_measured", {"dtype": "bfloat16", "reason": UNFINISHED})
+DEAD: dict[str, Any] = {"start": 1}
+ELSEWHERE: dict[str, Any] = {"machine": "ffffff"}
+
+
+@pytest.fixture
+def living() -> Iterator[Owner]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield owner_of(process.pid)
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("changes", "took_s", "made_again"),
+    [({}, 0.0, False), (ELSEWHERE, 60.0, False), (ELSEWHERE, 0.0, True), (DEAD, 60.0, True)],
+    ids=["living", "elsewhere", "elsewhere for long", "dead"],
+)
+def test_what_another_sweep_still_measures_is_waited_for_and_not_made_twice(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    living: Owner,
+    changes: dict[str, Any],
+    took_s: float,
+    made_again: bool,
+) -> None:
+    """One of another machine cannot be seen to end, so a sweep waits for it no longer than its run has taken."""
+    maker = replace(living, **changes)
+    monkeypatch.setattr("harness.execution.sweep.LOOK_AGAIN_S", 0.0)
+    cache = Cache(tmp_path / "cache")
+    whole, _ = InstantExecutor(cache).run(QUANTIZE, (), lambda phase: None, HERE)
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.storage.cache.current_owner", lambda: maker)
+        cache.amend(QUANTIZE, replace(whole, facts=(MISSING,), phases=(Phase("forward", took_s),)))
+    seen: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, Waiting) and not made_again:
+            cache.amend(QUANTIZE, whole)  # the other sweep has measured the rest
+
+    executor = InstantExecutor(cache)
+    (record,) = sweep([PlannedRun(QUANTIZE)], Store(tmp_path / "results"), executor, on_event)  # type: ignore[arg-type]
+    assert executor.ran == [QUANTIZE] * made_again
+    assert record.outcome == whole
+    assert cache.maker(QUANTIZE) is None
+    waited = [event.message for event in seen if isinstance(event, Waiting)]
+    said = f"waiting for another sweep, which measures the last of {QUANTIZE.title}"
+    assert waited == [said] * (changes != DEAD)
