@@ -102,25 +102,59 @@ def _ranking(judged: Sequence[Candidate], order: Order, query: Query) -> _Rankin
     return _draw(judged, in_order, admissible, order.objective, query)
 
 
-def certain_pick(table: Table, query: Query, summaries: Summaries | None = None) -> Candidate | None:
-    """As ``pick(table, query).certain_pick``, without its probability and without judging how certain the pick is."""
+@dataclass(frozen=True)
+class Leader:
+    """The best variant of a table by one figure, or the baseline if no variant is better than that.
+
+    ``rivals`` may be as good: the best of them, ``more`` others are not named.
+    """
+
+    row: VariantRow
+    rivals: tuple[VariantRow, ...]
+    more: int
+
+
+NAMED_RIVALS = 2
+
+
+@dataclass(frozen=True)
+class _Leading:
+    """A leader by its place in the table; ``first`` is None if there is none."""
+
+    first: int | None = None
+    rivals: tuple[int, ...] = ()
+    more: int = 0
+
+
+_read_leading: Callable[[Any], _Leading] = builder(_Leading)
+
+
+def leader(table: Table, query: Query, summaries: Summaries | None = None) -> Leader | None:
+    """The leader of the variants that certainly meet all limits; None if there are none, or quality is not known."""
     if doubts(table, query):
         return None
     use = use_of(table, query)
-    place: int | None = _take(
-        summaries,
-        f"certain {_asked(query, use)}",
-        table,
-        lambda: _first_certain(table, query, use),
-        lambda found: found,
-    )
-    return None if place is None else _judged(table.rows[place], query, use)
+    about = f"leader {_asked(query, use)}"
+    found = _take(summaries, about, table, lambda: _leading(table, query, use), _read_leading)
+    if found.first is None:
+        return None
+    return Leader(table.rows[found.first], tuple(table.rows[each] for each in found.rivals), found.more)
 
 
-def _first_certain(table: Table, query: Query, use: Use) -> int | None:
-    """The place of the row that is ranked first of those that certainly meet all limits."""
+def _leading(table: Table, query: Query, use: Use) -> _Leading:
+    """The baseline takes part unless the objective is relative to it. A control does not: it is a reference too."""
     judged, order = _judged_rows(table, query, use)
-    return next((index for index in order.ranked(_admissible(judged)) if judged[index].certain), None)
+    objective, rows = order.objective, table.rows
+    certain = [index for index, each in enumerate(judged) if each.certain and not rows[index].is_control]
+    variants = [index for index in certain if not rows[index].is_baseline]
+    if not variants:
+        return _Leading()
+    of_quality = query.objective.ask is not None and query.objective.ask.of_quality
+    baselines = [] if of_quality else [index for index in certain if rows[index].is_baseline]
+    to_beat = min(map(objective.cost, baselines), default=math.inf)
+    first = next(order.ranked([index for index in variants if objective.cost(index) < to_beat] or baselines))
+    rivals = objective.rivals(first, [index for index in (*variants, *baselines) if index != first])
+    return _Leading(first, tuple(rivals[:NAMED_RIVALS]), max(len(rivals) - NAMED_RIVALS, 0))
 
 
 def _take(summaries: Summaries | None, about: str, table: Table, make: Callable[[], T], read: Callable[[Any], T]) -> T:

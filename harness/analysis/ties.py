@@ -128,6 +128,26 @@ class Likeness:
             alike[unsure] = ~self._told_apart(best, places[unsure].tolist())
         return [int(place) for place in places[alike]]
 
+    def rivals(self, first: int, others: Sequence[int]) -> list[int]:
+        """Those of ``others`` that may be as good as ``first``, best first: their intervals overlap its own.
+
+        Figures with errors in common, such as the sample of a text's windows, are told apart by draws nevertheless.
+        """
+        share, least = self._tolerance
+        end = max(self._ends(first)[1], self.cost(first) + max(share * abs(self.cost(first)), least))
+        near = sorted((index for index in others if self._ends(index)[0] <= end), key=self.cost)
+        if not near or self.reading(first).influence is None:
+            return near
+        return [index for index, apart in zip(near, self._told_apart(first, near), strict=True) if not apart]
+
+    def _ends(self, index: int) -> tuple[float, float]:
+        """The lowest and the highest cost within the interval; of a figure without one, its cost."""
+        estimate = self.reading(index).estimate
+        if estimate is None or estimate.low is None or estimate.high is None:
+            return self.cost(index), self.cost(index)
+        low, high = sorted((self._sign * estimate.low, self._sign * estimate.high))
+        return low, high
+
     def _compared(self, best: int, places: npt.NDArray[np.intp]) -> Floats:
         """Of every row: its cost, and the low end, value and high end of its interval, NaN without one: (4, rows).
 

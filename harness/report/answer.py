@@ -91,6 +91,11 @@ def name(row: VariantRow) -> str:
     return f"{row.label} (the baseline)" if row.is_baseline else row.label
 
 
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[:-1] else words)
+
+
 def limit_words(limit: Limit) -> str:
     """``≤ 8 GiB of memory``."""
     return limit.figure.limit.words.format(_bound(limit))
@@ -184,7 +189,7 @@ def _question(found: Recommendation) -> str:
     best = objective_of(found.query.objective).words
     if not asked:
         return best[0].upper() + best[1:]
-    return f"For {' and '.join([', '.join(asked[:-1]), asked[-1]] if asked[:-1] else asked)}, {best}"
+    return f"For {listed(asked)}, {best}"
 
 
 def _nobody(found: Recommendation) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.choice import Check, Recommendation
 from harness.analysis.query import Limit, Query, default_limits, parse_limits, parse_objective
-from harness.analysis.recommend import certain_pick, pick
+from harness.analysis.recommend import leader, pick
 from harness.analysis.ties import Tie
 from harness.api.recommend import recommend
 from harness.core import label
@@ -122,13 +122,80 @@ def test_the_probability_of_the_pick_is_that_of_keeping_its_limit() -> None:
     assert sum(chances.values()) == pytest.approx(1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bound", [0.0005, 0.003, 0.01, 0.06])
-@pytest.mark.parametrize("objective", ["bytes", "decode", "kl"])
-def test_the_certain_pick_alone_is_that_of_the_whole_answer(bound: float, objective: str) -> None:
-    query = Query((limited("perplexity", bound),), ASKED[objective])
-    whole, alone = pick(THREE_ROWS, query).certain_pick, certain_pick(THREE_ROWS, query)
-    assert whole is not None
-    assert alone == replace(whole, pick_probability=None)
+def led(of: Table, objective: str = "decode", bound: float = 0.05) -> tuple[str, list[str], int] | None:
+    """The leader of those within the bound, its rivals, and how many more there are."""
+    found = leader(of, Query((limited("perplexity", bound),), ASKED[objective]))
+    return None if found is None else (found.row.label, [row.label for row in found.rivals], found.more)
+
+
+def timed(
+    label: str, speed: float, half: float, kl: float = 0.01, change: float = 0.002, error: float = 0.001
+) -> VariantRow:
+    return variant(label, 400, interval(change, error), kl, interval(speed, half, 3, "range"))
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(0.0005, None), (0.01, "eight"), (0.07, "three"), (0.05, "four")])
+def test_what_leads_meets_the_limit_with_its_whole_interval(bound: float, expected: str | None) -> None:
+    for objective in ("bytes", "decode"):
+        assert led(THREE_ROWS, objective, bound) == (expected and (expected, [], 0))
+
+
+def test_a_speed_whose_interval_reaches_that_of_the_fastest_is_its_rival() -> None:
+    fast, apart, touching = timed("fast", 50, 2, 0.2), timed("apart", 45, 2.9), timed("touching", 45, 3.1)
+    assert led(table(fast, apart)) == ("fast", [], 0)
+    assert led(table(fast, touching)) == ("fast", ["touching"], 0)
+    closer = timed("closer", 49, 2, 0.01)  # by KL, which decides between equals
+    assert led(table(fast, closer, touching)) == ("closer", ["fast", "touching"], 0)
+    many = [timed(f"{number}", 40 + number, 6, 0.2) for number in range(5)]
+    assert led(table(closer, *many)) == ("closer", ["4", "3"], 2)
+
+
+def test_what_meets_the_limit_perhaps_makes_no_slower_variant_the_leader() -> None:
+    """The slower one cannot be told from it, but from one that certainly meets the limit."""
+    perhaps = timed("perhaps", 50, 10, change=0.049, error=0.01)
+    fast, closer = timed("fast", 48, 1, 0.2), timed("closer", 41, 10, 0.001)
+    assert led(table(fast, closer)) == led(table(perhaps, fast, closer)) == ("fast", ["closer"], 0)
+
+
+@pytest.mark.parametrize(
+    ("speed", "half", "expected"),
+    [
+        (25, 1, ("eight", [])),
+        (21, 1, ("eight", ["none"])),
+        (19, 1, ("none", ["eight"])),
+        (15, 1, ("none", [])),
+    ],
+)
+def test_no_variant_leads_that_is_slower_than_the_baseline(
+    speed: float, half: float, expected: tuple[str, list[str]]
+) -> None:
+    """The baseline decodes 19 to 21 tokens per second; its KL, which decides between equals, is zero."""
+    assert led(table(timed("eight", speed, half))) == (*expected, 0)
+    slower = timed("slower", 19.5, 1, 0.001)
+    with_both = led(table(timed("eight", speed, half), slower))
+    assert with_both is not None
+    assert with_both[0] == expected[0], "not even one that cannot be told from the leader, and is closer"
+
+
+def test_no_variant_is_the_smallest_that_is_as_large_as_the_baseline() -> None:
+    dense, slim = variant("dense", 1600, interval(0, 0.001), 0.01), variant("slim", 1590, interval(0, 0.001), 0.02)
+    assert led(table(dense), "bytes") == ("none", ["dense"], 0)
+    assert led(table(dense, slim), "bytes") == ("slim", ["dense", "none"], 0), "within 1%"
+
+
+def test_the_baseline_is_not_the_closest_to_itself() -> None:
+    assert led(THREE_ROWS, "kl", 0.1) == ("eight", [], 0)
+
+
+def test_windows_in_common_tell_a_leader_from_its_rivals() -> None:
+    shared = Influence(tuple(map(str, range(40))), tuple(0.001 * (-1) ** number for number in range(40)))
+    better, worse = (
+        replace(variant(name, 400, interval(0.002, 0.001)), kl_mean=interval(kl, 0.02, 40), kl_influence=shared)
+        for name, kl in (("better", 0.100), ("worse", 0.110))
+    )
+    assert led(table(better, worse), "kl") == ("better", [], 0)
+    alone = [replace(row, kl_influence=None) for row in (better, worse)]
+    assert led(table(*alone), "kl") == ("better", ["worse"], 0)
 
 
 def test_the_unquantized_baseline_may_be_the_best() -> None:

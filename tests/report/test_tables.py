@@ -14,7 +14,7 @@ import pytest
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 from harness.figures.figure import Note
-from harness.figures.table import Table
+from harness.figures.table import Table, VariantRow
 from harness.report import write_report
 from harness.report.breakdown import breakdowns
 from harness.report.column import Cell, cell, column, column_groups, columns, raw, shown_columns
@@ -137,6 +137,23 @@ def test_highlights_keep_to_the_tolerance(records: list[RunRecord]) -> None:
         "Smallest within 5% of its perplexity": "torchao int8-weight-only",  # bnb-int8 is 0.1% smaller, and less close
         "Fastest decoding within 5%": "torchao int8-weight-only",
     }
+
+
+def test_a_highlight_names_what_may_lead_as_well_and_the_baseline_if_no_variant_is_better(
+    records: list[RunRecord],
+) -> None:
+    table = only(records)
+    ties = {each.title: each.ties for each in highlights(table)}
+    assert list(ties.values())[1:] == ["within 1% of the size of bnb-int8 and torchao float8-weight-only", ""]
+
+    def slowed(row: VariantRow) -> VariantRow:
+        """At the speed of the variant that decodes at half that of the baseline."""
+        return row if row.is_baseline else row.altered(speeds=slow.speeds)
+
+    slow = next(row for row in table.rows if row.label == "rtn 8-bit g64")
+    fastest = highlights(replace(table, rows=tuple(map(slowed, table.rows))))[-1]
+    assert (fastest.variant, fastest.facts) == ("unquantized (the baseline)", ("no variant is better",))
+    assert fastest.ties == ""
 
 
 def test_divergence_is_told_by_position_and_confidence(records: list[RunRecord]) -> None:
