@@ -736,7 +736,8 @@ FACTS: Mapping[FactCode, Form] = {
         lambda name, value: str(value),
         "what a method noted: `training_loss_first` and `training_loss_last` (nat per token), `training_rows`, "
         "`quantized_in` (a dtype), `calibration_tokens_left_out` (of those that reached one matrix, the most "
-        "that `awq` did not search scales on)",
+        "that `awq` did not search scales on), `matrices_only_clipped` (those that AWQ of `quark` clipped and did not "
+        "scale)",
         {"name": "training_loss_last", "value": 2.5},
         "{name}",
     ),

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.methods.autoround import driver as autoround
 from harness.methods.autoround.autoround import AUTOROUND, AutoRoundParams
+from harness.methods.autoround.fp8 import AUTOROUND_FP8
 from harness.models import stored
 from harness.models.headers import read_directory
 
@@ -115,3 +116,9 @@ def test_static_float8_does_not_come_back_as_it_was(make, tiny) -> None:
     assert families(made.model) == {"dequantize": 28}
     assert list(checkpoint_bits(tiny, made).values()) == pytest.approx([8 + 32 / 64] * 28, rel=0.06)
     assert made.linear_bits == pytest.approx(16 + 16 / 64, rel=0.02), "its codes are widened to bfloat16 on loading"
+
+
+def test_what_was_made_before_it_said_what_it_only_rounded_is_made_again() -> None:
+    """The float8 method learns nothing, so it has nothing to say."""
+    assert AUTOROUND.version == 2
+    assert AUTOROUND_FP8.version == 1

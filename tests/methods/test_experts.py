@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -110,6 +111,8 @@ CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("llmc-awq", {"group_size": 32}),
     ("llmc-int8", {}),
     ("llmc-nvfp4", {}),
+    ("quark", {"group_size": 32, "algorithm": "awq"}),
+    ("quark", {"group_size": 32, "algorithm": "gptq"}),
 ]
 ELSEWHERE = {"gguf"}
 """Needs llama.cpp: ``test_gguf_experts``."""
@@ -174,16 +177,19 @@ def cases() -> Iterator[Any]:
     ``make test`` takes a few with one. ``make test-thorough`` takes all quick ones with two, one of each library with
     all four, and each that calibrates with one, the mixtures in turns.
     """
-    turns = {name: kind for (name, _), kind in zip(CALIBRATED, cycle(sorted(OTHERS)), strict=False)}
-    for kind in sorted(OTHERS):
-        for name, given in (*QUICK, *CALIBRATED):
-            if name in turns:
-                is_slow = kind != turns[name]
+    kinds = sorted(OTHERS)
+    turns: list[tuple[Any, str | None]] = [(case, None) for case in QUICK]
+    turns += zip(CALIBRATED, cycle(kinds), strict=False)
+    for kind in kinds:
+        for (name, given), turn in turns:
+            if turn is not None:
+                is_slow = kind != turn
             else:
                 is_slow = kind not in ("gpt_oss", "qwen3_moe") and name not in OF_A_LIBRARY
-            is_thorough = kind != "qwen3_moe" or name not in FEW
+            is_thorough = turn is not None or kind != "qwen3_moe" or name not in FEW
             marks = [pytest.mark.slow] * is_slow or [pytest.mark.thorough] * is_thorough
-            yield pytest.param(kind, name, given, id=f"{kind}-{name}", marks=marks)
+            case = "-".join(filter(None, (kind, name, given.get("algorithm"))))
+            yield pytest.param(kind, name, given, id=case, marks=marks)
 
 
 @pytest.mark.parametrize(("each_kind", "name", "given"), tuple(cases()), indirect=["each_kind"])
@@ -201,6 +207,8 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
     if kind not in method.quantizes_experts:
         pytest.skip(f"{name} does not declare {kind}")
     params = method.params.model_validate(given)
+    if (known := method.needs(params).model_types) and kind not in known:
+        pytest.skip(f"{name} does not know {kind}")
     if method.enable is not None:
         method.enable()
     shapes = read_directory(folder).shapes
@@ -429,15 +437,65 @@ def test_an_expert_that_no_token_reaches_is_rounded_to_nearest_and_named(tmp_pat
     assert rounded_to_nearest(name, source, tmp_path / "out", 0.03 if name == "autoround" else 0.0) == found
 
 
-def test_quark_s_gptq_rounds_an_expert_that_no_token_reaches_to_nearest(tmp_path: Path, tiny: Path) -> None:
+@pytest.fixture
+def with_a_dead_expert(tmp_path: Path, tiny: Path) -> Path:
+    """A DeepSeek-V3 whose router chooses the last expert for no token."""
     source = made("deepseek_v3", tmp_path / "source", tiny)
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.0.mlp.gate.e_score_correction_bias"][3] = -100
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    found, _ = told("quark", source, tmp_path / "out", algorithm="gptq")
+    return source
+
+
+def test_quark_s_gptq_rounds_an_expert_that_no_token_reaches_to_nearest(
+    tmp_path: Path, with_a_dead_expert: Path
+) -> None:
+    found, _ = told("quark", with_a_dead_expert, tmp_path / "out", algorithm="gptq")
     experts = {name for name in found if "self_attn" not in name}  # of attention its table names no layer
     assert experts == matrices_of("layers.0.mlp", 3)
-    assert rounded_to_nearest("quark", source, tmp_path / "out") == experts
+    assert rounded_to_nearest("quark", with_a_dead_expert, tmp_path / "out") == experts
+
+
+def test_quark_s_gptq_has_a_hessian_and_a_count_for_an_expert_that_no_token_reaches() -> None:
+    """The library divides by the count."""
+    method = registry.method("quark")
+    if lacking := registry.missing(method, local_site()):
+        pytest.skip(lacking)
+    from quark.torch.algorithm.gptq.gptq import GPTQ
+
+    from harness.methods.quark.quark import worked_on
+
+    given = []
+    with (
+        mock.patch.object(GPTQ, "quantize", lambda self, *settings: given.append((self.nsamples, self.H))),
+        worked_on() as worked,
+    ):
+        for count in (0, 5):
+            layer = SimpleNamespace(nsamples=count, H="its own", columns=3, device="cpu", layer=f"saw {count}")
+            GPTQ.quantize(layer)
+    assert worked.any == {"saw 5"}
+    assert given[1] == (5, "its own")
+    assert given[0][0] == 1
+    assert torch.equal(given[0][1], torch.eye(3))
+
+
+def test_quark_s_awq_rounds_an_expert_that_no_token_reaches_and_scales_none(
+    tmp_path: Path, with_a_dead_expert: Path
+) -> None:
+    """It clips the other experts, the shared one, and of attention all but queries: 9, 3 and 3 matrices."""
+    found, notes = told("quark", with_a_dead_expert, tmp_path / "out", algorithm="awq")
+    dead = matrices_of("layers.0.mlp", 3)
+    assert found == dead | {f"layers.0.self_attn.q_{half}_proj" for half in ("a", "b")}
+    assert rounded_to_nearest("quark", with_a_dead_expert, tmp_path / "out") == dead
+    assert notes == {"matrices_only_clipped": 9 + 3 + 3}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_quark_s_awq_scales_attention_alone(tmp_path: Path, tiny: Path, kind: str) -> None:
+    found, notes = told("quark", made(kind, tmp_path / "source", tiny), tmp_path / "out", algorithm="awq")
+    assert not found
+    assert notes == {"matrices_only_clipped": 4 * 3}
 
 
 def test_quark_s_gptq_leaves_all_experts_of_mixtral_and_says_so(tmp_path: Path, tiny: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from kernel_families import families
 from pydantic import ValidationError
 
-from harness.methods.quark.quark import QuarkParams
+from harness import plugins as registry
+from harness.execution.local import local_site
+from harness.methods.quark.quark import MODEL_TYPES, NO_TABLE, QUARK, QuarkParams
 from harness.models import stored
 from harness.models.headers import read_directory
 
@@ -76,3 +80,14 @@ def test_it_calibrates_on_every_row(make, monkeypatch, calibration) -> None:
 def test_an_algorithm_is_for_integers() -> None:
     with pytest.raises(ValidationError, match="gptq chooses the codes of int4"):
         QuarkParams(scheme="fp8", algorithm="gptq")
+
+
+@pytest.mark.parametrize("algorithm", ["awq", "gptq"])
+def test_a_model_without_a_table_of_its_layers_is_refused_while_planning(algorithm: Literal["awq", "gptq"]) -> None:
+    if lacking := registry.missing(QUARK, local_site()):
+        pytest.skip(lacking)
+    from quark.torch.quantization.config.algo_configs import get_algo_config
+
+    known = {kind for kind in MODEL_TYPES if get_algo_config(algorithm, kind) is not None}
+    assert QUARK.needs(QuarkParams(algorithm=algorithm)).model_types == known == MODEL_TYPES - NO_TABLE[algorithm]
+    assert QUARK.needs(QuarkParams()).model_types == MODEL_TYPES

@@ -21,6 +21,7 @@ from harness import plugins as registry
 from harness.core.site import MAIN, Machine
 from harness.errors import RecipeError
 from harness.models.headers import synthetic
+from harness.planning.peaks import WHOLE_COPIES, ModelLoad, peak_bytes
 from harness.planning.plan import PlannedRun, plan
 from harness.recipe import load_recipe
 
@@ -145,6 +146,25 @@ def test_formats_of_other_libraries_are_refused_by_name(make: Make) -> None:
     assert ("bnb-nf4", "vllm") not in found, "it quantizes while transformers loads: another format"
     with pytest.raises(RecipeError, match="runs on vllm; name it under 'engines'"):
         make(engines=["transformers"], methods=["none", "vllm-online"])
+
+
+def test_only_transformers_has_all_unquantized_weights_while_it_quantizes_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM reads and quantizes one matrix after the other."""
+    loads: dict[tuple[str, str], ModelLoad] = {}
+
+    def look(load: ModelLoad, *given: Any) -> int | None:
+        loads[load.method.ref.name, load.runtime.name] = load
+        return peak_bytes(load, *given)
+
+    monkeypatch.setattr("harness.planning.plan.peak_bytes", look)
+    make(methods=["none", "bnb-nf4", {"vllm-online": {"scheme": "fp8_per_channel"}}])
+    loaded, quantized = loads["bnb-nf4", "transformers"], loads["vllm-online", "vllm"]
+    parameters = loaded.source.decoder_parameters + loaded.source.other_parameters
+    assert loaded.unquantized_bytes == WHOLE_COPIES * 2 * parameters, "in bfloat16"
+    assert quantized.unquantized_bytes == 0
+    assert loads["none", "transformers"].unquantized_bytes == 0
 
 
 def test_overridden_layers_are_asked_for_too(make: Make) -> None:

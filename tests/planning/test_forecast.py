@@ -144,9 +144,19 @@ def test_a_streamed_run_reads_no_faster_than_the_disk(make: Make) -> None:
 
 PACKED_4_BIT = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 UNPACKED_ON_A_CPU = {"quant_method": "fp8", "weight_block_size": [64, 64]}
+UNPACKED = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True},
+        }
+    },
+}
 
 
-@pytest.mark.parametrize("stored", [PACKED_4_BIT, UNPACKED_ON_A_CPU], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("stored", [PACKED_4_BIT, UNPACKED_ON_A_CPU, UNPACKED], ids=lambda each: each["quant_method"])
 def test_a_streamed_published_checkpoint_reads_what_its_files_hold(
     make: Make, tiny: Path, tmp_path: Path, stored: Mapping[str, Any]
 ) -> None:

@@ -71,7 +71,7 @@ def _bits(params: AutoRoundParams, plain_bits: float, width: int) -> float:
 
 AUTOROUND = Method(
     name="autoround",
-    version=1,
+    version=2,  # 1 did not say which matrices it had only rounded to nearest
     summary="auto-round: rounding and clipping learned by signed gradient descent (SignRound), packed",
     params=AutoRoundParams,
     packages=autoround.PACKAGES,

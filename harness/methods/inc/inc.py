@@ -165,14 +165,18 @@ def _mended_gptq(model: Any) -> Iterator[list[str]]:
 
 @contextmanager
 def _mended_awq() -> Iterator[list[str]]:
-    """Makes AWQ leave out of its searches the layers that no calibration token reaches; collects their names.
+    """Makes AWQ search all linear layers but those that no calibration token reaches; collects the names of these.
 
     3.10 looks up the inputs of every layer, and ends in a KeyError where there are none. Layers that are left out are
     rounded to nearest at the end like all others, without factors of their own.
+
+    It also traces the model with the first row, to fold factors into what comes before. Where tracing fails it takes
+    all linear layers by themselves, and so it does here: a trace has no layer that its row does not reach.
     """
     from neural_compressor.torch.algorithms.weight_only.awq import ActAwareWeightQuant
+    from neural_compressor.torch.algorithms.weight_only.utility import GraphTrace
 
-    scale, clip = ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip
+    scale, clip, trace = ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip, GraphTrace.trace
     unreached: list[str] = []
 
     def reached(block_name: str, groups: Sequence[tuple[str, ...]], inputs: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -187,10 +191,12 @@ def _mended_awq() -> Iterator[list[str]]:
         clip(self, block_name, reached(block_name, groups, inputs), inputs)
 
     ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip = scaled, clipped
+    GraphTrace.trace = lambda self, model, inputs: None
     try:
         yield unreached
     finally:
         ActAwareWeightQuant.search_scale, ActAwareWeightQuant.search_clip = scale, clip
+        GraphTrace.trace = trace
 
 
 @contextmanager

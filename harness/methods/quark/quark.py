@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -22,6 +23,9 @@ ROWS = 8
 WORD = 8
 """4-bit codes in a word: rows are packed together."""
 MX_BLOCK = 32
+ONLY_CLIPPED = "matrices_only_clipped"
+"""The note of how many matrices AWQ clipped and did not scale. The library scales no gate and up projections of experts,
+because the router reads the same, and down projections where its table names them."""
 MODEL_TYPES = frozenset(
     {
         "chatglm",
@@ -59,7 +63,18 @@ MODEL_TYPES = frozenset(
         "qwen3_next",
     }
 )
-"""The model types whose layers the library knows by name, which AWQ and GPTQ require."""
+"""The model types that the library knows."""
+NO_TABLE = {
+    "rtn": frozenset[str](),
+    "awq": frozenset(
+        {"cohere", "dbrx", "deepseek", "glm4_moe", "kimi_k2", "mllama", "qwen3", "qwen3_moe", "qwen3_next"}
+    ),
+    "gptq": frozenset(
+        {"cohere", "dbrx", "glm4_moe", "instella", "kimi_k2", "mllama"}
+        | {"qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"}
+    ),
+}
+"""Those of them for which the library has no table of the layers that an algorithm works on, without which it fails."""
 
 
 class QuarkParams(MethodParams):
@@ -101,47 +116,70 @@ def quantize(job: QuantizeJob[QuarkParams]) -> None:
     )
     quantizer = ModelQuantizer(configuration)
     rows = _rows(job, model.device) if _calibrated(params) else None
-    with _seen() as seen:
+    with worked_on() as worked:
         model = quantizer.quantize_model(model, rows)
     if params.algorithm != "rtn":
         quantizes = [each for each in model.named_modules() if getattr(each[1], "_weight_quantizer", None)]
-        job.rounded([name for name, layer in quantizes if layer not in seen])
+        job.rounded([name for name, layer in quantizes if layer not in worked.any])
+    if params.algorithm == "awq":
+        job.note(ONLY_CLIPPED, sum(layer in worked.clipped - worked.scaled for _, layer in quantizes))
     frozen = quantizer.freeze(model)
     job.probe(frozen)  # the export packs in place
     export_safetensors(frozen, str(job.out))
 
 
+@dataclass(frozen=True)
+class _WorkedOn:
+    """The layers for which GPTQ chose codes, or AWQ factors or a smaller range."""
+
+    chosen: set[Any] = field(default_factory=set)
+    scaled: set[Any] = field(default_factory=set)
+    clipped: set[Any] = field(default_factory=set)
+
+    @property
+    def any(self) -> set[Any]:
+        return self.chosen | self.scaled | self.clipped
+
+
 @contextmanager
-def _seen() -> Iterator[set[Any]]:
-    """Collects the layers whose inputs GPTQ or AWQ has seen within this context; all others are rounded to nearest.
+def worked_on() -> Iterator[_WorkedOn]:
+    """Collects the layers that GPTQ or AWQ works on within this context; all others are rounded to nearest.
 
     GPTQ works on the layers that the library's table names for a type of model: of Mixtral those of attention alone.
     GPTQ would make all weights zero of a layer that no calibration token reaches, because every column of its Hessian
     is zero. Such a layer is rounded to nearest instead, which is what GPTQ does with a Hessian that prefers no column.
+
+    AWQ scales the layers that its table names, of these mixtures none of the experts, and clips all but queries and
+    keys that calibration reaches.
     """
     import torch
     from quark.torch.algorithm.awq.awq import AwqProcessor
     from quark.torch.algorithm.gptq.gptq import GPTQ
 
-    choose, clip = GPTQ.quantize, AwqProcessor._search_best_clip
-    seen: set[Any] = set()
+    choose, scale, clip = GPTQ.quantize, AwqProcessor._search_best_scale, AwqProcessor._search_best_clip
+    worked = _WorkedOn()
 
     def chosen(self: Any, *settings: Any) -> None:
         if self.nsamples:
-            seen.add(self.layer)
+            worked.chosen.add(self.layer)
         else:
             self.H, self.nsamples = torch.eye(self.columns, device=self.device), 1  # by which it divides a loss
         choose(self, *settings)
 
-    def clipped(self: Any, layers: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
-        seen.update(layer for name, layer in layers.items() if name in inputs)
-        return clip(self, layers, inputs)
+    def scaled(self: Any, block: Any, prev_op: Any, layers: Any, *settings: Any, **options: Any) -> Any:
+        worked.scaled.update(layers)
+        return scale(self, block, prev_op, layers, *settings, **options)
 
-    GPTQ.quantize, AwqProcessor._search_best_clip = chosen, clipped
+    def clipped(self: Any, layers: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+        ranges = clip(self, layers, inputs)
+        worked.clipped.update(layers[name] for name, _ in ranges)
+        return ranges
+
+    GPTQ.quantize, AwqProcessor._search_best_scale, AwqProcessor._search_best_clip = chosen, scaled, clipped
     try:
-        yield seen
+        yield worked
     finally:
-        GPTQ.quantize, AwqProcessor._search_best_clip = choose, clip
+        GPTQ.quantize, AwqProcessor._search_best_scale, AwqProcessor._search_best_clip = choose, scale, clip
 
 
 def enable() -> None:
@@ -165,7 +203,8 @@ def _calibrated(params: QuarkParams) -> bool:
 
 def _needs(params: QuarkParams) -> Needs:
     if params.integer:
-        return Needs(input_divisor=params.group_size, output_divisor=WORD, model_types=MODEL_TYPES)
+        known = MODEL_TYPES - NO_TABLE[params.algorithm]
+        return Needs(input_divisor=params.group_size, output_divisor=WORD, model_types=known)
     if params.scheme == "fp8":
         return Needs(model_types=MODEL_TYPES)
     return Needs(input_divisor=MX_BLOCK, model_types=MODEL_TYPES)
