@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from mixture_records import of_a_mixture
+from run_specs import run_spec
 
-from harness.core.record import Measurement
+from harness.core.record import Measurement, Outcome, RunRecord
 from harness.figures import summary
-from harness.figures.derived.experts import BlockAgreement, ExpertAudit, ExpertLoad
+from harness.figures.derived.experts import BlockAgreement, ExpertAudit, ExpertLoad, expert_audit
 from harness.figures.experts import DEAD_EXPERTS, FIGURES, STARVED_EXPERTS
 from harness.figures.table import Table, VariantRow
 from harness.report.column import raw, shown_columns
@@ -20,6 +23,8 @@ from harness.stats.estimate import Estimate
 
 BLOCKS = ("layers.0.mlp", "layers.1.mlp")
 LOAD = (ExpertLoad(BLOCKS[0], (400, 400, 100, 700)), ExpertLoad(BLOCKS[1], (1500, 0, 60, 40)))
+NLL = Measurement("nll", 1, "nat", "lower", "paired", (1.0,))
+QUALITY = RunRecord(run_spec("quality"), Outcome("ok", measurements=(NLL,)), "s", 1, "2026-01-01T00:00:00+00:00", 1.0)
 
 
 def estimate(value: float) -> Estimate:
@@ -81,6 +86,20 @@ def test_the_routers_of_variants_are_drawn_by_layer_without_the_baseline(mixture
     assert plots[DIVERGENCES].rows == (("rtn", "0.0100", "0.100"), ("gptq", "0.00200", "0.0200"))
     assert drawn(plots[OVERLAPS])["zmax"] == 1
     assert drawn(plots[DIVERGENCES])["z"][0] == pytest.approx([-2, -1])
+
+
+def test_a_variant_whose_router_kl_is_infinite_has_its_overlap_by_layer() -> None:
+    record = of_a_mixture(QUALITY)
+    expected = expert_audit([record])
+    assert expected is not None
+    kept = tuple(each for each in record.outcome.measurements if each.metric != "router_kl")
+    found = expert_audit([replace(record, outcome=replace(record.outcome, measurements=kept))])
+    assert found is not None
+    assert found.kl is None
+    assert found.blocks == tuple(replace(block, kl=None) for block in expected.blocks)
+    plots = {each.name: each for each in expert_plots(table(row("rtn", found), row("gptq", audit(0.9, 0.01))))}
+    assert [line[0] for line in plots[OVERLAPS].rows] == ["rtn", "gptq"]
+    assert [line[0] for line in plots[DIVERGENCES].rows] == ["gptq"]
 
 
 def test_columns_are_those_that_a_variant_has(mixture: Table) -> None:

@@ -28,11 +28,14 @@ class ExpertLoad:
 
 @dataclass(frozen=True)
 class BlockAgreement:
-    """How one block's router agrees with the baseline's, over all scored tokens: shared experts, and KL in nats."""
+    """How one block's router agrees with the baseline's, over all scored tokens: shared experts, and KL in nats.
+
+    ``kl`` is None where it was not measured: a token's was infinite.
+    """
 
     block: str
     overlap: float
-    kl: float
+    kl: float | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def expert_audit(runs: Sequence[RunRecord]) -> ExpertAudit | None:
         int(tokens.protocol.get("starved") or 0) if tokens else 0,
         clustered_mean(overlap).within(0, 1) if overlap else None,
         clustered_mean(kl).within(0, math.inf) if kl else None,
-        _by_block(overlap, kl) if overlap and kl else (),
+        _by_block(overlap, kl) if overlap else (),
         active_bytes,
     )
 
@@ -94,19 +97,20 @@ def _loads(tokens: Measurement) -> tuple[ExpertLoad, ...]:
     return tuple(ExpertLoad(block, tuple(counts)) for block, counts in found.items())
 
 
-def _by_block(overlap: Measurement, kl: Measurement) -> tuple[BlockAgreement, ...]:
+def _by_block(overlap: Measurement, kl: Measurement | None) -> tuple[BlockAgreement, ...]:
     """The means over windows, weighted by their tokens; none if the items (``window:block``) are unlike."""
-    if overlap.item_ids != kl.item_ids or not overlap.weights:
+    if not overlap.weights or (kl is not None and overlap.item_ids != kl.item_ids):
         return ()
     blocks = [item.partition(":")[2] for item in overlap.item_ids]
     numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks))}
     owner = np.array([numbers[block] for block in blocks])
     weights = np.asarray(overlap.weights, dtype=np.float64)
     totals = np.bincount(owner, weights=weights)
-    means = [np.bincount(owner, weights=weights * np.asarray(each.values)) / totals for each in (overlap, kl)]
-    return tuple(
-        BlockAgreement(block, float(means[0][number]), float(means[1][number])) for block, number in numbers.items()
-    )
+
+    def means(found: Measurement) -> list[float]:
+        return (np.bincount(owner, weights=weights * np.asarray(found.values)) / totals).tolist()  # type: ignore[no-any-return]
+
+    return tuple(map(BlockAgreement, numbers, means(overlap), means(kl) if kl else [None] * len(numbers)))
 
 
 def _first(runs: Sequence[RunRecord], metric: str) -> Measurement | None:

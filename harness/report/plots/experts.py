@@ -107,7 +107,7 @@ class _RouterMap:
     name: str
     title: str
     caption: str
-    pick: Callable[[BlockAgreement], float]
+    pick: Callable[[BlockAgreement], float | None]
     write: Callable[[float], str]
     place: Callable[[float], float]
     colours: Sequence[tuple[float, str]]
@@ -142,12 +142,12 @@ ROUTER_MAPS = (
 
 def _by_layer(table: Table, drawn: _RouterMap) -> Plot | None:
     """Variants by layers; the baseline, which agrees with itself, is left out."""
-    compared = [row for row in table.rows if row.experts and row.experts.blocks and not row.is_reference]
+    compared = [row for row in table.rows if _values(row, drawn) and not row.is_reference]
     rows = chosen(compared)
-    blocks = list(dict.fromkeys(each.block for row in rows for each in _blocks(row)))
+    values = [_values(row, drawn) for row in rows]
+    blocks = list(dict.fromkeys(block for line in values for block in line))
     if not blocks:
         return None
-    values = [{each.block: drawn.pick(each) for each in _blocks(row)} for row in rows]
     cells = [tuple(drawn.write(line[block]) if block in line else "—" for block in blocks) for line in values]
     written = len(blocks) <= MOST_WRITTEN
     layout = paper(height_px=130 + 26 * len(rows)) | {
@@ -175,8 +175,10 @@ def _by_layer(table: Table, drawn: _RouterMap) -> Plot | None:
     return Plot(drawn.name, drawn.title, caption, head, lines, drawing.json())
 
 
-def _blocks(row: VariantRow) -> tuple[BlockAgreement, ...]:
-    return row.experts.blocks if row.experts else ()
+def _values(row: VariantRow, drawn: _RouterMap) -> dict[str, float]:
+    """What the map shows of a variant, by block; nothing of what was not measured."""
+    found = {each.block: drawn.pick(each) for each in (row.experts.blocks if row.experts else ())}
+    return {block: value for block, value in found.items() if value is not None}
 
 
 def _layers(blocks: Sequence[str]) -> dict[str, object]:
