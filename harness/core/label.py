@@ -348,8 +348,9 @@ LABELS: Mapping[LabelCode, Form] = {
             f"({share:.1%} of the weights together): {_first_of(names, dead + starved)}"
         ),
         "the unquantized model's own routers send them too few of the calibration set's tokens, so that they are "
-        "quantized on hardly any evidence: see [the expert audit](experts.md#tokens-per-expert). Calibrate with more "
-        "text, or text that is more like what the model will read",
+        "quantized on hardly any evidence: see [the expert audit](experts.md#tokens-per-expert). (llm-compressor sends "
+        "every token to every expert: its evidence is of tokens that others get.) Calibrate with more text, or text "
+        "that is more like what the model will read",
         {
             **{"dead": 1, "starved": 1, "least": 256, "experts": 64, "share": 0.03},
             "names": ("layers.0.mlp: 3", "layers.1.mlp: 17"),
