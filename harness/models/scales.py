@@ -87,6 +87,11 @@ def _stored(folder: Path) -> _Scales:
         yield from _in_blocks(files[0])
         return
     held = [(file, name, entry) for file in files for name, entry in safetensors.read(file).items()]
+    if kind := _block_type(folder):
+        for file, name, entry in held:
+            if name.endswith(".qweight"):
+                yield name, _chunks_of_blocks(file, entry.begin, entry.end, kind)
+        return
     codes = [name.replace(*_PACKED) for _, name, entry in held if _is_codes(name, entry)]
     coded = {part for name in codes for part in (name, name.rpartition(".")[0])}
     for file, name, entry in held:
@@ -103,17 +108,31 @@ def _is_codes(name: str, entry: safetensors.Placed) -> bool:
 
 
 def _in_blocks(file: Path) -> _Scales:
-    import numpy as np
-
     for tensor in reader.read(file).tensors:
         if tensor.type in _BLOCK_SCALES:
-            size, at = _BLOCK_SCALES[tensor.type]
+            yield tensor.name, _chunks_of_blocks(file, tensor.begin, tensor.begin + tensor.bytes, tensor.type)
 
-            def decode(raw: bytes, size: int = size, at: int = at) -> npt.NDArray[np.float32]:
-                blocks = np.frombuffer(raw, np.uint8).reshape(-1, size)
-                return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
-            yield tensor.name, _chunks(file, tensor.begin, tensor.begin + tensor.bytes, decode, size)
+def _block_type(folder: Path) -> str | None:
+    """The type of ggml's blocks that gptqmodel stores in safetensors, without scales beside them; None of others."""
+    config = headers.read_config(folder) if (folder / "config.json").exists() else {}
+    stored = config.get("quantization_config")
+    if not isinstance(stored, dict) or stored.get("quant_method") != "gguf":
+        return None
+    kind = f"Q{stored.get('bits')}_{'0' if stored.get('format') == 'q_0' else 'K'}"
+    return kind if kind in _BLOCK_SCALES else None
+
+
+def _chunks_of_blocks(file: Path, begin: int, end: int, kind: str) -> Iterator[npt.NDArray[np.float32]]:
+    size, at = _BLOCK_SCALES[kind]
+
+    def decode(raw: bytes) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        blocks = np.frombuffer(raw, np.uint8).reshape(-1, size)
+        return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+
+    return _chunks(file, begin, end, decode, size)
 
 
 def _chunks(

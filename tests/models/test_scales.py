@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -119,3 +120,20 @@ def test_a_block_of_a_gguf_file_has_its_scale_where_the_gguf_package_decodes_it(
     writer.write_tensors_to_file()
     writer.close()
     assert check_stored(tmp_path).faults == (ScaleFault("blk.0.attn_q.weight", 4, 1, 0),)
+
+
+@pytest.mark.parametrize(("bits", "layout", "kind"), [(4, "q_0", "Q4_0"), (6, "q_k", "Q6_K")])
+def test_blocks_that_gptqmodel_stores_in_safetensors_have_their_scales_inside(
+    tmp_path: Path, bits: int, layout: str, kind: str
+) -> None:
+    from harness.models.scales import _BLOCK_SCALES
+
+    size, at = _BLOCK_SCALES[kind]
+    rows = torch.full((2, 3 * size), 60, dtype=torch.uint8)
+    rows[1, size + at : size + at + 2] = torch.tensor([0, 126], dtype=torch.uint8)  # the float16 that is NaN
+    rows[0, at : at + 2] = 0
+    written(tmp_path, {f"{EXPERT}.qweight": rows, f"{EXPERT}.bias": torch.zeros(2)})
+    config = {"quantization_config": {"quant_method": "gguf", "bits": bits, "format": layout}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = check_stored(tmp_path)
+    assert found.faults == (ScaleFault(f"{EXPERT}.qweight", 6, 1, 1),)
