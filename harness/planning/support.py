@@ -381,7 +381,8 @@ def in_scope(source: SourceModel, skip: tuple[str, ...]) -> Mapping[str, tuple[i
 def misfit(method: str, needs: Needs, shapes: Collection[tuple[int, ...]], model_type: str | None) -> str | None:
     """Widths that the method's groups or tiles do not divide, or an architecture unknown to its library; or None."""
     if needs.model_types and model_type and model_type not in needs.model_types:
-        return f"{method}, with these parameters, does not know {model_type} models; known: {', '.join(sorted(needs.model_types))}"
+        known = ", ".join(sorted(needs.model_types))
+        return f"{method} with these parameters does not know {model_type} models; known: {known}"
     inputs = _indivisible((shape[-1] for shape in shapes), needs.input_divisor)
     if inputs:
         return f"group_size {needs.input_divisor} does not divide the input widths {inputs} of this model"

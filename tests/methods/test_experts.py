@@ -479,6 +479,7 @@ def test_quark_s_gptq_has_a_hessian_and_a_count_for_an_expert_that_no_token_reac
     assert torch.equal(given[0][1], torch.eye(3))
 
 
+@pytest.mark.thorough
 def test_quark_s_awq_rounds_an_expert_that_no_token_reaches_and_scales_none(
     tmp_path: Path, with_a_dead_expert: Path
 ) -> None:

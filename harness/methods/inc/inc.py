@@ -170,8 +170,9 @@ def _mended_awq() -> Iterator[list[str]]:
     3.10 looks up the inputs of every layer, and ends in a KeyError where there are none. Layers that are left out are
     rounded to nearest at the end like all others, without factors of their own.
 
-    It also traces the model with the first row, to fold factors into what comes before. Where tracing fails it takes
-    all linear layers by themselves, and so it does here: a trace has no layer that its row does not reach.
+    It also tries to trace the model with the first row, to fold factors into what comes before. That fails for the
+    models seen, whose linear layers it then takes each by itself; so it does here for all: a trace would lack the
+    layers that the row does not reach.
     """
     from neural_compressor.torch.algorithms.weight_only.awq import ActAwareWeightQuant
     from neural_compressor.torch.algorithms.weight_only.utility import GraphTrace

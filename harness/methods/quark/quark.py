@@ -24,8 +24,9 @@ WORD = 8
 """4-bit codes in a word: rows are packed together."""
 MX_BLOCK = 32
 ONLY_CLIPPED = "matrices_only_clipped"
-"""The note of how many matrices AWQ clipped and did not scale. The library scales no gate and up projections of experts,
-because the router reads the same, and down projections where its table names them."""
+"""The note of how many matrices AWQ clipped and did not scale. The library scales no gate and up projections of
+experts, because the router reads the same, and of down projections those that its table names.
+"""
 MODEL_TYPES = frozenset(
     {
         "chatglm",
