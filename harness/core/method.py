@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from harness.core.capability import KernelFamily
-from harness.core.engine import LoadRequest
+from harness.core.engine import LoadRequest, Streaming
 from harness.core.format import LOAD_CONFIG_FORMAT, SERVED_FORMAT, TRANSFORMERS_FORMAT, Codes, Format
 from harness.core.identity import Scalar, Stage
 from harness.core.strict import Strict
@@ -81,7 +81,8 @@ class QuantizeJob(Generic[P]):
     parameters that differ there. ``note`` adds a fact to the run's record, ``rounded`` the names of modules that the
     library only rounded to nearest, because calibration gave it too little to do what the method is for. ``probe``
     keeps a few logits of the quantized model, to compare the reloaded one with: a method whose saving changes the model
-    calls it first, so that no copy of the model is needed.
+    calls it first, so that no copy of the model is needed. ``streaming`` says how the source is read part by part; None
+    if it is loaded whole.
     """
 
     params: P
@@ -100,6 +101,7 @@ class QuantizeJob(Generic[P]):
     note: Callable[[str, Scalar], None] = lambda name, value: None
     rounded: Callable[[Collection[str]], None] = lambda modules: None
     probe: Callable[[Any], None] = lambda model: None
+    streaming: Streaming | None = None
 
     @property
     def calibration_set(self) -> CalibrationSet:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.capability import Endpoint, Factored, LoadedModel, Pooled, Streamed
-from harness.core.engine import FILLED_SHARE, STATES_SHARE, Engine, EngineParams, LoadRequest, Streaming
+from harness.core.engine import (
+    FILLED_SHARE,
+    STATES_SHARE,
+    STREAMED_PASSES,
+    Engine,
+    EngineParams,
+    LoadRequest,
+    Streaming,
+)
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.job import VariantJob
@@ -273,8 +281,8 @@ class Context:
         if (endpoint := self.spec.method.endpoint) is not None:
             self.label("remote", model=endpoint.model)
 
-    def streaming(self) -> Streaming | None:
-        """How the run reads its model part by part; None if it loads it whole."""
+    def streaming(self, passes: int = STREAMED_PASSES) -> Streaming | None:
+        """How the run reads its model part by part, about so many times; None if it loads it whole."""
         spec = self.spec
         if spec.job.conditions.residency == "resident":
             return None
@@ -283,7 +291,7 @@ class Context:
         if fill is not None and limit is not None:  # which counts what this process has already
             fill = min(fill, int(FILLED_SHARE * limit) - private_bytes())
         on_gpu = spec.device.startswith("cuda")
-        return Streaming(int(STATES_SHARE * (free or 0)), None if on_gpu else fill, spec.limits.time_s)
+        return Streaming(int(STATES_SHARE * (free or 0)), None if on_gpu else fill, spec.limits.time_s, passes)
 
     def free_bytes(self) -> int | None:
         """The memory of its devices that the run may still take; None if it is not known."""

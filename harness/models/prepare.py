@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.engine import LoadRequest
+from harness.core.engine import LoadRequest, Streaming
 from harness.core.model import ModelRef
 from harness.core.owner import temporary_folder
 from harness.errors import InvalidRunError
@@ -46,18 +46,18 @@ class Prepared:
     tokenizer: Any | None
 
 
-def prepare(ref: ModelRef, out: Path) -> Prepared:
+def prepare(ref: ModelRef, out: Path, time_s: float | None = None) -> Prepared:
     """Writes a transformers checkpoint to ``out``; the caller copies the files of a checkpoint's own tokenizer.
 
-    Raises InvalidRunError if degridding changed the model by more than DEGRID_KL_LIMIT, and UnsupportedError if its
-    tokenizer cannot be read.
+    ``time_s`` is how long it may take. Raises InvalidRunError if degridding changed the model by more than
+    DEGRID_KL_LIMIT, and UnsupportedError if its tokenizer cannot be read, or its disk is too slow.
     """
     tokenizer = _tokenizer(ref)  # before the weights, to reject an unreadable tokenizer at once
     divergence = None
     if ref.kind == "synthetic" and ref.degrid is None:
         _draw(ref, out)
     else:
-        with temporary_folder() as folder, closing(_parts(ref, folder)) as parts:
+        with temporary_folder() as folder, closing(_parts(ref, folder, time_s)) as parts:
             if ref.degrid is None:
                 _save(parts, out)
             else:
@@ -67,15 +67,20 @@ def prepare(ref: ModelRef, out: Path) -> Prepared:
     return Prepared(divergence, tokenizer)
 
 
-def _parts(ref: ModelRef, folder: Path) -> Parts:
-    """The parts of the model that a reference names. A random one is drawn into the ``folder``."""
+def _parts(ref: ModelRef, folder: Path, time_s: float | None) -> Parts:
+    """The parts of the model that a reference names. A random one is drawn into the ``folder``.
+
+    Degridding reads them twice: the model as it is, and moved.
+    """
     if ref.kind == "gguf":
         reader = GgufTensors(Path(ref.path))
         return Parts(LoadRequest(Path(ref.path), ref.dtype, "cpu", read=reader.load), reader)
     if ref.kind == "synthetic":
         _draw(ref, folder)
         ref = replace(ref, path=str(folder))
-    return Parts(LoadRequest(Path(ref.path), ref.dtype, "cpu", trust_remote_code=ref.trust_remote_code))
+    streaming = Streaming(PROBE_STATES_BYTES, time_s=time_s, passes=1 if ref.degrid is None else 2)
+    remote = ref.trust_remote_code
+    return Parts(LoadRequest(Path(ref.path), ref.dtype, "cpu", trust_remote_code=remote, streaming=streaming))
 
 
 def _draw(ref: ModelRef, out: Path) -> None:

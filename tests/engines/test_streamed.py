@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -47,13 +48,16 @@ from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
 from harness.models.loading import load_transformers
+from harness.models.prepare import prepare
 from harness.models.published import unstreamed
 from harness.models.scales import check_loaded
 from harness.models.scope import modules
 from harness.models.streaming import waiting
 from harness.models.streaming.forwards import states_budget
+from harness.models.streaming.layerwise import LayerPasses
 from harness.models.streaming.parts import Parts, refuse_incomplete
 from harness.models.streaming.quantizing import save_parts
+from harness.models.streaming.reading import CheckpointReader
 from harness.models.streaming.waiting import WaitingStates
 from harness.models.streaming.writing import CheckpointWriter
 from harness.storage.cache import Cache
@@ -395,7 +399,7 @@ def test_a_disk_is_judged_by_one_pass_while_memory_can_hold_the_checkpoint(
 ) -> None:
     """A pass that takes half the limit: five would take too long, but later ones are read from memory."""
     memory_bytes, path = [10**12], saved(tmp_path, CONFIGS["llama"]())
-    monkeypatch.setattr("harness.engines.transformers.streamed.usable_memory_bytes", lambda: memory_bytes[0])
+    monkeypatch.setattr("harness.models.streaming.reading.usable_memory_bytes", lambda: memory_bytes[0])
 
     def slow(model: StreamedModel) -> StreamedModel:
         reader, fill = model._parts.reader, model._parts.reader._fill
@@ -412,6 +416,41 @@ def test_a_disk_is_judged_by_one_pass_while_memory_can_hold_the_checkpoint(
     memory_bytes[0] = 1
     with pytest.raises(UnsupportedError, match="too slow"):
         slow(streamed(path, time_s=60)).load_each()
+
+
+@pytest.mark.parametrize("way", ["rtn", "bitsandbytes", "layer by layer", "degridding"])
+def test_a_disk_too_slow_is_told_whatever_reads_from_it_in_parts(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = CheckpointReader.read
+
+    def slow(self: CheckpointReader, name: str) -> torch.Tensor:
+        self.read_s += 5
+        return read(self, name)
+
+    source = saved(tmp_path / "source", CONFIGS["llama"]())
+    monkeypatch.setattr(CheckpointReader, "read", slow)
+    once = Streaming(STATES_BYTES, time_s=60, passes=1)
+    job = QuantizeJob(
+        available("rtn").params(group_size=32),
+        *(source.path, tmp_path / "out", "cpu", "float32", 0, lambda: None),
+        untouched=("lm_head",),
+        streaming=once,
+    )
+    ref = ModelRef("m", "m", "c", "directory", str(source.path), "float32", degrid=0)
+
+    def layer_by_layer() -> None:
+        with closing(Parts(replace(source, streaming=once))) as parts, torch.inference_mode():
+            LayerPasses(parts).run([batches()[0]])
+
+    reading: Mapping[str, Callable[[], object]] = {
+        "rtn": lambda: available("rtn").quantize_parts(job),
+        "bitsandbytes": lambda: save_parts(job, transformers.BitsAndBytesConfig(load_in_8bit=True)),
+        "layer by layer": layer_by_layer,
+        "degridding": lambda: prepare(ref, tmp_path / "out", time_s=60),
+    }
+    with pytest.raises(UnsupportedError, match=r"too slow for the time limit.*limits\.time is 60 s; raise the limit"):
+        reading[way]()
 
 
 def test_an_architecture_whose_layers_have_no_known_names_is_refused(tmp_path: Path) -> None:

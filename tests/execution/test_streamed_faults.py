@@ -116,6 +116,15 @@ def test_what_breaks_while_a_model_is_streamed_is_a_record_with_what_to_do(
     assert "Traceback" not in ended.output
 
 
+def test_quantizing_from_a_disk_too_slow_is_a_record_with_what_to_do(run: Run, tiny: Path) -> None:
+    measure = {"perplexity": {"text": "demo", "context": 32, "windows": 2}}
+    rtn = {"rtn": {"bits": 4, "group_size": 32}}
+    ended = run(tiny, SLOW_DISK, methods=["none", rtn], measure=measure, limits={"time": "60s"})
+    (quantize,) = (record for record in ended.records if record.spec.kind == "quantize")
+    assert quantize.status == "unsupported", ended.output
+    assert "its disk is too slow for the time limit" in quantize.outcome.failure.message
+
+
 def sharded(tiny: Path, folder: Path) -> Path:
     """The tiny model in two shards."""
     shutil.copytree(tiny, folder)

@@ -13,7 +13,6 @@ from harness.core.engine import LoadRequest, Streaming
 from harness.core.identity import DecodeMode
 from harness.engines.transformers import engine
 from harness.errors import UnsupportedError
-from harness.host.machine import usable_memory_bytes
 from harness.models.kernels import products
 from harness.models.loading import device_map, load_tokenizer
 from harness.models.scales import check_loaded
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 
 PICTURED_ROWS = (1, 1 << 14)
 """The numbers of rows whose kernels are looked up in each layer: the fewest and the most."""
-
-
-JUDGED_SHARE = 0.05
-"""Of the time limit, for which a disk must have been read before it is judged again: one slow read is no slow disk."""
 
 
 class StreamedModel:
@@ -45,8 +40,6 @@ class StreamedModel:
         self._forwards = Forwards(self._parts, states_budget(streaming, self._parts))
         self._model = model = self._parts.model
         self._head = model.get_output_embeddings()
-        self._limit_s, self._expected_passes = streaming.time_s, streaming.passes
-        self._judged = (0, 0.0)
         config = model.config.get_text_config()
         self._scale, self._softcap = engine.logit_scale(config), getattr(config, "final_logit_softcapping", None)
         self.tokenizer = tokenizer
@@ -217,7 +210,6 @@ class StreamedModel:
 
     def _look_at(self, part: ModelPart) -> None:
         """Keeps what is to be known of a part while it is loaded for the first time."""
-        self._refuse_slow_disk()
         if part.name in self._pictures:
             return
         root, name = part.module, part.name
@@ -238,27 +230,6 @@ class StreamedModel:
             self._freed.add(part.name)
             for rows, found in self._products.items():
                 found |= products(part.module, self._model.dtype, rows, prefix=part.name)
-
-    def _refuse_slow_disk(self) -> None:
-        """Raises UnsupportedError if reading alone takes longer than the run may, at the rate of the latest reads.
-
-        Later passes over a checkpoint that memory can hold are read from there, so that only they show how fast it is.
-        """
-        reader, whole = self._parts.reader, self._parts.checkpoint_bytes
-        (judged_bytes, judged_s), limit_s = self._judged, self._limit_s
-        if limit_s is None or reader.read_s - judged_s < max(1.0, JUDGED_SHARE * limit_s):  # too little to judge by
-            return
-        self._judged = reader.bytes_read, reader.read_s
-        is_cached = reader.bytes_read < whole <= usable_memory_bytes()
-        left = (1 if is_cached else self._expected_passes) * whole - reader.bytes_read
-        rate = max(reader.bytes_read - judged_bytes, 1) / (reader.read_s - judged_s)
-        needed_s = reader.read_s + left / rate
-        if left > 0 and needed_s > limit_s:
-            raise UnsupportedError(
-                f"its disk is too slow for the time limit: reading took {reader.read_s:.0f} s so far, and another "
-                f"{left / 1e9:.1f} GB at {rate / 1e6:.0f} MB/s make it {needed_s:.0f} s; limits.time is "
-                f"{limit_s:.0f} s; raise the limit, or put the checkpoint on a faster disk"
-            )
 
     def _ledger(self, module: torch.nn.Module, name: str) -> Sequence[StoredTensor]:
         from harness.numerics.storage import ledger

@@ -145,7 +145,7 @@ def _kept_or_counted(context: Context, source: Path, calibration: CalibrationSet
 
 def _counted(context: Context, source: Path, calibration: CalibrationSet) -> ExpertTokens:
     """Runs the unquantized model over the calibration set, without its padding, one sample at a time."""
-    streaming = context.streaming()
+    streaming = context.streaming(passes=2)  # one to see which routers can be read
     opened = _in_parts(context, source, streaming) if streaming else _whole(context, source)
     with opened as (model, run):
         return _tokens(context, model, run, calibration)
@@ -196,7 +196,12 @@ def _in_parts(context: Context, source: Path, streaming: Streaming) -> Iterator[
 
     model, attention = context.spec.model, context.spec.job.conditions.attention
     request = LoadRequest(
-        source, model.dtype, context.spec.device, attention, trust_remote_code=model.trust_remote_code
+        source,
+        model.dtype,
+        context.spec.device,
+        attention,
+        trust_remote_code=model.trust_remote_code,
+        streaming=streaming,
     )
     with closing(Parts(request)) as parts:
         yield parts.model, Forwards(parts, states_budget(streaming, parts)).run

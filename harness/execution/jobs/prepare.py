@@ -20,7 +20,7 @@ def run(job: PrepareModel, context: Context, out: Path) -> None:
 
     model = job.model
     with context.phase("prepare"):
-        made = make(model, out)
+        made = make(model, out, context.spec.limits.time_s)
         if model.kind in ("directory", "hub"):
             copy_tokenizer(Path(model.path), out, model.trust_remote_code)
     if made.tokenizer is not None:

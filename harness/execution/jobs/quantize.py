@@ -82,6 +82,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         note=context.note,
         rounded=partial(record_rounded, context),
         probe=keep_logits,
+        streaming=context.streaming(passes=1),
     )
     if calibration is not None:
         audit_experts(context, source, calibration)
@@ -137,8 +138,8 @@ def _check_source(context: Context, source: Path) -> None:
 @contextmanager
 def _source_logits(context: Context, source: Path) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Maps tokens (1, length) to the source's logits, with a layer in memory at a time if the run is streamed."""
-    spec = context.spec
-    if spec.job.conditions.residency == "resident":
+    spec, streaming = context.spec, context.streaming(passes=1)
+    if streaming is None:
         model = load_source(context, source)
         yield lambda ids: model(input_ids=ids.to(model.device)).logits
         return
@@ -147,7 +148,9 @@ def _source_logits(context: Context, source: Path) -> Iterator[Callable[[torch.T
 
     remote = spec.model.trust_remote_code
     attention = spec.job.conditions.attention
-    request = LoadRequest(source, spec.model.dtype, spec.device, attention, trust_remote_code=remote)
+    request = LoadRequest(
+        source, spec.model.dtype, spec.device, attention, trust_remote_code=remote, streaming=streaming
+    )
     with closing(Parts(request)) as parts:
         passes = LayerPasses(parts)
         yield lambda ids: passes.logits(ids.to(device_map(spec.device)))

@@ -52,7 +52,8 @@ class LayersOnDisk:
 
     def __init__(self, job: QuantizeJob[Any], folder: Path, finish: Callable[[torch.nn.Module], None]) -> None:
         """``finish`` is called with each layer that the library is done with, before it is kept."""
-        request = LoadRequest(job.source, job.dtype, job.device, trust_remote_code=job.trust_remote_code)
+        remote, streaming = job.trust_remote_code, job.streaming
+        request = LoadRequest(job.source, job.dtype, job.device, trust_remote_code=remote, streaming=streaming)
         self._parts = Parts(replace(request, read=lambda _: job.load()))
         self.model = self._parts.model
         self._folder, self._finish = folder, finish

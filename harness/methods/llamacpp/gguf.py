@@ -203,7 +203,14 @@ def _read_in_parts(job: QuantizeJob[GgufParams], squares: InputSquares) -> None:
     from harness.models.streaming.layerwise import LayerPasses
     from harness.models.streaming.parts import Parts
 
-    request = LoadRequest(job.source, job.dtype, job.device, job.attention, trust_remote_code=job.trust_remote_code)
+    request = LoadRequest(
+        job.source,
+        job.dtype,
+        job.device,
+        job.attention,
+        trust_remote_code=job.trust_remote_code,
+        streaming=job.streaming,
+    )
     with closing(Parts(request)) as parts:
         LayerPasses(parts).run(_texts(job), squares.watching)
 

@@ -28,7 +28,7 @@ from harness.models import native
 from harness.models.completeness import last_line, refuse_unfused, refuse_unlike, sources
 from harness.models.loading import load_transformers
 from harness.models.published import quantization_config
-from harness.models.streaming.reading import CheckpointReader, TensorReader
+from harness.models.streaming.reading import CheckpointReader, DiskSpeed, TensorReader
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,7 @@ class Parts:
         self._tied = tied_tensors(self.model, self._empty)
         self._made_from = sources(self.model, self._config, self.reader.tensors)
         self.parts = {part.name: part for part in self._cut()}
+        self._disk = DiskSpeed(self.reader, self.checkpoint_bytes, request.streaming)
         changed = [part for part in self.parts.values() if self._config.hf_quantizer and not part.holds_others]
         self._forms = {part.name: _EmptyForm(part.module) for part in changed}
         self.loaded: set[str] = set()
@@ -143,7 +144,11 @@ class Parts:
         self._next = (name, self._pool.submit(self._read, self._needed(self.parts[name])))
 
     def load(self, name: str) -> None:
-        """Fills a part's parameters. Raises SourceError if the checkpoint has changed since its headers were read."""
+        """Fills a part's parameters.
+
+        Raises SourceError if the checkpoint has changed since its headers were read, and UnsupportedError if its disk
+        is too slow for the time limit of ``request.streaming``.
+        """
         if name not in self.loaded:
             with returning_freed_memory():  # a part's memory goes with it, whatever the passes have allocated since
                 self._load(self.parts[name])
@@ -164,6 +169,7 @@ class Parts:
         self.loaded.add(name)
         if not part.stays:
             self.loads.append(name)
+            self._disk.refuse_slow()
         self.on_load(part)
 
     def free(self, name: str) -> None:

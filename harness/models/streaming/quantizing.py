@@ -38,7 +38,8 @@ def quantize_parts(job: QuantizeJob[Any], replace: Replace, configure: Callable[
     shapes: both must have the same tensors. ``configure`` sets the configuration's ``quantization_config``. The job's
     probe is computed in the same pass, by the layers in memory before they are freed.
     """
-    parts = Parts(LoadRequest(job.source, job.dtype, job.device, trust_remote_code=job.trust_remote_code))
+    remote = job.trust_remote_code
+    parts = Parts(LoadRequest(job.source, job.dtype, job.device, trust_remote_code=remote, streaming=job.streaming))
     model = parts.model
     swap = _Swap(model, job.untouched, replace)
     replaced = {name: swap.quantize(part) for name, part in parts.parts.items()}
@@ -111,6 +112,7 @@ def save_parts(job: QuantizeJob[Any], config: object) -> ScaleCheck:
         quantization=config,
         trust_remote_code=job.trust_remote_code,
         untouched=job.untouched,
+        streaming=job.streaming,
     )
     parts = Parts(request)
     job.out.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,19 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from harness.core.engine import Streaming
 from harness.core.foreign import shown
-from harness.errors import SourceError, reason_of
+from harness.errors import SourceError, UnsupportedError, reason_of
 from harness.host.allocator import LARGE_BYTES, mapped
+from harness.host.machine import usable_memory_bytes
 from harness.models import safetensors
 from harness.models.headers import weight_files
 
 if TYPE_CHECKING:
     import torch
+
+JUDGED_SHARE = 0.05
+"""Of the time limit, for which a disk must have been read before it is judged again: one slow read is no slow disk."""
 
 
 def dtypes() -> Mapping[str, torch.dtype]:
@@ -122,3 +127,34 @@ class CheckpointReader:
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+class DiskSpeed:
+    """Whether a disk is fast enough for a run, by the reads so far. ``pass_bytes`` is what one pass reads."""
+
+    def __init__(self, reader: TensorReader, pass_bytes: int, streaming: Streaming | None) -> None:
+        self._reader, self._pass_bytes = reader, pass_bytes
+        self._limit_s = streaming.time_s if streaming else None
+        self._passes = streaming.passes if streaming else 1
+        self._judged = (0, 0.0)
+
+    def refuse_slow(self) -> None:
+        """Raises UnsupportedError if reading alone takes longer than the run may, at the rate of the latest reads.
+
+        Later passes over a checkpoint that memory can hold are read from there, so that only they show how fast it is.
+        """
+        reader, whole = self._reader, self._pass_bytes
+        (judged_bytes, judged_s), limit_s = self._judged, self._limit_s
+        if limit_s is None or reader.read_s - judged_s < max(1.0, JUDGED_SHARE * limit_s):  # too little to judge by
+            return
+        self._judged = reader.bytes_read, reader.read_s
+        is_cached = reader.bytes_read < whole <= usable_memory_bytes()
+        left = (1 if is_cached else self._passes) * whole - reader.bytes_read
+        rate = max(reader.bytes_read - judged_bytes, 1) / (reader.read_s - judged_s)
+        needed_s = reader.read_s + left / rate
+        if left > 0 and needed_s > limit_s:
+            raise UnsupportedError(
+                f"its disk is too slow for the time limit: reading took {reader.read_s:.0f} s so far, and another "
+                f"{left / 1e9:.1f} GB at {rate / 1e6:.0f} MB/s make it {needed_s:.0f} s; limits.time is "
+                f"{limit_s:.0f} s; raise the limit, or put the checkpoint on a faster disk"
+            )
