@@ -15,7 +15,7 @@ from run_specs import changed
 
 from harness.api.forecasting import ForecastBasis
 from harness.api.plan import PlanState
-from harness.cli.render.forecast import bytes_words
+from harness.cli.render.forecast import bytes_words, too_long_lines
 from harness.cli.render.plan import show_plan
 from harness.core.engine import STREAMED_PASSES
 from harness.core.job import MeasureQuality
@@ -334,6 +334,41 @@ def test_a_sweep_takes_as_long_as_its_runs_side_by_side() -> None:
     made = SweepForecast({**quality, "speed": of(30.0, Constraints(alone=True, turn=1))}, (4, 4))
     assert made.total_s.expected == pytest.approx(40)
     assert made.disk_bytes == 7 * 9
+
+
+def limited(expected_s: float, low_s: float, is_streamed: bool = False) -> RunForecast:
+    """Of a run that may take an hour."""
+    time = Forecast(expected_s, low_s, 2 * expected_s, "arithmetic")
+    return replace(of(expected_s), time=time, title=f"run of {expected_s:g} s", is_streamed=is_streamed, limit_s=3600.0)
+
+
+def test_runs_that_may_reach_their_time_limit_are_told_with_what_to_do() -> None:
+    near, over, far = limited(3599, 1000), limited(3601, 3599), limited(14_400, 7200)
+    assert list(too_long_lines(SweepForecast({"a": near, "b": replace(far, limit_s=None)}))) == []
+    (likely,) = too_long_lines(SweepForecast({"a": near, "b": over}))
+    assert "probably longer than limits.time (1 h 00 min): run of 3601 s 1.0 h (1.0–2.0); " in likely
+    assert "raise it, or measure less in a run" in likely
+    assert "streamed" not in likely
+    surely, likely = too_long_lines(SweepForecast({"a": far, "b": over, "c": replace(far, is_streamed=True)}))
+    assert "even by the low end of the range longer than limits.time (1 h 00 min): run of 14400 s 4.0 h" in surely
+    assert surely.count("run of 14400 s") == 2
+    assert "a streamed run reads its weights again for each pass" in surely
+    assert "run of 3601 s" in likely
+    (many,) = too_long_lines(SweepForecast({str(number): far for number in range(5)}))
+    assert many.count("run of 14400 s") == 3
+    assert "and 2 others" in many
+
+
+def test_a_streamed_baseline_that_outlasts_its_limit_is_known_before_it_runs(make: Make) -> None:
+    wanted = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
+    slow = replace(SPEEDS, disk_byte_per_s=100.0)
+    for limits, outlasting in (({}, False), ({"time": "1m"}, True), ({"time": "300h"}, False)):
+        runs = make(measure=wanted, residency="streamed", methods=["none"], limits=limits)
+        found = forecast(runs, runs, slow, []).runs
+        of_kind = {run.spec.kind: found[run.spec.run_id] for run in runs}
+        assert of_kind["reference"].outlasts_its_limit is outlasting
+        assert of_kind["reference"].surely_outlasts_its_limit is outlasting
+        assert of_kind["reference"].is_streamed
 
 
 def test_a_single_run_is_not_divided_and_its_range_is_its_own() -> None:

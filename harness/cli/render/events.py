@@ -127,6 +127,7 @@ def _(event: Expected) -> Rendered:
         "cost": None if cost is None else [cost.expected, cost.low, cost.high],
         "currency": forecast.price.currency if forecast.price else None,
         "lent_s": forecast.lent_s,
+        "beyond_limit": sum(run.outlasts_its_limit for run in forecast.runs.values()),
     }
     return Rendered(entry, [f"expected: {expected_words(forecast)}", *too_long_lines(forecast)])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core.record import Forecast
@@ -20,6 +20,8 @@ BASES = {
     "arithmetic": "arithmetic alone",
 }
 """What a run's forecast rests on: see ``harness.core.record.Forecast``."""
+NAMED = 3
+"""Of the runs that may take too long, so many are named."""
 
 
 def about(time: Forecast) -> str:
@@ -62,13 +64,37 @@ def expected_words(forecast: SweepForecast) -> str:
 
 
 def too_long_lines(forecast: SweepForecast) -> Iterator[str]:
-    """What happens if the machines are there for a shorter time; nothing if they are not."""
+    """Which runs may take longer than the time limit of a run, and what happens if the machines are there for a
+    shorter time than the sweep takes; nothing if all is well."""
+    outlasting = [run for run in forecast.runs.values() if run.outlasts_its_limit]
+    surely = [run for run in outlasting if run.surely_outlasts_its_limit]
+    if surely:
+        yield f"  even by the low end of the range longer than limits.time{_named(surely)}; {_advice(surely)}"
+    if likely := [run for run in outlasting if not run.surely_outlasts_its_limit]:
+        yield f"  probably longer than limits.time{_named(likely)}; {_advice(likely)}"
     if forecast.lent_s is not None and forecast.outlasts_its_machines:
         yield (
             f"  longer than the nodes are there: their jobs end in {duration(forecast.lent_s)}, and what is left then "
             "is recorded as failed; give them more by --slurm time=… or --nodes, or give the command again afterwards: "
             "it goes on"
         )
+
+
+def _named(runs: Sequence[RunForecast]) -> str:
+    """Their limit, the first runs with their times, and how many others there are."""
+    first = ", ".join(f"{run.title} {about(run.time)}" for run in runs[:NAMED])
+    others = f", and {len(runs) - NAMED} others" if len(runs) > NAMED else ""
+    return f" ({duration(runs[0].limit_s or 0.0)}): {first}{others}"
+
+
+def _advice(runs: Sequence[RunForecast]) -> str:
+    """What to do about runs that would be ended by their time limit."""
+    advice = "a run that reaches the limit is ended and recorded as timeout: raise it, or measure less in a run"
+    if not any(run.is_streamed for run in runs):
+        return advice
+    return (
+        f"{advice}; a streamed run reads its weights again for each pass, which a faster disk or more memory shortens"
+    )
 
 
 def bytes_words(size: int) -> str:
@@ -101,4 +127,4 @@ def forecast_entry(run: RunForecast | None, price: HourlyPrice | None) -> dict[s
     time = run.time
     seconds = span_entry(Span(time.expected_s, time.low_s, time.high_s))
     cost = None if price is None else cost_of(time, price)
-    return {**seconds, "basis": time.basis, "disk_bytes": run.disk_bytes, "cost": cost}
+    return {**seconds, "limit_s": run.limit_s, "basis": time.basis, "disk_bytes": run.disk_bytes, "cost": cost}

@@ -34,7 +34,8 @@ class Span:
 class RunForecast:
     """Of one run. ``components`` are parts of its time; ``disk_bytes`` is what it leaves in the cache and the results.
 
-    ``group`` is shared by runs whose times are uncertain for the same reasons.
+    ``group`` is shared by runs whose times are uncertain for the same reasons. ``limit_s`` is the time limit of the
+    run, None if it has none.
     """
 
     time: Forecast
@@ -42,10 +43,23 @@ class RunForecast:
     group: tuple[str, str]
     constraints: Constraints
     disk_bytes: int
+    title: str = ""
+    is_streamed: bool = False
+    limit_s: float | None = None
 
     @property
     def mean_s(self) -> float:
         return sum(part.mean_s for part in self.components)
+
+    @property
+    def outlasts_its_limit(self) -> bool:
+        """Whether it is likely to take longer than it may."""
+        return self.limit_s is not None and self.time.expected_s > self.limit_s
+
+    @property
+    def surely_outlasts_its_limit(self) -> bool:
+        """Whether even the low end of its range is longer than it may take."""
+        return self.limit_s is not None and self.time.low_s > self.limit_s
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,16 @@ def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start, con
     basis = "same" if of_case else "alike" if of_kind else "arithmetic"
     method = spec.method.name if isinstance(spec.job, VariantJob) else ""
     time = Forecast(span.expected, span.low, span.high, basis)  # type: ignore[arg-type]  # one of three
-    return RunForecast(time, components, (spec.kind, method), constraints, by_arithmetic.disk_bytes)
+    return RunForecast(
+        time=time,
+        components=components,
+        group=(spec.kind, method),
+        constraints=constraints,
+        disk_bytes=by_arithmetic.disk_bytes,
+        title=spec.title,
+        is_streamed=spec.job.conditions.residency == "streamed",
+        limit_s=spec.limits.time_s,
+    )
 
 
 def _span(mean_s: float, variance: float) -> Span:
