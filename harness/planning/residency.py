@@ -81,11 +81,12 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     if wanted == "auto" and excess is None:
         return Residence()
     obstacle, on_cpu = _obstacle(load), job.conditions.device == "cpu"
-    whole = on_cpu or (isinstance(job, QuantizeModel) and not method.method.offloads)  # other jobs see ``too_large``
+    whole = on_cpu or not (isinstance(job, QuantizeModel) and method.method.offloads)
     if wanted == "resident":
         cannot = excess is not None and whole and not available.holds(weight_bytes)
+        more = "" if on_cpu or isinstance(job, QuantizeModel) else "; use fewer bits, or more 'devices'"
         offer = "" if obstacle else "; with residency: streamed it need not be in memory as a whole"
-        return Residence(unsupported=f"{excess}{offer}" if cannot else None)
+        return Residence(unsupported=f"{excess}{more}{offer}" if cannot else None)
     if obstacle is None and method.method.gathers_parts and on_cpu and not available.holds(written_bytes):
         needed, have = written_bytes / 2**30, available.all_bytes / 2**30
         obstacle = (

@@ -138,7 +138,8 @@ def too_large(weight_bytes: int | None, conditions: Conditions, runtime: Engine[
     """Why a model does not fit a run's GPUs, by the estimated size of its weights alone; None if they may fit.
 
     What a batch or a long text needs beside them is left to the run, which ends by itself where memory is short. An
-    engine that does not load through torch may keep a part in the host's memory, and nothing is refused on a CPU.
+    engine that does not load through torch may keep a part in the host's memory, and nothing is refused on a CPU. The
+    main engine is judged by ``residency.place``.
     """
     size = machine.memory_bytes * conditions.gpus
     if machine.device == "cpu" or runtime.counted_by != "torch" or not size or weight_bytes is None:
@@ -146,9 +147,9 @@ def too_large(weight_bytes: int | None, conditions: Conditions, runtime: Engine[
     if weight_bytes <= size:
         return None
     have = "the GPU has" if conditions.gpus == 1 else f"{conditions.gpus} GPUs have"
-    more = "more 'devices'" if runtime.name == MAIN_ENGINE else f"more GPUs by {runtime.name}'s own parameters"
     return (
-        f"its weights take {weight_bytes / 2**30:.1f} GiB and {have} {size / 2**30:.1f} GiB: use fewer bits, or {more}"
+        f"its weights take {weight_bytes / 2**30:.1f} GiB and {have} {size / 2**30:.1f} GiB: use fewer bits, or more "
+        f"GPUs by {runtime.name}'s own parameters"
     )
 
 
