@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.core.workload import CalibrationRef, PerplexityWorkload, ThroughputWorkload
+from harness.core.workload import CalibrationRef, GridCell, PerplexityWorkload, ThroughputWorkload
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class JobEffort:
     that it runs the model over; ``compared``: whether each token's distribution is compared with the reference's;
     ``kept``: whether the hidden states of each token are written. ``tokens``: what else it reads in forward passes.
     ``timed``: the grid that it generates, ``passes`` times. ``calibration``: what a method reads. ``apart_s``: seconds
-    that depend on no model.
+    that depend on no model. ``largest``: about the most texts that are written together, and their lengths; None if it
+    writes none.
     """
 
     loads: int = 0
@@ -28,6 +29,7 @@ class JobEffort:
     passes: int = 1
     calibration: CalibrationRef | None = None
     apart_s: float = 0.0
+    largest: GridCell | None = None
 
     @property
     def runs_model(self) -> bool:

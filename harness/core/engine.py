@@ -39,7 +39,8 @@ class Streaming:
 
     ``states_bytes`` is the memory that hidden states may take while they wait for the next part; the rest waits in
     files. Of main memory they take less where the run, which may still fill ``memory_bytes``, needs it for parts.
-    ``time_s`` is the time limit of the run, None if it has none, and ``passes`` about how many it makes.
+    ``time_s`` is the time limit of the run, None if it has none, and ``passes`` about how many it makes: a disk that is
+    too slow for them is refused.
     """
 
     states_bytes: int
@@ -101,6 +102,32 @@ class PlannedLoad:
     serves: bool = False
 
 
+@dataclass(frozen=True)
+class Held:
+    """What an engine holds for texts while it computes, where that does not follow from the texts alone.
+
+    Its libraries take ``libraries_bytes`` more than torch. It computes ``step_tokens`` at once (None: all of a batch),
+    and has room for ``logit_rows`` logits. Its cache has ``cache_bytes``, or room for ``texts``, so many of so many
+    tokens (None: for those of the run), each rounded up to whole blocks of ``block`` tokens; of a number in the model's
+    own kind of cache it keeps ``cache_bits`` (None: as many as the model's dtype has). ``share`` is the part of a GPU
+    that it fills in any case.
+    """
+
+    libraries_bytes: int = 0
+    step_tokens: int | None = None
+    logit_rows: int = 0
+    cache_bytes: int | None = None
+    texts: tuple[int, int] | None = None
+    block: int = 1
+    cache_bits: float | None = None
+    share: float = 0.0
+
+
+def holds_texts(params: Any, device: str, serves: bool) -> Held:
+    """For engines that compute a batch at once, and whose cache grows with its texts."""
+    return Held()
+
+
 def refuses_nothing(planned: PlannedLoad, params: Any) -> str | None:
     """For engines that read every checkpoint of their formats on every machine."""
     return None
@@ -128,7 +155,8 @@ class Engine(Generic[P]):
     in one sentence with what to do about it, if that is certain without loading it; else None. Planning calls it: it
     must not import the engine's libraries. ``gpus`` is how many GPUs a process gets where the device is one: by these
     parameters, and by how many GPUs the recipe spreads a model over (``devices``). ``counted_by`` is "driver" for an
-    engine that allocates the memory of a GPU itself and not through torch.
+    engine that allocates the memory of a GPU itself and not through torch. ``holds`` is what it holds for texts on a
+    device by its parameters, as its server or in the run itself: planned peaks count it.
 
     ``imports`` imports its libraries, and ``import_model`` what a checkpoint's architecture needs besides, so that the
     time and memory of importing are not counted as loading. If that starts no thread and opens nothing, runs are forked
@@ -155,6 +183,7 @@ class Engine(Generic[P]):
     import_model: Callable[[Path], None] = import_nothing
     convert: Callable[[Path, Path, str], str | None] | None = None
     refuses: Callable[[PlannedLoad, P], str | None] = refuses_nothing
+    holds: Callable[[P, str, bool], Held] = holds_texts
     gpus: Callable[[P, int], int] = one_gpu
     caches: Mapping[KvCache, tuple[str, ...]] = field(default_factory=lambda: {"model": ()})
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})

@@ -15,6 +15,7 @@ artifact is cached, whether a table shows it. No other module lists the kinds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import truediv
@@ -27,7 +28,9 @@ from harness.core.json_values import ABSENT_AT_DEFAULT
 from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.variant import Variant
 from harness.core.workload import (
+    ANSWERS_AT_ONCE,
     CalibrationRef,
+    GridCell,
     MetricRef,
     PerplexityWorkload,
     ServingWorkload,
@@ -409,7 +412,12 @@ class WriteText(VariantJob):
         """As many rounds of decoding as there are groups of answers."""
         text = self.perplexity
         rounds = -(-(text.windows or 1) // text.written_at_once)
-        return JobEffort(loads=1, timed=ThroughputWorkload((text.written_at_once,), (1,), text.context, 0, rounds))
+        rows, context = text.written_at_once, text.context
+        return JobEffort(
+            loads=1,
+            timed=ThroughputWorkload((rows,), (1,), context, 0, rounds),
+            largest=GridCell(rows, min(TYPICAL_PROMPT, context), max(context - TYPICAL_PROMPT, 0)),
+        )
 
     @property
     def question(self) -> dict[str, Any]:
@@ -548,8 +556,11 @@ class AnswerTask(VariantJob):
 
     @property
     def effort(self) -> JobEffort:
-        questions = self.task.limit or TYPICAL_QUESTIONS
-        return JobEffort(loads=1, tokens=questions * self.task.samples * (self.task.new_tokens or QUESTION_TOKENS))
+        task, questions = self.task, self.task.limit or TYPICAL_QUESTIONS
+        prompt, answer = QUESTION_TOKENS * (1 + (task.fewshot or 0)), task.new_tokens or QUESTION_TOKENS
+        return JobEffort(
+            loads=1, tokens=questions * task.samples * answer, largest=GridCell(ANSWERS_AT_ONCE, prompt, answer)
+        )
 
     @property
     def keeps_model(self) -> bool:
@@ -619,7 +630,9 @@ class MeasurePerformance(VariantJob):
 
     @property
     def effort(self) -> JobEffort:
-        return JobEffort(loads=1, tokens=PROBED_TOKENS, timed=self.throughput, passes=2 if self.energy else 1)
+        largest = self.throughput.largest if self.throughput else None
+        passes = 2 if self.energy else 1
+        return JobEffort(loads=1, tokens=PROBED_TOKENS, timed=self.throughput, passes=passes, largest=largest)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -693,8 +706,11 @@ class MeasureServing(VariantJob):
         warmup = workload.warmup if workload.requests else 0  # those of a duration come within it
         counts = [warmup + workload.requests_at(level) for level in levels]
         waits = 0.0 if workload.arrival == "concurrent" else sum(map(truediv, counts, levels))
-        each = (workload.prompt_tokens or TYPICAL_PROMPT) + workload.new_tokens
-        return JobEffort(loads=1, tokens=sum(counts) * each, apart_s=waits)
+        prompt = workload.prompt_tokens or TYPICAL_PROMPT
+        together = max(levels) if workload.arrival == "concurrent" else 1  # of a schedule it is not known before
+        largest = GridCell(math.ceil(together), prompt, workload.new_tokens)
+        tokens = sum(counts) * (prompt + workload.new_tokens)
+        return JobEffort(loads=1, tokens=tokens, apart_s=waits, largest=largest)
 
     @property
     def question(self) -> dict[str, Any]:

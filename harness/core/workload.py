@@ -97,6 +97,8 @@ class PerplexityWorkload:
         return max(1, min(MOST_AT_ONCE, self.windows or MOST_AT_ONCE, WRITTEN_AT_ONCE // self.context))
 
 
+ANSWERS_AT_ONCE = 16
+"""Answers of a task that are written in one batch."""
 WRITING = {"samples": 1, "temperature": None, "top_p": 1.0, "new_tokens": None, "think_end_token": None}
 """How answers are written, by the names of the fields, if a recipe says nothing of it."""
 
@@ -169,6 +171,11 @@ class ThroughputWorkload:
         if self.decode_mode == "eager":
             del settings["decode_mode"]
         return settings
+
+    @property
+    def largest(self) -> GridCell:
+        """The point of the grid that takes most memory."""
+        return GridCell(max(self.batch_sizes), max(self.prompt_tokens), self.new_tokens, self.decode_mode)
 
     @property
     def cells(self) -> tuple[GridCell, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.method import Method
-from harness.models.shapes import ModelShapes, NativeWeights
+from harness.models.shapes import ModelShapes, NativeWeights, Widths
 
 DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 ROTARY_BYTES = 4
@@ -132,17 +132,17 @@ def native_weights(model: ModelShapes, native: NativeWeights, plain_bits: float)
     )
 
 
-def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
+def kv_cache_bytes(model: Widths, context: int, batch: int, plain_bits: float) -> int:
     """What all layers keep of ``batch`` texts: keys and values, a window of them at most, and states of fixed size."""
     return math.ceil(batch * model.attention.cache_bytes(context, plain_bits / 8))
 
 
-def kv_bytes_per_token(model: ModelShapes, plain_bits: float) -> int:
+def kv_bytes_per_token(model: Widths, plain_bits: float) -> int:
     """What the cache of one text grows by with a token, while it is shorter than the shortest window."""
     return kv_cache_bytes(model, 2, 1, plain_bits) - kv_cache_bytes(model, 1, 1, plain_bits)
 
 
-def workspace_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
+def workspace_bytes(model: Widths, context: int, batch: int, plain_bits: float) -> int:
     """The activations of the widest layer during a prefill of ``context`` tokens, and the last logits.
 
     Per token these are the embedding, the residual and its normed copy (3 · hidden), plus the larger of attention

@@ -23,6 +23,8 @@ from harness.models.sources import HUB_ID, SourceModel, package_file
 from harness.numerics.traffic import routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+UNCLEAR_CACHES = ("kv_lora_rank", "global_head_dim", "num_kv_shared_layers", "multi_query")
+"""Keys of a configuration whose layers cache something else than the keys and values of all of their heads."""
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens\w*|wte|token_embd|word_embeddings|embed_in|tok_embeddings|embeddings)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^output\.weight$")
 _KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
@@ -54,7 +56,17 @@ class NativeWeights:
 
 
 @dataclass(frozen=True)
-class ModelShapes:
+class Widths:
+    """What the memory of texts depends on: the widths of a token's states, of its logits, and what layers cache."""
+
+    hidden: int
+    inner: int
+    vocabulary: int
+    attention: Attention
+
+
+@dataclass(frozen=True)
+class ModelShapes(Widths):
     """The shapes that determine a model's memory. Counts are of parameters.
 
     ``matrices`` and ``experts`` form the ``decoder`` scope (a shape's last numbers are outputs and inputs); ``experts``
@@ -77,10 +89,6 @@ class ModelShapes:
     head: int
     norms: int
     rotary: int
-    hidden: int
-    inner: int
-    vocabulary: int
-    attention: Attention
     experts: tuple[tuple[int, ...], ...] = ()
     active_share: float = 1.0
     other_inputs: int = 0
@@ -294,7 +302,7 @@ class ModelSize:
 
     ``matrices`` counts the decoder's; ``hidden`` is the width of its states, ``vocabulary`` that of its logits, and
     ``heads`` are those of its attention, all 0 if its configuration does not say. ``router_scores`` counts those that a
-    mixture's routers give one token.
+    mixture's routers give one token, which goes to so many experts (``routed``) in each layer that has some.
     """
 
     parameters: int
@@ -305,6 +313,7 @@ class ModelSize:
     vocabulary: int = 0
     heads: int = 0
     router_scores: int = 0
+    routed: int = 0
 
 
 @lru_cache(maxsize=16)
@@ -334,6 +343,7 @@ def size_of(source: SourceModel) -> ModelSize | None:
         counts["vocab_size"],
         counts["num_attention_heads"],
         routed.experts * len({layer_number(name) for name in held}) if routed else 0,
+        round(routed.active) if routed else 0,
     )
 
 
@@ -357,6 +367,39 @@ def attention_of(source: SourceModel) -> Attention | None:
         return attention(source.ref.label, known)
     except SourceError:
         return None
+
+
+@lru_cache(maxsize=64)
+def widths_of(source: SourceModel, tokens: int) -> Widths | None:
+    """What the memory of texts of at most so many tokens depends on; None if it is not known.
+
+    transformers is asked, which takes seconds the first time, only where the configuration alone does not say what
+    layers cache of such texts.
+    """
+    label = source.ref.label
+    try:
+        config = {key: value for key, value in _configuration(source.ref).items() if key != "quantization_config"}
+        if not config:
+            return None
+        known = _stated(config.get("text_config") or config, tokens) or resolve(label, config)
+        hidden = _number(label, "hidden_size", known.text.get("hidden_size"))
+        vocabulary = _number(label, "vocab_size", known.text.get("vocab_size"))
+        return Widths(hidden, _inner(label, known.text, hidden), vocabulary, attention(label, known))
+    except SourceError:
+        return None
+
+
+def _stated(text: Mapping[str, Any], tokens: int) -> Resolved | None:
+    """A text model's configuration as it is, if it says what layers cache of so many tokens; else None."""
+    count, kinds, window = text.get("num_hidden_layers"), text.get("layer_types"), text.get("sliding_window")
+    slides = window is not None and text.get("use_sliding_window") is not False
+    short = not slides or (isinstance(window, int) and tokens <= window)
+    if not isinstance(count, int) or any(text.get(key) for key in UNCLEAR_CACHES) or not (kinds or short):
+        return None
+    if set(kinds or ()) - ATTENTION_LAYERS:
+        return None
+    kinds = kinds or ["full_attention"] * count
+    return Resolved(dict(text), tuple(kinds), window, tied=False, shapes=None, rotary=None, unbuilt=None)
 
 
 def _configuration(ref: ModelRef) -> Mapping[str, Any]:

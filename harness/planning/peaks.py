@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from harness.core.engine import FILLED_SHARE, STATES_SHARE, Engine
-from harness.core.identity import Residency
-from harness.core.job import ConvertModel, Job, KeepProbe, QuantizeModel
+from harness.core.engine import FILLED_SHARE, STATES_SHARE, Engine, Held
+from harness.core.identity import KvCache, Residency
+from harness.core.job import AnswerTask, ConvertModel, Job, KeepProbe, QuantizeModel, VariantJob
 from harness.core.layers import layer_of
 from harness.core.method import PartsWork
 from harness.core.metric import LOGITS_BYTES
 from harness.core.model import MAIN_ENGINE
-from harness.core.workload import CalibrationRef
-from harness.models.memory import DTYPE_BITS
+from harness.core.workload import CalibrationRef, GridCell
+from harness.models.memory import DTYPE_BITS, kv_cache_bytes, workspace_bytes
 from harness.models.scope import shape_of
-from harness.models.shapes import ModelSize, size_of
+from harness.models.shapes import ModelSize, Widths, size_of, widths_of
 from harness.models.sources import SourceModel
 from harness.planning.expand import MethodChoice
 from harness.text.windows import expected_tokens
@@ -48,6 +49,23 @@ FREED_BYTES = 2**27
 """What the C library keeps of freed memory at most while parts come and go (``host.allocator.KEPT_BYTES``)."""
 HELD = 2.1
 """What a suspended window keeps, in times of its hidden states: also the embeddings, masks and positions."""
+WORKSPACE = 1.5
+"""Times the formula of a prefill's workspace, by measurement on a CPU, whose allocator keeps freed blocks beside it."""
+DISPATCHED = 3
+"""Copies of a token's states for each expert that it goes to: before and after it, and weighted."""
+WRITTEN_LOGITS = 4
+"""Last logits of each text in float32 at once: the model's own, chosen from, sorted, and those before."""
+SCORED_ROWS = 128
+"""Of a task whose answers are scored, so many logits are there at once (``harness.tasks.scoring.CHUNK_ROWS``)."""
+COMPILER_BYTES = 250 * 10**6
+"""What torch.compile leaves in memory."""
+CACHE_BITS: Mapping[KvCache, float] = {"int8": 9.0, "int4": 5.0, "fp8": 8.0}
+"""Of a number in a cache of fewer bits, with its share of scales."""
+UNROUNDED_TOKENS = 128
+"""Of each text in such a cache, so many are kept as they came."""
+LAYER_COPIES = 2
+"""Of a layer's cache while it grows by a token, besides the one that is kept, and one repeated for each head: unpacked,
+and with the new token."""
 CERTAIN = 0.9
 """The part of an estimated size of weights that is certain."""
 
@@ -58,7 +76,7 @@ class ModelLoad:
 
     ``weight_bytes`` is the size of its weights, None if it is not known, and ``written_bytes`` that of the checkpoint
     that it writes. Of a published checkpoint they are its own, and all shapes are those of ``source``, the model that
-    it was made from, which may not be fetched yet.
+    it was made from, which may not be fetched yet. ``engine_params`` are the engine's own, None for its defaults.
     """
 
     job: Job
@@ -67,6 +85,7 @@ class ModelLoad:
     runtime: Engine[Any]
     weight_bytes: int | None
     written_bytes: int = 0
+    engine_params: Any = None
 
     @property
     def on_gpu(self) -> bool:
@@ -150,6 +169,65 @@ class ModelLoad:
         activations = ACTIVATIONS * WIDE_BYTES * scored.context * widest if scored else 0
         return COPIES * WIDE_BYTES * max(outputs * inputs for outputs, inputs in shapes) + activations
 
+    @cached_property
+    def held(self) -> Held:
+        """What the engine holds for texts."""
+        params = self.runtime.params() if self.engine_params is None else self.engine_params
+        return self.runtime.holds(params, self.job.conditions.device, "serves" in self.job.uses)
+
+    @cached_property
+    def written(self) -> GridCell | None:
+        """The largest texts that are written together, or that the engine's cache has room for."""
+        cell = self.job.effort.largest
+        if cell is None or self.held.texts is None:
+            return cell
+        rows, tokens = self.held.texts
+        context = self.source.context_length or tokens
+        return replace(cell, batch_size=rows, new_tokens=max(min(tokens, context) - cell.prompt_tokens, 0))
+
+    @cached_property
+    def widths(self) -> Widths | None:
+        """None if the memory of the texts that it writes is not known, or if it writes none."""
+        cell = self.written
+        return widths_of(self.source, cell.prompt_tokens + cell.new_tokens) if cell else None
+
+    @property
+    def writing_bytes(self) -> float:
+        """Of the texts that it writes: their cache unless the engine has reserved it, the states of a prefill or a
+        layer's cache that grows, and logits.
+
+        Compiled decoding is compared with eager decoding, which has a cache of its own.
+        """
+        cell, widths, held = self.written, self.widths, self.held
+        if cell is None or widths is None:
+            return 0.0
+        rows, bits = cell.batch_size, 8 * self.plain_bytes
+        tokens = math.ceil((cell.prompt_tokens + cell.new_tokens) / held.block) * held.block
+        cache = 0.0 if held.cache_bytes is not None else self._cache_bytes(widths, tokens, rows)
+        if cell.decode_mode == "compiled":
+            cache = 2 * cache + COMPILER_BYTES
+        step = min(rows * cell.prompt_tokens, held.step_tokens or sys.maxsize)
+        routed = self.size.routed if self.size else 0
+        prefill = WORKSPACE * workspace_bytes(widths, step, 1, bits)
+        prefill += DISPATCHED * routed * step * widths.hidden * self.plain_bytes
+        growing = 0.0
+        if held.step_tokens is None:
+            attention = widths.attention
+            layer = max((each.numbers(tokens) for each in attention.layers), default=0)
+            repeated = 2 * attention.heads * attention.head_dim * tokens
+            growing = rows * self.plain_bytes * (LAYER_COPIES * layer + repeated)
+        scored = SCORED_ROWS if isinstance(self.job, AnswerTask) else 0
+        logits = WRITTEN_LOGITS * WIDE_BYTES * max(rows, scored, held.logit_rows) * widths.vocabulary
+        return cache + max(prefill, growing) + logits
+
+    def _cache_bytes(self, widths: Widths, tokens: int, rows: int) -> float:
+        kind = self.job.variant.kv_cache if isinstance(self.job, VariantJob) else "model"
+        own_bits = self.held.cache_bits or 8 * self.plain_bytes
+        if kind not in CACHE_BITS:
+            return kv_cache_bytes(widths, tokens, rows, own_bits)
+        unrounded = kv_cache_bytes(widths, min(tokens, UNROUNDED_TOKENS), rows, own_bits)
+        return kv_cache_bytes(widths, tokens, rows, CACHE_BITS[kind]) + unrounded
+
     def states_bytes(self, memory_bytes: int) -> float:
         """Of all windows of the text between two layers: in a share of the memory, if that is known, else on disk."""
         scored = self.job.effort.scored
@@ -200,26 +278,32 @@ def beside_bytes(load: ModelLoad) -> int:
     if isinstance(load.job, QuantizeModel):
         codes = max(load.written_bytes - load.others_bytes, 0)
         return math.ceil(LIBRARIES_BYTES + load.working_bytes + 2 * codes)  # once more while a file of them is written
-    computes = load.job.effort.scored is not None or isinstance(load.job, KeepProbe | ConvertModel)
-    computing = load.working_bytes + load.logits_bytes if computes else 0.0
-    return math.ceil(LIBRARIES_BYTES + load.compared_bytes + computing)
+    computing = 0.0
+    if load.job.effort.scored is not None or isinstance(load.job, KeepProbe | ConvertModel):
+        computing = load.working_bytes + load.logits_bytes
+    elif load.written is not None:
+        computing = load.working_bytes + load.writing_bytes
+    reserved = load.held.libraries_bytes + (load.held.cache_bytes or 0)
+    return math.ceil(LIBRARIES_BYTES + reserved + load.compared_bytes + computing)
 
 
 def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int | None:
     """About the most memory that a run needs, of ``memory_bytes`` (0 if not known); None if sizes are not known.
 
-    Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped.
-    Or what a run that quantizes while loading has meanwhile.
+    Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped;
+    the texts that a run writes; or the share of a GPU that its engine fills in any case. Or what a run that quantizes
+    while loading has meanwhile.
     Streamed: the layer that computes and on a CPU the next one, or at the end the head with logits, in a reference run
     in the second copy's dtype too; and all the time the states of the windows, the reference's head, and on a CPU freed
     memory that is kept for the next layer.
     """
     weights = load.weight_bytes
-    if weights is None or not load.source.matrices:
+    if weights is None or not load.source.matrices or (load.written is not None and load.widths is None):
         return None
     if residency == "resident":
         second = load.other_dtype_bytes(memory_bytes)
         computing = beside_bytes(load) + (max(weights, second) if load.on_gpu else weights + second)
+        computing = max(computing, load.held.share * memory_bytes)
         return math.ceil(max(computing, LIBRARIES_BYTES + weights + load.unquantized_bytes))
     gathered = load.written_bytes if load.method.method.gathers_parts else 0
     at_once = max(_largest_part_bytes(load), _largest_part_bytes(load, load.other_dtype_times), gathered)

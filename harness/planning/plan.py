@@ -436,7 +436,6 @@ class _OfModel:
 
     def _shared_run(self, job: Job, made: Mapping[str, str], unwritten: Reason | None = None) -> PlannedRun:
         """``unwritten`` is why the text that it reads cannot be written."""
-        machine = self.sweep.machine
         reason = unwritten or self.source.degrid_obstacle or _too_long(self.source, job)
         weight_bytes = self._weight_bytes
         main, note = registry.engine(MAIN_ENGINE), None
@@ -445,8 +444,6 @@ class _OfModel:
             placed = self.sweep.place(load)
             job, note = _placed(job, placed), placed.note
             reason = reason or placed.unsupported
-        if isinstance(job, KeepProbe | WriteText | MakeReference) and job.conditions.residency == "resident":
-            reason = reason or too_large(weight_bytes, job.conditions, main, machine)
         written = weight_bytes or 0 if job.effort.writes_model else 0
         residency: Residency = "streamed" if isinstance(job, PrepareModel) else job.conditions.residency
         peak = peak_bytes(load, residency, self.sweep.memory_bytes(job)) if job.effort.loads else None
@@ -597,7 +594,8 @@ class _OfMethod:
             yield self._measure(each, repetition, needed, unsupported or unwritten)
 
     def _placed_job(self, job: Measuring) -> _PlacedJob:
-        load = ModelLoad(job, self.source, self.choice, self.engine, self._weight_bytes)
+        params = self.on.choice.params
+        load = ModelLoad(job, self.source, self.choice, self.engine, self._weight_bytes, engine_params=params)
         return _PlacedJob(job, load, self.sweep.place(load))
 
     def _quantizes_apart(self, measured: Iterable[_PlacedJob]) -> bool:

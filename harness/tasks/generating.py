@@ -32,8 +32,6 @@ TaskPrompt = tuple[tuple[int, ...], Mapping[str, Any]]
 """Tokens, and lm-eval's generation settings."""
 DEFAULT_NEW_TOKENS = 256
 """HFLM's limit for tasks that set none."""
-ROWS = 16
-"""Texts generated in one batch."""
 STRETCH = 16
 """Steps between removals of finished texts from the batch."""
 PLAIN_SETTINGS = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}

@@ -17,9 +17,10 @@ from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configu
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from harness.core.capability import Completes, Encode, Generates, LoadedModel, as_branching
+from harness.core.workload import ANSWERS_AT_ONCE
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.answers import Completion
-from harness.tasks.generating import AS_THE_TASK_SAYS, ROWS, WritingRules, generate
+from harness.tasks.generating import AS_THE_TASK_SAYS, WritingRules, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
 from harness.tasks.tool_calls.prompts import templated
 
@@ -164,7 +165,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             for text, own in zip(contexts, settings, strict=True)
             for _ in range(samples)
         ]
-        rows = 1 if self.layout == "alone" else ROWS
+        rows = 1 if self.layout == "alone" else ANSWERS_AT_ONCE
         found = generate(self.model, self.tokenizer, prompts, self.max_length, rows, self.effort, self._writing)
         return [found[sample::samples] for sample in range(samples)]
 

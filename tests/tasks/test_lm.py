@@ -193,7 +193,7 @@ def test_written_answers_are_hflms(
     assert all(theirs)
     assert stories.ours().generate_until(requests) == theirs
     assert stories.ours(layout="alone").generate_until(requests) == theirs
-    monkeypatch.setattr("harness.tasks.lm.ROWS", 2)  # the others wait until one of them is done
+    monkeypatch.setattr("harness.tasks.lm.ANSWERS_AT_ONCE", 2)  # the others wait until one of them is done
     assert stories.ours().generate_until(requests) == theirs
 
 
@@ -270,7 +270,7 @@ def test_samples_are_drawn_whatever_else_is_in_the_batch(stories: Both, monkeypa
     assert len({text for each in found for text in each}) > 6, "each sample is a text of its own"
     assert found == samples_of(stories.ours(writing=writing), requests)
     assert found == samples_of(stories.ours(writing=writing, layout="alone"), requests)
-    monkeypatch.setattr("harness.tasks.lm.ROWS", 2)
+    monkeypatch.setattr("harness.tasks.lm.ANSWERS_AT_ONCE", 2)
     assert found == samples_of(stories.ours(writing=writing), requests)
     other = stories.ours(writing=replace(writing, sampling=replace(DRAWN, seed=6)))
     assert found != samples_of(other, requests)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.capability import Decoder, Product, Prompt, StoredTensor
-from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.engine import Engine, EngineParams, Held, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
 from harness.engines.llamacpp.batching import write
-from harness.engines.llamacpp.server import refuses, serve
+from harness.engines.llamacpp.server import refuses, serve, slot_tokens
 from harness.errors import InvalidRunError, SourceError, UnsupportedError
 from harness.libraries.llamacpp import BATCH_TOKENS, CACHES, CELLS, PACKAGE, Piece, Runtime
 from harness.models.gguf.convert import convert
@@ -241,6 +241,12 @@ def load(request: LoadRequest, params: LlamaCppParams = DEFAULTS) -> LlamaCppMod
     return LlamaCppModel(runtime, header, tokenizer_of(request.path), request, params)
 
 
+def holds(params: LlamaCppParams, device: str, serves: bool) -> Held:
+    """It has buffers for ``ubatch`` tokens and their logits; a server has a cache for all of its slots."""
+    texts = (params.slots, slot_tokens(params, None)) if serves else None
+    return Held(step_tokens=params.ubatch, logit_rows=params.ubatch, texts=texts, block=CELLS, cache_bits=16)
+
+
 def written(source: Path, out: Path, dtype: str) -> str | None:
     """Writes an unquantized checkpoint as a GGUF file; returns a note, if any."""
     return convert(source, out / GGUF_FILE, dtype)
@@ -263,5 +269,6 @@ LLAMACPP = Engine(
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
     counted_by="driver",
+    holds=holds,
     serve=serve,
 )

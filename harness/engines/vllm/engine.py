@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from harness.core.capability import Endpoint
-from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.engine import Engine, EngineParams, Held, LoadRequest
 from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
@@ -119,6 +119,11 @@ class VllmParams(EngineParams):
 
 
 DEFAULTS = VllmParams()
+STEP_TOKENS = {"cpu": 4096}
+"""The tokens of a step that vLLM's offline class chooses, by device."""
+OTHER_STEP_TOKENS = 16384
+LIBRARIES_BYTES = 450 * 10**6
+"""What vLLM takes more than torch and transformers, by the peaks of docs/measurements/vllm-cpu.md."""
 
 
 def imports() -> None:
@@ -208,6 +213,18 @@ def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict
     return {name: value for name, value in made.items() if value is not None}
 
 
+def holds(params: VllmParams, device: str, serves: bool) -> Held:
+    """Its cache has a given size; on a GPU, without one, it is what its share of the memory leaves."""
+    cache_bytes = pool_bytes(params, device)
+    return Held(
+        libraries_bytes=LIBRARIES_BYTES,
+        step_tokens=params.max_num_batched_tokens or STEP_TOKENS.get(device, OTHER_STEP_TOKENS),
+        logit_rows=params.max_num_seqs,
+        cache_bytes=cache_bytes,
+        share=params.gpu_memory_utilization if cache_bytes is None else 0.0,
+    )
+
+
 def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int | None:
     """One token more than the model's context, for the one that is sampled after it; None if the context is not known.
 
@@ -236,6 +253,7 @@ VLLM = Engine(
     packages=("vllm", "torch", "transformers", "tokenizers", "safetensors"),
     stack="vllm",
     refuses=refuses,
+    holds=holds,
     gpus=lambda params, devices: params.tensor_parallel,
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
