@@ -195,6 +195,15 @@ def test_with_one_layer_in_memory_the_importance_is_bit_by_bit_that_of_the_whole
     assert torch.equal(again, expected)
 
 
+def test_layers_that_return_more_than_their_states_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    """GPT-J's return their attention too."""
+    config = AutoConfig.for_model("gptj", n_embd=64, n_layer=2, n_head=4, rotary_dim=8, vocab_size=128, n_positions=64)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    said = "a GPTJBlock returns more than its states.* set residency: resident on a machine where it fits"
+    with closing(Parts(LoadRequest(tmp_path, "float32", "cpu"))) as cut, pytest.raises(UnsupportedError, match=said):
+        LayerPasses(cut).logits(torch.tensor([[1, 2, 3]]))
+
+
 def divergence(expected: torch.Tensor, other: torch.Tensor) -> float:
     """The mean KL of logarithms of probabilities (tokens, vocabulary) in nats per token."""
     return float((expected.exp() * (expected - other)).sum(-1).mean())

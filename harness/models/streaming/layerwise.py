@@ -5,6 +5,9 @@ makes for it. The layers before it return what the last of them gave, without co
 That is right for models whose layers hand on nothing but their output. The source check of
 ``execution/jobs/quantize.py`` refuses all others before they are quantized: it compares the logits of such passes with
 those of the main stack. ``forwards`` is for all models; it needs coroutines, which not every stack has.
+
+The states of all texts wait in main memory between two layers, also of a model on a GPU: they may take more than a
+layer, and its memory is for that.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ Watch = Callable[[Any, str], AbstractContextManager[object]]
 
 
 class _PassEnded(Exception):
-    """Ends a forward pass after a layer that gave this output."""
+    """Ends a forward pass after a layer that gave these states."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, states: torch.Tensor) -> None:
         super().__init__("the pass ends after a layer")
-        self.output = output
+        self.states = states
 
 
 class LayerPasses:
@@ -38,7 +41,7 @@ class LayerPasses:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._before: Any = None  # what the layers that are skipped return
+        self._before: torch.Tensor | None = None  # what the layers that are skipped return
         for part in parts.parts.values():
             if not part.is_layer and not part.stays:
                 part.module.register_forward_pre_hook(lambda *_, name=part.name: parts.load(name))
@@ -46,7 +49,10 @@ class LayerPasses:
     def run(
         self, texts: Sequence[torch.Tensor], watch: Watch = lambda layer, name: nullcontext()
     ) -> list[torch.Tensor]:
-        """The states (1, length, width) of each text (1, length) after the last layer."""
+        """The states (1, length, width) of each text (1, length) after the last layer, in main memory.
+
+        The texts are on the model's device. Raises UnsupportedError for a model that cannot be read layer by layer.
+        """
         states: list[Any] = [None] * len(texts)
         with ExitStack() as skipped:
             for part in self._layers:
@@ -56,7 +62,8 @@ class LayerPasses:
 
     def logits(self, text: torch.Tensor) -> torch.Tensor:
         """The model's logits (1, length, vocabulary) of a text (1, length)."""
-        (self._before,) = self.run([text])
+        (states,) = self.run([text])
+        self._before = states.to(text.device)
         with ExitStack() as skipped:
             for part in self._layers:
                 skipped.enter_context(self._skipping(part))
@@ -69,7 +76,7 @@ class LayerPasses:
     def _skipping(self, part: ModelPart) -> AbstractContextManager[object]:
         return mock.patch.object(part.module, "forward", self._skip)
 
-    def _skip(self, *given: Any, **options: Any) -> Any:
+    def _skip(self, *given: Any, **options: Any) -> torch.Tensor | None:
         return self._before
 
     def _through(self, part: ModelPart, texts: Sequence[torch.Tensor], states: list[Any], watch: Watch) -> None:
@@ -81,7 +88,7 @@ class LayerPasses:
         try:
             with watch(part.module, part.name):
                 for index, text in enumerate(texts):
-                    states[index] = self._pass(text, states[index])
+                    states[index] = self._pass(text, states[index]).cpu()
         finally:
             hook.remove()
             for name, each in fused.items():
@@ -89,13 +96,13 @@ class LayerPasses:
             for loaded in list(self._parts.loaded):
                 self._parts.free(loaded)
 
-    def _pass(self, text: torch.Tensor, before: Any) -> Any:
-        self._before = before
-        given = {"input_ids": text} if before is None else {"inputs_embeds": before}
+    def _pass(self, text: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        self._before = None if before is None else before.to(text.device)
+        given = {"input_ids": text} if before is None else {"inputs_embeds": self._before}
         try:
             self._parts.model.get_decoder()(**given, use_cache=False)
         except _PassEnded as passed:
-            return passed.output
+            return passed.states
         raise AssertionError("a decoder that does not call its layers")
 
 
@@ -103,5 +110,8 @@ def _end(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
     import torch
 
     if not isinstance(output, torch.Tensor):
-        raise UnsupportedError("this model's layers give more than their states, so it cannot be read layer by layer")
+        raise UnsupportedError(
+            f"a {type(layer).__name__} returns more than its states, so the model cannot be read layer by layer; set "
+            "residency: resident on a machine where it fits"
+        )
     raise _PassEnded(output)
