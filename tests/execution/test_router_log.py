@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from harness.core.model import MethodRef, ModelRef
 from harness.engines.transformers.engine import TransformersModel
 from harness.errors import DamagedError, InvalidRunError, StorageError
 from harness.execution import reference as references
-from harness.execution import router_log
 from harness.execution.checks.routers import comparing_routers
 from harness.execution.context import Context
 from harness.execution.forward import observe
@@ -87,14 +87,31 @@ def test_a_router_that_sees_another_number_of_tokens_makes_the_reference_invalid
         read()
 
 
+def test_the_room_for_all_tokens_is_taken_with_the_first_rows(tmp_path: Path) -> None:
+    """A disk that is full is known before the model has read the text."""
+    tokens, experts, chosen = 100_000, 4, 2
+    log = RouterLog(tmp_path, tokens)
+    log.see(BLOCK, Routed(torch.zeros(3, experts), torch.zeros(3, chosen, dtype=torch.int64)))
+    (file,) = tmp_path.iterdir()
+    size_bytes = tokens * (4 * experts + 2 * chosen)
+    header_bytes = file.stat().st_size - size_bytes
+    assert header_bytes % 8 == 0, "safetensors aligns what follows"
+    assert 512 * file.stat().st_blocks >= size_bytes
+
+
 def test_no_room_on_the_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(rows: torch.Tensor) -> memoryview:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(router_log, "_raw", full)
-    log = RouterLog(tmp_path, tokens=3)
-    with pytest.raises(StorageError, match=r"no room for what a mixture's routers do .* score fewer windows"):
-        log.see(BLOCK, Routed(torch.zeros(3, 4), torch.zeros(3, 2, dtype=torch.int64)))
+    log, routed = RouterLog(tmp_path, tokens=6), Routed(torch.zeros(3, 4), torch.zeros(3, 2, dtype=torch.int64))
+    said = r"no room for what a mixture's routers do .*No space left on device.* score fewer windows"
+    log.see(BLOCK, routed)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=said):
+        log.see("layers.1.mlp", routed)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=said):
+        log.see(BLOCK, routed)
 
 
 def test_a_streamed_comparison_reads_each_block_s_file_once(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:

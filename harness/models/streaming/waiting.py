@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.foreign import shown
 from harness.core.owner import temporary_folder
-from harness.errors import StorageError, reason_of
 from harness.host.allocator import mapped
+from harness.models.streaming.writing import no_room
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +85,8 @@ class WaitingStates:
                     host = storage.cpu()  # type: ignore[no-untyped-call]
                     file.write(_memory(host))
         except OSError as error:
-            free = shutil.disk_usage(path.parent).free
-            raise StorageError(
-                f"{shown(path.parent)}: no room for the states of suspended windows ({reason_of(error)}; "
-                f"{free / 1e9:.1f} GB are free): set TMPDIR to a folder on a larger disk, or score fewer windows"
-            ) from error
+            advice = "set TMPDIR to a folder on a larger disk, or score fewer windows"
+            raise no_room(path.parent, "the states of suspended windows", error, advice) from error
         for storage in storages:
             storage.resize_(0)
         self._spilled[number] = path, storages

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from unittest import mock
 
+from harness.core.foreign import shown
 from harness.errors import HarnessError, StorageError, reason_of
 from harness.models.streaming.reading import dtypes
 
@@ -64,10 +67,17 @@ class CheckpointWriter:
 class TensorFile:
     """A file with the header that safetensors writes of some tensors, each of which ``write`` puts in its place.
 
-    Raises StorageError, with what to do, if the disk has no room.
+    Its room on the disk is taken at once. Raises StorageError if there is none: it says for ``what``, and ``advice``.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, torch.Tensor],
+        metadata: Mapping[str, str],
+        what: str = "the checkpoint",
+        advice: str = "make room there",
+    ) -> None:
         names = {dtype: name for name, dtype in dtypes().items()}
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         places: dict[str, tuple[int, int]] = {}
@@ -84,14 +94,14 @@ class TensorFile:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % ALIGNMENT)
         start = 8 + len(text)
-        self._path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._path, self._what, self._advice = path, what, advice
         self._places = {name: (start + begin, start + stop) for name, (begin, stop) in places.items()}
-        self._pwrite(memoryview(len(text).to_bytes(8, "little") + text), 0)
         try:
-            os.posix_fallocate(self._handle, 0, start + end)
+            self._file = path.open("wb", buffering=0)
+            os.posix_fallocate(self._file.fileno(), 0, start + end)
         except OSError as error:
-            raise _no_room(path, error) from error
+            raise self._no_room(error) from error
+        self._pwrite(memoryview(len(text).to_bytes(8, "little") + text), 0)
 
     @property
     def names(self) -> Collection[str]:
@@ -99,21 +109,42 @@ class TensorFile:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         begin, end = self._places[name]
-        raw = tensor.detach().contiguous().cpu().reshape(-1).view(_bytes())
-        if raw.numel() != end - begin:
-            raise HarnessError(f"{name} has {raw.numel()} bytes, and {end - begin} were planned")
-        self._pwrite(raw.numpy().data, begin)
+        raw = _bytes_of(tensor)
+        if len(raw) != end - begin:
+            raise HarnessError(f"{name} has {len(raw)} bytes, and {end - begin} were planned")
+        self._pwrite(raw, begin)
+
+    def write_rows(self, name: str, rows: torch.Tensor, first: int) -> None:
+        """Puts the rows of a tensor from ``first`` on in their place."""
+        begin, end = self._places[name]
+        raw = _bytes_of(rows)
+        at = begin + first * math.prod(rows.shape[1:]) * rows.element_size()
+        if at + len(raw) > end:
+            raise HarnessError(f"{name} has no place for {len(rows)} rows after {first}")
+        self._pwrite(raw, at)
 
     def close(self) -> None:
-        os.close(self._handle)
+        """May be called again."""
+        self._file.close()
 
     def _pwrite(self, buffer: memoryview, at: int) -> None:
         try:
             while buffer:
-                count = os.pwrite(self._handle, buffer, at)
+                count = os.pwrite(self._file.fileno(), buffer, at)
                 buffer, at = buffer[count:], at + count
         except OSError as error:
-            raise _no_room(self._path, error) from error
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> StorageError:
+        return no_room(self._path.parent, self._what, error, self._advice)
+
+
+def no_room(folder: Path, what: str, error: OSError, advice: str) -> StorageError:
+    """What to raise for something that cannot be written to a folder."""
+    free = shutil.disk_usage(folder).free
+    return StorageError(
+        f"{shown(folder)}: no room for {what} ({reason_of(error)}; {free / 1e9:.1f} GB are free): {advice}"
+    )
 
 
 def _in_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -126,11 +157,7 @@ def _in_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in header if name in tensors]
 
 
-def _bytes() -> torch.dtype:
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
     import torch
 
-    return torch.uint8
-
-
-def _no_room(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path.name}: cannot be written ({reason_of(error)}): make room for the quantized checkpoint")
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
