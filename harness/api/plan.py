@@ -97,7 +97,7 @@ def plan_with_state(recipe: str | Path, settings: PlanSettings) -> PlanState:
         on_event(DamageFound(anonymizer.damaged(damaged), None))
     if not settings.offline:
         ask_servers(chosen, resumed.left)
-    done = frozenset(resumed.done)
+    planned, done = resumed.planned, frozenset(resumed.done)
     if speeds is None:
         return PlanState(planned, done, nodes=nodes)
     basis = forecast_basis(speeds, store, chosen.name, resumed.records)

@@ -89,6 +89,11 @@ class RunSpec:
         return self._is_on_load and not self.job.quantizes and "quantize" not in self.needs
 
     @property
+    def quantizes_for_loading(self) -> bool:
+        """Whether it saves what the runs that need it would otherwise quantize while loading."""
+        return self._is_on_load and self.job.quantizes
+
+    @property
     def _is_on_load(self) -> bool:
         return isinstance(self.job, VariantJob) and self.job.variant.method.stage == "on_load"
 

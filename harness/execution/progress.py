@@ -78,6 +78,7 @@ class ProgressNote:
             if isinstance(event, Started):
                 spec = event.spec
                 where = event.node or spec.device
+                self._note = replace(self._note, runs=event.total)  # those that nothing needs are left out
                 self._running[spec.run_id] = RunUnderWay(self._title(spec), "start", _now(), where)
             elif isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
                 self._running[event.spec.run_id] = replace(self._running[event.spec.run_id], phase=event.name)

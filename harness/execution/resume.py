@@ -18,11 +18,13 @@ from harness.storage.store import Store
 class ResumePoint:
     """What a sweep would find before it executes anything: earlier records, damaged attempts, and what is left to do.
 
-    ``done`` are the records, by run id, of the runs that it would not repeat.
+    ``planned`` are its runs without those that are not ``needed`` any more, and ``done`` the records, by run id, of the
+    runs that it would not repeat.
     """
 
     records: tuple[RunRecord, ...]
     damaged: tuple[Damaged, ...]
+    planned: tuple[PlannedRun, ...]
     done: Mapping[str, RunRecord]
     left: tuple[PlannedRun, ...]
 
@@ -35,8 +37,25 @@ def resume_point(
     found = store.read(recipe)
     spilled = (each.record for each in Saver(store, spill_roots).spilled(recipe))
     records = (*found.records, *spilled)
+    planned = needed(planned, records)
     finished = done(planned, records, artifacts.outcome)
-    return ResumePoint(records, found.damaged, finished, left(planned, finished, artifacts.outcome))
+    return ResumePoint(records, found.damaged, planned, finished, left(planned, finished, artifacts.outcome))
+
+
+def needed(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -> tuple[PlannedRun, ...]:
+    """The runs without those that quantize for others to load, if all of those have been measured without it.
+
+    Earlier versions quantized a streamed model in each of its runs.
+    """
+    well = _ended_well(records)
+
+    def is_needed(spec: RunSpec) -> bool:
+        if not spec.quantizes_for_loading or spec.run_id in well:
+            return True
+        reading = [run.spec.run_id for run in planned if spec.run_id in run.spec.needs.values() and not run.unsupported]
+        return not reading or any(run_id not in well for run_id in reading)
+
+    return tuple(run for run in planned if is_needed(run.spec))
 
 
 def done(
@@ -48,22 +67,26 @@ def done(
     One whose sweep was ended while it measured the last of it is no such run.
     A baseline's speed that may have to be measured again beside others is among them, and what it needs is needed.
     """
-    well = {
-        record.spec.run_id: record for record in records if record.status == "ok" and not record.outcome.is_interrupted
-    }
+    well = _ended_well(records)
     unmeasured = [run.spec for run in planned if run.spec.run_id not in well and not run.unsupported]
     groups = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
     finished: dict[str, RunRecord] = {}
-    needed: set[str] = set()
+    read: set[str] = set()
     for run in reversed(planned):
         spec = run.spec
-        if spec.run_id in well and (spec.run_id not in needed or kept(spec) is not None):
+        if spec.run_id in well and (spec.run_id not in read or kept(spec) is not None):
             finished[spec.run_id] = well[spec.run_id]
             if not (spec.job.repeated and spec.is_baseline and compared_within(spec) in groups):
                 continue
         if not run.unsupported:
-            needed.update(spec.needs.values())
+            read.update(spec.needs.values())
     return finished
+
+
+def _ended_well(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
+    return {
+        record.spec.run_id: record for record in records if record.status == "ok" and not record.outcome.is_interrupted
+    }
 
 
 def reusable(kept: Outcome | None) -> Outcome | None:

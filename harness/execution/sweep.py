@@ -47,7 +47,7 @@ from harness.execution.events import (
 )
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
-from harness.execution.resume import done, left, reusable
+from harness.execution.resume import done, left, needed, reusable
 from harness.execution.schedule import Schedule
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
@@ -165,7 +165,7 @@ def sweep(
     spill_roots: Sequence[Path] = (),
     expect: Expect | None = None,
 ) -> tuple[RunRecord, ...]:
-    """Executes every run that is not done and returns one record per planned run, in order.
+    """Executes every run that is not done and returns one record per planned run that is ``needed``, in order.
 
     With several GPUs or nodes, ``Schedule`` decides which runs execute at the same time, and where. Each record is
     saved as soon as its run has ended. Inputs are hashed again at the end; with ``paranoid`` also after each run. A
@@ -192,6 +192,7 @@ def sweep(
         for damaged in contents.damaged:
             stays = damaged.log_only or damaged.path.name == PACK  # other attempts are in the pack
             on_event(DamageFound(damaged, None if stays else store.set_aside(recipe, damaged)))
+        planned = needed(planned, contents.records)
         progress = _Progress(under_way, planned, contents.records, expect)
         records = progress.records
         through = False
