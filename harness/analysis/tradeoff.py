@@ -219,14 +219,18 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
 def _quantization(members: Sequence[RunRecord]) -> RunRecord | None:
     """The run that made what the others measured.
 
-    A variant that quantizes while it loads has one only for streamed runs, which need it. If others measured it,
-    that this run failed says nothing of them.
+    A variant that quantizes while it loads has one only for streamed runs, which name it. If others measured it, that a
+    run failed to quantize it from disk says nothing of them.
     """
-    found = _last(run for run in members if isinstance(run.spec.job, QuantizeModel))
+    made = [run for run in members if isinstance(run.spec.job, QuantizeModel)]
     measured = [run for run in members if not isinstance(run.spec.job, QuantizeModel)]
+    named = {run.spec.needs.get("quantize") for run in measured}
+    if (found := _last(run for run in made if run.spec.run_id in named)) is not None:
+        return found
+    found = _last(made)
     if found is None or found.status == "ok" or found.spec.method.stage != "on_load" or not measured:
         return found
-    return found if any("quantize" in run.spec.needs for run in measured) else None
+    return None
 
 
 def _evidence_in(

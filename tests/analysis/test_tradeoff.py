@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from run_specs import changed
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.label import Label
@@ -283,19 +284,36 @@ def test_the_reason_is_the_root_cause(bench: Bench) -> None:
     assert (entry.status, entry.reason) == ("out_of_memory", "quantize: killed")
 
 
-@pytest.mark.parametrize("reads_it", [False, True])
-def test_quantizing_from_disk_that_failed_says_nothing_of_what_was_quantized_while_loading(
-    bench: Bench, none: MethodRef, reads_it: bool
+@pytest.mark.parametrize(("named", "status"), [(None, "ok"), ("another", "ok"), ("failed", "out_of_memory")])
+def test_quantizing_from_disk_that_failed_says_nothing_of_what_was_measured_without_it(
+    bench: Bench, none: MethodRef, named: str | None, status: str
 ) -> None:
     method = MethodRef("bnb-nf4", 1, {}, "nf4", "on_load")
     failed = bench.failed(bench.spec("quantize", method), "out_of_memory", "killed", "quantize")
-    measured = bench.quality(method, 4.5)
-    needs = {"quantize": failed.spec.run_id} if reads_it else {}
-    measured = replace(measured, spec=replace(measured.spec, needs={**measured.spec.needs, **needs}))
-    entry = row(only([bench.quality(none), failed, measured]), "nf4")
-    assert entry.status == ("out_of_memory" if reads_it else "ok")
+    made = {"another": "0" * 16, "failed": failed.spec.run_id}
+    entry = row(only([bench.quality(none), failed, quality_of(bench, method, made.get(named or ""))]), "nf4")
+    assert entry.status == status
     alone = row(only([bench.quality(none), failed]), "nf4")
     assert alone.status == "out_of_memory"
+
+
+@pytest.mark.parametrize("stage", ["on_load", "offline"])
+def test_a_later_run_that_failed_to_quantize_does_not_hide_the_one_whose_result_was_measured(
+    bench: Bench, none: MethodRef, stage: str
+) -> None:
+    method = MethodRef("bnb-nf4", 1, {}, "nf4", stage)  # type: ignore[arg-type]
+    made = bench.quantize(method)
+    measured = quality_of(bench, method, made.spec.run_id)
+    failed = bench.failed(changed(made.spec, method_version=2), "failed", "it broke", "quantize")
+    entry = row(only([bench.quality(none), made, measured, failed]), "nf4")
+    assert (entry.status, entry.quantize_s) == ("ok", pytest.approx(184.3))
+
+
+def quality_of(bench: Bench, method: MethodRef, quantize: str | None) -> RunRecord:
+    """A quality run that reads what the run with this id made, or of a model that it quantized itself."""
+    measured = bench.quality(method, 4.5)
+    needs = {"quantize": quantize} if quantize else {}
+    return replace(measured, spec=replace(measured.spec, needs={**measured.spec.needs, **needs}))
 
 
 def test_a_failed_reference_is_noted(bench: Bench, none: MethodRef) -> None:
