@@ -9,7 +9,6 @@ head, with what the browser then lays out. docs/measurements/report-speed.md rec
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import statistics
 import sys
@@ -131,13 +130,9 @@ def _sorting(page: Any) -> float:
 def _builder() -> Any:
     """The tests' builder of records, which imports what the tests share."""
     sys.path.append(str(TESTS / "support"))
-    spec = importlib.util.spec_from_file_location("made_up_records", BENCH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    from modules_by_path import module_at
+
+    return module_at(BENCH, "made_up_records")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import settings
+from modules_by_path import module_at
 from nvml_stub import NvmlStub, install
 from warm_workers import Workers
 
@@ -361,13 +361,7 @@ def sweeps(tmp_path: Path) -> Sweeps:
 @pytest.fixture(scope="session")
 def references() -> ModuleType:
     """The plain loops and programs that perplexity is held against: benchmarks/perplexity_conformance.py."""
-    path = HERE.parent / "benchmarks" / "perplexity_conformance.py"
-    spec = spec_from_file_location("perplexity_conformance", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(HERE.parent / "benchmarks" / "perplexity_conformance.py")
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +18,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from modules_by_path import module_at
 from places import linked, place
 from typer.testing import CliRunner
 
@@ -73,16 +71,9 @@ def examples() -> list[Any]:
     ]
 
 
-@cache
 def script(name: str) -> Any:
     """A script of docs as a module; docs is no package."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return module_at(DOCS / f"{name}.py")
 
 
 @pytest.mark.parametrize(

