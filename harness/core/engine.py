@@ -31,6 +31,8 @@ STATES_SHARE = 0.2
 """The share of its memory in which a streamed run keeps the states of suspended windows; the others wait on disk."""
 FILLED_SHARE = 0.9
 """Of the main memory that a streamed run may take, so much is filled with parts, results and states at most."""
+RESIDENT = "set residency: resident on a machine where it fits"
+"""What to do with a model that cannot be streamed."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.core.engine import RESIDENT
 from harness.core.method import PartsWork, QuantizeJob
 from harness.core.owner import temporary_folder
 from harness.models.auto_round import keep_dtype
@@ -37,7 +38,7 @@ WORD = 32
 """The library silently leaves layers unquantized whose width is not a multiple of this."""
 UNFUSES_ITSELF = frozenset({"gpt_oss"})
 """The types of mixtures whose blocks the library replaces by its own, with the same names of layers."""
-WHOLE = "only when it is in memory as a whole; set residency: resident on a machine where it fits"
+WHOLE = f"only when it is in memory as a whole; {RESIDENT}"
 STARTS: Mapping[str, float] = {"value": 0.0, "min_scale": 1.0, "max_scale": 1.0}
 """What the library learns of a layer, with what each number is at first: added before rounding, and times the range."""
 PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 16}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
 
-from harness.core.engine import Streaming
+from harness.core.engine import RESIDENT, Streaming
 from harness.errors import HarnessError, UnsupportedError
 from harness.host.allocator import KEPT_BYTES, BoundedHeap
 from harness.models.streaming.parts import ModelPart, Parts
@@ -135,7 +135,7 @@ class Forwards:
             if _modes() != self._mode:
                 raise UnsupportedError(
                     f"the model changes a setting of torch around {part.name}, which other windows would see: it "
-                    "cannot be streamed; measure it with residency: resident"
+                    f"cannot be streamed; {RESIDENT}"
                 )
             self._running.switch(part.name)
 
@@ -155,7 +155,7 @@ def states_budget(streaming: Streaming, parts: Parts) -> int:
 
 READS_AROUND = (
     "the model computes with parameters of a module that it does not call, so they are not there when it needs them: "
-    "it cannot be streamed; measure it with residency: resident"
+    f"it cannot be streamed; {RESIDENT}"
 )
 
 

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from harness.core.engine import RESIDENT
 from harness.errors import UnsupportedError
 from harness.models.streaming.parts import ModelPart, Parts
 from harness.models.unfuse import is_fused, unfuse
@@ -111,7 +112,7 @@ def _end(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
     if not isinstance(output, torch.Tensor):
         raise UnsupportedError(
-            f"a {type(layer).__name__} returns more than its states, so the model cannot be read layer by layer; set "
-            "residency: resident on a machine where it fits"
+            f"a {type(layer).__name__} returns more than its states, so the model cannot be read layer by layer; "
+            f"{RESIDENT}"
         )
     raise _PassEnded(output)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from harness.core.engine import LoadRequest
+from harness.core.engine import RESIDENT, LoadRequest
 from harness.core.layers import is_layer, layer_of
 from harness.errors import HarnessError, SourceError, UnsupportedError
 from harness.host.allocator import returning_freed_memory, trim
@@ -162,7 +162,9 @@ class Parts:
                 _set(self.model, source, self._empty[source])
         unfilled = [own for own in part.names if _get(self.model, own).device.type == "meta"]
         if unfilled:
-            raise UnsupportedError(f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts")
+            raise UnsupportedError(
+                f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts; {RESIDENT}"
+            )
         if self._finish is not None and name in self._forms:
             with _with_dtype(part.module, self.model.dtype):
                 self._finish(part.module)
@@ -239,7 +241,7 @@ class Parts:
         layers = [name for name, _ in self.model.named_modules() if is_layer(name)]
         if not layers:
             raise UnsupportedError(
-                "no decoder layers were recognized in the names of its modules, so none can be streamed"
+                f"no decoder layers were recognized in the names of its modules, so none can be streamed; {RESIDENT}"
             )
         small = min(SMALL_BYTES, SMALL_SHARE * self.reader.size_of(self.reader.tensors))
         for name, module in self.model.named_modules():
@@ -353,7 +355,7 @@ def _rehearse(request: LoadRequest, reader: TensorReader) -> tuple[Any, Any, Fin
     with mock.patch.object(PreTrainedModel, "_load_pretrained_model", staticmethod(rehearse)):
         model = (request.read or load_transformers)(request).eval()
     if not configs and request.read is not None:
-        raise UnsupportedError("its own library loads it whole, so it cannot be streamed; use residency: resident")
+        raise UnsupportedError(f"its own library loads it whole, so it cannot be streamed; {RESIDENT}")
     if not configs:
         raise HarnessError(
             "this version of transformers loads models in a way that cannot be streamed; use 5.10 to 5.17"
