@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -344,7 +344,7 @@ def _rehearse(request: LoadRequest, reader: TensorReader) -> tuple[Any, Any, Fin
         quantized = _to_quantize(model, quantizer)
         empty = {name: reader.meta(name) for name in reader.tensors}
         stored = quantizer if finish is not None else None
-        with _codes_left_alone():
+        with _codes_left_alone() if stored is not None else nullcontext():  # it imports libraries that take seconds
             info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=stored))
         refuse_unfused(model, config, info, reader.tensors)
         _refuse_unlike(model, info)
