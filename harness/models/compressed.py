@@ -8,13 +8,16 @@ stays in place. The quantizer does it after loading, so that a streamed model do
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from harness.core.format import Codes
+from harness.models import headers, safetensors
+from harness.models.safetensors import Placed
 
 if TYPE_CHECKING:
     import torch
@@ -23,26 +26,48 @@ QUANT_METHOD = "compressed-tensors"
 _PACKED = ".weight_packed"
 _BESIDE = re.compile(r"[._](weight|input|output)_(scale|global_scale|zero_point|g_idx|shape)$")
 """What is stored beside a matrix of codes: a dense one has none of it."""
-_BITS_OF_A_PACKAGE = {"int": 32, "float": 8}
-"""Of the numbers that codes are packed into, by the kind of a code."""
+_SHAPE = ".weight_shape"
+"""The shape of a matrix whose integers are packed: two or three numbers of 64 bits."""
+_MOST_DIMENSIONS = 3
 
 
-def dense_shapes(shapes: Mapping[str, tuple[int, ...]], codes: Codes) -> Mapping[str, tuple[int, ...]]:
-    """The shapes of the dense model by those of the stored tensors.
+def dense_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the dense model, by what a checkpoint's files say of each matrix: layers may differ in width.
 
-    Those stored where the width of a code is not known, because layers differ.
+    Raises SourceError if they cannot be read.
     """
-    package = _BITS_OF_A_PACKAGE[codes.number or "int"]
-    if codes.bits is None or not 0 < codes.bits <= package:
-        return shapes
-    columns = package // codes.bits
+    stored: dict[str, Placed] = {}
+    stated: dict[str, bytes] = {}
+    for file in headers.weight_files(folder):
+        held = safetensors.read(file)
+        stored |= held
+        stated |= safetensors.contents(file, {name: each for name, each in held.items() if _states_shape(name, each)})
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
+    for name, tensor in stored.items():
         if name.endswith(_PACKED):
-            found[name.removesuffix("_packed")] = (*shape[:-1], shape[-1] * columns)
+            module = name.removesuffix(_PACKED)
+            found[f"{module}.weight"] = _unpacked(tensor, stated.get(f"{module}{_SHAPE}", b""))
         elif not _BESIDE.search(name):
-            found[name] = shape
+            found[name] = tensor.shape
     return found
+
+
+def _states_shape(name: str, tensor: Placed) -> bool:
+    return name.endswith(_SHAPE) and tensor.dtype == "I64" and tensor.end - tensor.begin <= 8 * _MOST_DIMENSIONS
+
+
+def _unpacked(packed: Placed, stated: bytes) -> tuple[int, ...]:
+    """The shape of a matrix by that of its codes: two 4-bit floats are in a byte, integers have theirs ``stated``.
+
+    That of the codes if nothing is stated that they could be: 1 to 32 of them are in a package of 32 bits.
+    """
+    if len(packed.shape) < 2:
+        return packed.shape
+    *rows, columns = packed.shape
+    if packed.dtype == "U8":
+        return (*rows, 2 * columns)
+    shape = struct.unpack(f"<{len(stated) // 8}q", stated)
+    return shape if shape[:-1] == tuple(rows) and columns <= shape[-1] <= 32 * columns else packed.shape
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, validated as the format defines it. No weights are read.
+"""The header of a safetensors file, validated as the format defines it, and the bytes of single tensors.
 
 The file is the header's length (8 bytes, little-endian), the header as JSON, and the tensors one after another without
 gaps (https://github.com/huggingface/safetensors#format).
@@ -67,6 +67,20 @@ def read(file: Path) -> dict[str, Placed]:
     entries = {key: _entry(name, key, entry, 8 + length) for key, entry in header.items()}
     _check_places(name, entries, 8 + length, size)
     return entries
+
+
+def contents(file: Path, places: Mapping[str, Placed]) -> dict[str, bytes]:
+    """The bytes of some of a file's tensors, by name. Raises SourceError if the file ends before them."""
+    found: dict[str, bytes] = {}
+    if not places:
+        return found
+    with open_file(file, SourceError) as (stream, _):
+        for name, place in places.items():
+            stream.seek(place.begin)
+            found[name] = stream.read(place.end - place.begin)
+            if len(found[name]) < place.end - place.begin:
+                raise SourceError(f"{shown(file)}: cut short within {name!r}")
+    return found
 
 
 def _entry(file: str, name: str, raw: Any, start: int) -> Placed:

@@ -16,7 +16,7 @@ from harness.core.identity import digest
 from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.errors import SourceError
-from harness.models import compressed, degrid, headers, hub, native, published
+from harness.models import compressed, degrid, headers, hub, native
 from harness.models import config as configurations
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
@@ -290,7 +290,7 @@ def _unpacked(header: headers.Header, quantization: str | None, folder: Path | N
     if quantization in native.FORMATS:
         return native.dequantized(header).shapes
     if quantization == compressed.QUANT_METHOD and folder is not None:
-        return compressed.dense_shapes(header.shapes, published.codes(published.quantization_config(folder)))
+        return compressed.dense_shapes(folder)
     return header.shapes
 
 

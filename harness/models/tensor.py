@@ -73,12 +73,7 @@ def _from_folder(folder: Path, name: str) -> NamedTensor:
     if entry.dtype not in _NUMPY:
         raise SourceError(f"tensor {key!r} is stored as {entry.dtype} codes; name an unquantized checkpoint")
     _check_size(key, entry.shape)
-    with open_file(file, SourceError) as (stream, _):
-        stream.seek(entry.begin)
-        content = stream.read(entry.end - entry.begin)
-    if len(content) < entry.end - entry.begin:
-        raise SourceError(f"{shown(file)}: cut short within {key!r}")
-    raw = np.frombuffer(content, _NUMPY[entry.dtype])
+    raw = np.frombuffer(safetensors.contents(file, {key: entry})[key], _NUMPY[entry.dtype])
     if entry.dtype == "BF16":  # the upper half of a float32
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
     return _tensor(key, entry.dtype, entry.shape, raw)

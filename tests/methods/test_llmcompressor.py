@@ -21,6 +21,7 @@ from harness.core.method import CalibrationSet, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.execution.local import local_site
 from harness.models import headers, stored
+from harness.models.compressed import dense_shapes
 from harness.models.loading import load_transformers
 
 pytestmark = pytest.mark.heavy
@@ -93,6 +94,7 @@ def test_a_variant_is_stored_and_reloaded_as_it_was_quantized(
 
     source = headers.read_directory(tiny).shapes
     layers = stored.layers(source, made.folder)
+    assert dense_shapes(made.folder) == source
     assert len(layers) == LAYERS
     assert [layer.quantized for layer in layers] == [layer.parameters for layer in layers]
     weights = sum(layer.parameters for layer in layers)
@@ -193,6 +195,7 @@ def test_overrides_hold_for_their_layers_alone(tiny: Path, tmp_path: Path, calib
     assert held[f"{apart}.weight_zero_point"] == (192 * 8 // 32, 1)
     assert held["model.layers.2.mlp.gate_proj.weight_packed"] == (192, 64 * 2 // 32)
     assert "model.layers.2.mlp.gate_proj.weight_zero_point" not in held
+    assert dense_shapes(tmp_path) == headers.read_directory(tiny).shapes
     reloaded = load_transformers(LoadRequest(tmp_path, "float32", "cpu"))
     with torch.inference_mode():
         torch.testing.assert_close(reloaded(TOKENS).logits, in_memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 
 from harness.api.plan import plan
-from harness.core.format import Codes
 from harness.core.site import Machine
 from harness.execution.local import LocalSite
 from harness.models.compressed import dense_shapes
@@ -56,6 +56,28 @@ W4A16: Tensors = {
     f"{LAYER}.mlp.up_proj.weight_scale": ("BF16", (96, 2)),
     f"{LAYER}.mlp.up_proj.weight_shape": ("I64", (2,)),
 }
+"""Packed integers have their shapes beside them: see ``STATED``."""
+STATED = {f"{LAYER}.self_attn.q_proj.weight_shape": (64, 64), f"{LAYER}.mlp.up_proj.weight_shape": (96, 64)}
+MIXED: Tensors = {
+    **W4A16,
+    f"{LAYER}.mlp.up_proj.weight_packed": ("I32", (96, 16)),
+    f"{LAYER}.mlp.down_proj.weight_packed": ("I32", (64, 9)),
+    f"{LAYER}.mlp.down_proj.weight_scale": ("BF16", (64, 1)),
+    f"{LAYER}.mlp.down_proj.weight_shape": ("I64", (2,)),
+    f"{LAYER}.self_attn.k_proj.weight_packed": ("U8", (64, 32)),
+    f"{LAYER}.self_attn.k_proj.weight_scale": ("F8_E4M3", (64, 4)),
+    f"{LAYER}.self_attn.k_proj.weight_global_scale": ("F32", (1,)),
+    f"{LAYER}.self_attn.v_proj.weight": ("F8_E4M3", (64, 64)),
+    f"{LAYER}.self_attn.v_proj.weight_scale": ("BF16", (64, 1)),
+    f"{LAYER}.self_attn.v_proj.input_scale": ("BF16", (1,)),
+}
+"""Integers of 4, 8 and 3 bits, 4-bit floats and 8-bit floats."""
+DENSE = {
+    **{name: shape for name, (_, shape) in OUTSIDE.items()},
+    **{f"{LAYER}.self_attn.{name}_proj.weight": (64, 64) for name in "qkv"},
+    **{f"{LAYER}.mlp.up_proj.weight": (96, 64), f"{LAYER}.mlp.down_proj.weight": (64, 96)},
+}
+"""The shapes of the model that it was made of."""
 PUBLISHED: Mapping[str, tuple[dict[str, Any], Tensors, int]] = {
     "mxfp4": (
         {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -77,15 +99,20 @@ QUANTIZED: Mapping[str, dict[str, Any]] = {
 }
 
 
-def save(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Path:
-    """A checkpoint of zeros; planning reads no weights."""
+def save(
+    folder: Path, config: Mapping[str, Any], tensors: Tensors, stated: Mapping[str, tuple[int, ...]] | None = None
+) -> Path:
+    """A checkpoint of zeros, but for the shapes that it states; planning reads no weights."""
     folder.mkdir()
-    header, end = {}, 0
+    header: dict[str, Any] = {}
+    content, end = b"", 0
     for name, (dtype, shape) in tensors.items():
         begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        numbers = (stated or {}).get(name)
+        content += bytes(end - begin) if numbers is None else struct.pack(f"<{len(numbers)}q", *numbers)
     raw = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(end))
+    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + content)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -96,7 +123,7 @@ def published(tmp_path: Path) -> Any:
         """A checkpoint, the bytes of its weights' file, and the parameters of the dense model."""
         config, tensors, parameters = PUBLISHED[method]
         own = {"quantization_config": {"quant_method": method, **QUANTIZED[method]}}
-        folder = save(tmp_path / method, COMMON | config | own, tensors)
+        folder = save(tmp_path / method, COMMON | config | own, tensors, STATED)
         return folder, (folder / "model.safetensors").stat().st_size, parameters
 
     return make
@@ -177,25 +204,32 @@ def test_a_checkpoint_that_is_made_dense_while_loading_is_as_large_as_the_model(
     assert {run.weight_bytes for run in alone if run.spec.kind in ("reference", "quality")} == {2 * parameters}
 
 
-@pytest.mark.parametrize(
-    ("codes", "packed", "expected"),
-    [
-        (Codes("compressed-tensors", "int", 4), (64, 8), (64, 64)),
-        (Codes("compressed-tensors", "int", 8), (64, 16), (64, 64)),
-        (Codes("compressed-tensors", "float", 4), (64, 32), (64, 64)),
-    ],
-)
-def test_the_shape_of_packed_codes_is_that_of_the_matrix(
-    codes: Codes, packed: tuple[int, ...], expected: tuple[int, ...]
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_baseline_whose_layers_have_several_widths_is_as_large_as_the_dense_model(
+    machine: Machine, planned: Any, tmp_path: Path
 ) -> None:
-    stored = {
-        **{"a.weight_packed": packed, "a.weight_scale": (64, 2), "a.weight_shape": (2,), "a.input_global_scale": (1,)},
-        **{"b.weight": (8, 4), "b.weight_zero_point": (8, 1), "norm.weight": (4,)},
-    }
-    assert dense_shapes(stored, codes) == {"a.weight": expected, "b.weight": (8, 4), "norm.weight": (4,)}
+    """One number for the width would not do: the groups of its configuration differ."""
+    groups = {f"group_{bits}": {"weights": {"num_bits": bits, "strategy": "channel"}} for bits in (3, 4, 8)}
+    quantized = {**QUANTIZED["compressed-tensors"], "format": "mixed-precision", "config_groups": groups}
+    config = COMMON | {"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors", **quantized}}
+    stated = STATED | {f"{LAYER}.mlp.down_proj.weight_shape": (64, 96)}
+    folder = save(tmp_path / "mixed", config, MIXED, stated)
+    assert dense_shapes(folder) == DENSE
+    runs = planned(machine, False, models=[str(folder)])
+    loading = [run for run in runs if run.spec.kind in ("reference", "quality")]
+    assert {run.weight_bytes for run in loading} == {2 * sum(map(math.prod, DENSE.values()))}
 
 
-@pytest.mark.parametrize("bits", [None, 0, -4, 64])
-def test_where_the_width_of_a_code_is_not_known_the_shapes_stay_those_stored(bits: int | None) -> None:
-    stored = {"a.weight_packed": (64, 8)}
-    assert dense_shapes(stored, Codes("compressed-tensors", "int", bits)) == stored
+@pytest.mark.parametrize(
+    "stated",
+    [(0, 0), (64, 0), (64, -8), (64, 7), (64, 8 * 32 + 1), (63, 64), (2**62, 64)],
+)
+def test_a_shape_that_the_codes_cannot_have_is_not_believed(stated: tuple[int, int], tmp_path: Path) -> None:
+    packed: Tensors = {"a.weight_packed": ("I32", (64, 8)), "a.weight_shape": ("I64", (2,))}
+    assert dense_shapes(save(tmp_path / "m", {}, packed, {"a.weight_shape": stated})) == {"a.weight": (64, 8)}
+
+
+@pytest.mark.parametrize("beside", [{}, {"a.weight_shape": ("I64", (4,))}, {"a.weight_shape": ("F32", (2,))}])
+def test_without_a_shape_it_is_that_of_the_codes(beside: Tensors, tmp_path: Path) -> None:
+    packed: Tensors = {"a.weight_packed": ("I32", (64, 8)), "b.weight_packed": ("I32", (8,)), **beside}
+    assert dense_shapes(save(tmp_path / "m", {}, packed)) == {"a.weight": (64, 8), "b.weight": (8,)}
