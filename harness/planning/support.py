@@ -17,7 +17,7 @@ from harness.core.job import Conditions, VariantJob
 from harness.core.method import Needs
 from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.site import MAIN, Machine, Site
-from harness.models import published
+from harness.models import bitsandbytes, published
 from harness.models.compiled import compiled_by, uncompiled
 from harness.models.headers import read_config
 from harness.models.memory import DTYPE_BITS
@@ -93,6 +93,7 @@ def unsupported_reason(wanted: Combination) -> Reason | None:
         or _experts(source, method, wanted.scope.skip)
         or _single_experts(source, method, wanted.scope.skip)
         or _shapes(source, method, machine, wanted.scope.skip)
+        or _stored_shapes(wanted)
     )
 
 
@@ -359,10 +360,23 @@ def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: t
     if reason is not None:
         return reason
     if machine.device == "cpu":
-        widths = _indivisible((shape[-1] for shape in shapes), needs.cpu_divisor)
-        return f"{needs.cpu_divisor} does not divide the input widths {widths}, as a CPU needs" if widths else None
+        return _misfit_on_cpu((shape[-1] for shape in shapes), needs.cpu_divisor)
     widths = _indivisible((width for shape in shapes for width in shape[-2:]), needs.gpu_divisor)
     return f"{needs.gpu_divisor} does not divide the widths {widths} of this model, as a GPU needs" if widths else None
+
+
+def _stored_shapes(wanted: Combination) -> str | None:
+    """Widths for which a checkpoint that was published quantized would compute wrongly here; or None."""
+    loaded = wanted.checkpoint
+    here = wanted.machine.device == "cpu" and wanted.runtime.name == MAIN_ENGINE
+    if loaded.quantization != bitsandbytes.QUANT_METHOD or not here:
+        return None
+    return _misfit_on_cpu(bitsandbytes.stored_widths(Path(loaded.ref.path)), bitsandbytes.CPU_DIVISOR)
+
+
+def _misfit_on_cpu(widths: Iterable[int], divisor: int | None) -> str | None:
+    found = _indivisible(widths, divisor)
+    return f"{divisor} does not divide the input widths {found}, as a CPU needs" if found else None
 
 
 @lru_cache(maxsize=16)

@@ -46,12 +46,13 @@ from harness.execution.local import local_site
 from harness.host.allocator import KEPT_BYTES
 from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
+from harness.models.bitsandbytes import stored_widths
 from harness.models.headers import read_directory
 from harness.models.loading import load_transformers
 from harness.models.prepare import prepare
 from harness.models.published import unstreamed
 from harness.models.scales import check_loaded
-from harness.models.scope import modules
+from harness.models.scope import in_decoder, modules
 from harness.models.streaming import waiting
 from harness.models.streaming.forwards import states_budget
 from harness.models.streaming.layerwise import LayerPasses
@@ -833,6 +834,10 @@ def test_what_was_quantized_while_loading_and_saved_is_the_same_part_by_part(nam
     load_transformers(quantized_on_load(name, source)).save_pretrained(tmp_path / "out", max_shard_size="60KB")
     stored = same_streamed(replace(source, path=tmp_path / "out"))
     assert sum(entry.quantized for entry in stored) == 4 * 7
+    shapes = {name: shape for name, shape in read_directory(source.path).shapes.items() if in_decoder(name, len(shape))}
+    assert len(shapes) == 4 * 7
+    in_four_bits = {shape[-1] for shape in shapes.values()} if name in ("bnb-nf4", "bnb-fp4") else set()
+    assert stored_widths(tmp_path / "out") == in_four_bits
 
 
 def saved_both_ways(name: str, source: LoadRequest, place: Path, **given: Any) -> LoadRequest:

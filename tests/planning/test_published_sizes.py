@@ -13,7 +13,9 @@ import pytest
 
 from harness.api.plan import plan
 from harness.core.site import Machine
+from harness.errors import SourceError
 from harness.execution.local import LocalSite
+from harness.models.bitsandbytes import stored_widths
 from harness.models.compressed import dense_shapes
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import WEIGHTS_SHARE
@@ -57,7 +59,16 @@ W4A16: Tensors = {
     f"{LAYER}.mlp.up_proj.weight_shape": ("I64", (2,)),
 }
 """Packed integers have their shapes beside them: see ``STATED``."""
-STATED = {f"{LAYER}.self_attn.q_proj.weight_shape": (64, 64), f"{LAYER}.mlp.up_proj.weight_shape": (96, 64)}
+
+
+def numbers(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}q", *values)
+
+
+STATED = {
+    f"{LAYER}.self_attn.q_proj.weight_shape": numbers(64, 64),
+    f"{LAYER}.mlp.up_proj.weight_shape": numbers(96, 64),
+}
 MIXED: Tensors = {
     **W4A16,
     f"{LAYER}.mlp.up_proj.weight_packed": ("I32", (96, 16)),
@@ -100,17 +111,16 @@ QUANTIZED: Mapping[str, dict[str, Any]] = {
 
 
 def save(
-    folder: Path, config: Mapping[str, Any], tensors: Tensors, stated: Mapping[str, tuple[int, ...]] | None = None
+    folder: Path, config: Mapping[str, Any], tensors: Tensors, stated: Mapping[str, bytes] | None = None
 ) -> Path:
-    """A checkpoint of zeros, but for the shapes that it states; planning reads no weights."""
+    """A checkpoint of zeros, but for what it states of its shapes; planning reads no weights."""
     folder.mkdir()
     header: dict[str, Any] = {}
     content, end = b"", 0
     for name, (dtype, shape) in tensors.items():
         begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        numbers = (stated or {}).get(name)
-        content += bytes(end - begin) if numbers is None else struct.pack(f"<{len(numbers)}q", *numbers)
+        content += (stated or {}).get(name, bytes(end - begin))
     raw = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + content)
     (folder / "config.json").write_text(json.dumps(config))
@@ -210,9 +220,10 @@ def test_a_baseline_whose_layers_have_several_widths_is_as_large_as_the_dense_mo
 ) -> None:
     """One number for the width would not do: the groups of its configuration differ."""
     groups = {f"group_{bits}": {"weights": {"num_bits": bits, "strategy": "channel"}} for bits in (3, 4, 8)}
-    quantized = {**QUANTIZED["compressed-tensors"], "format": "mixed-precision", "config_groups": groups}
-    config = COMMON | {"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors", **quantized}}
-    stated = STATED | {f"{LAYER}.mlp.down_proj.weight_shape": (64, 96)}
+    own = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+    quantized = QUANTIZED["compressed-tensors"] | own
+    config = COMMON | {"model_type": "llama", "quantization_config": quantized}
+    stated = STATED | {f"{LAYER}.mlp.down_proj.weight_shape": numbers(64, 96)}
     folder = save(tmp_path / "mixed", config, MIXED, stated)
     assert dense_shapes(folder) == DENSE
     runs = planned(machine, False, models=[str(folder)])
@@ -226,10 +237,61 @@ def test_a_baseline_whose_layers_have_several_widths_is_as_large_as_the_dense_mo
 )
 def test_a_shape_that_the_codes_cannot_have_is_not_believed(stated: tuple[int, int], tmp_path: Path) -> None:
     packed: Tensors = {"a.weight_packed": ("I32", (64, 8)), "a.weight_shape": ("I64", (2,))}
-    assert dense_shapes(save(tmp_path / "m", {}, packed, {"a.weight_shape": stated})) == {"a.weight": (64, 8)}
+    assert dense_shapes(save(tmp_path / "m", {}, packed, {"a.weight_shape": numbers(*stated)})) == {"a.weight": (64, 8)}
 
 
 @pytest.mark.parametrize("beside", [{}, {"a.weight_shape": ("I64", (4,))}, {"a.weight_shape": ("F32", (2,))}])
 def test_without_a_shape_it_is_that_of_the_codes(beside: Tensors, tmp_path: Path) -> None:
     packed: Tensors = {"a.weight_packed": ("I32", (64, 8)), "b.weight_packed": ("I32", (8,)), **beside}
     assert dense_shapes(save(tmp_path / "m", {}, packed)) == {"a.weight": (64, 8), "b.weight": (8,)}
+
+
+def four_bits(name: str, shape: tuple[int, int], state: object) -> tuple[Tensors, dict[str, bytes]]:
+    """A matrix as bitsandbytes saves it: its codes in one column, and beside them JSON with its shape."""
+    content = json.dumps(state).encode()
+    codes, state_name = f"{name}.weight", f"{name}.weight.quant_state.bitsandbytes__nf4"
+    tensors = {
+        codes: ("U8", (math.prod(shape) // 2, 1)),
+        f"{codes}.absmax": ("F32", (math.prod(shape) // 64,)),
+        state_name: ("U8", (len(content),)),
+    }
+    return tensors, {state_name: content}
+
+
+BNB = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_blocks_that_reach_over_rows_are_refused_on_a_cpu_in_a_checkpoint_too(
+    narrow: bool, machine: Machine, planned: Any, tmp_path: Path
+) -> None:
+    """As they are where the harness quantizes. Of the matrices that are stored in 4 bits alone."""
+    up, down = f"{LAYER}.mlp.up_proj", f"{LAYER}.mlp.down_proj"
+    tensors, stated = four_bits(up, (96, 64), {"blocksize": 64, "shape": [96, 64]})
+    others: Tensors = {f"{down}.weight": ("BF16", (64, 96))}
+    if narrow:
+        others, more = four_bits(down, (64, 96), {"blocksize": 64, "shape": [64, 96]})
+        stated |= more
+    config = COMMON | {"model_type": "llama"}
+    folder = save(tmp_path / "bnb", config | BNB, {**OUTSIDE, **tensors, **others}, stated)
+    plain: Tensors = {**OUTSIDE, f"{up}.weight": ("BF16", (96, 64)), f"{down}.weight": ("BF16", (64, 96))}
+    source = save(tmp_path / "source", config, plain)
+    expected = "64 does not divide the input widths 96, as a CPU needs" if narrow and machine is CPU else None
+    alone = planned(machine, False, models=[str(folder)])
+    assert {run.unsupported for run in alone if run.spec.kind == "quality"} == {expected}
+    beside = planned(machine, False, models=[str(source)], methods=["none", {"checkpoint": {"id": str(folder)}}])
+    reasons = {run.spec.method.name: run.unsupported for run in beside if run.spec.kind == "quality"}
+    assert reasons == {"none": None, "checkpoint": expected}
+
+
+@pytest.mark.parametrize("state", [[], {}, {"shape": None}, {"shape": []}, {"shape": ["64"]}, {"shape": [True]}, 64])
+def test_a_state_without_a_shape_says_nothing(state: object, tmp_path: Path) -> None:
+    tensors, stated = four_bits("a", (64, 96), state)
+    assert stored_widths(save(tmp_path / "m", {}, tensors, stated)) == set()
+
+
+def test_a_state_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    tensors, _ = four_bits("a", (64, 96), {})
+    with pytest.raises(SourceError, match="a.weight.quant_state.bitsandbytes__nf4: not valid JSON"):
+        stored_widths(save(tmp_path / "m", {}, tensors))

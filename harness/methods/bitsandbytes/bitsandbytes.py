@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.core.method import Beside, Method, MethodParams, Needs, Setting
-from harness.models.bitsandbytes import BLOCK, take_all_shapes
+from harness.models.bitsandbytes import BLOCK, CPU_DIVISOR, take_all_shapes
 from harness.models.scope import UNFUSES
 
 NESTED_BLOCK = 256
@@ -79,8 +79,7 @@ def _four_bit(name: str, code: str, summary: str) -> Method[Bnb4Params]:
         kernel="packed",
         streams=True,
         unsaved=lambda params, device: None,
-        # With AVX-512 it would unpack matrices of other widths with scales of other blocks.
-        needs=lambda params: Needs(cpu_divisor=BLOCK),
+        needs=lambda params: Needs(cpu_divisor=CPU_DIVISOR),
         load_config=lambda params, setting: _four_bits(code, params, setting),
         bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
         beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
