@@ -105,7 +105,8 @@ so. The limits of single values are in the tables above. The others:
 | a path or an id | {fields.MAX_PATH} characters on one line |
 | any other text | {plain.MAX_TEXT} characters |
 | a duration, a size | {fields.MAX_SECONDS:.0f} s, {fields.MAX_SIZE} bytes |
-| entries of a list such as `models`, `tasks` or `exclude` | {fields.MAX_ENTRIES} |
+| entries of a list such as `models` or `tasks` | {fields.MAX_ENTRIES} |
+| entries of `exclude` | {fields.MAX_EXCLUDED} |
 | batch sizes, or prompt lengths, in one grid | {fields.MAX_SIZES} |
 | points of the grid, batch sizes × prompt lengths | {measure.MAX_CELLS} |
 | tokens of one batch, batch size × (`prompt_tokens` + `new_tokens`) | {fields.MAX_TOKENS} |

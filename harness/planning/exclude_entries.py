@@ -11,7 +11,6 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.job import MeasurePerformance, VariantJob
-from harness.recipe.fields import MAX_ENTRIES
 
 KEYS = ("model", "method", "engine", "kv_cache", "decode_mode")
 """The keys of an entry, in addition to parameters of methods and engines."""
@@ -65,7 +64,7 @@ def entries_without(measuring: Iterable[VariantJob]) -> list[dict[str, Any]]:
     for absent in _absent(measured):
         if not any(matches(entry, absent) for entry in found) and not _hits(absent, facts):
             found.append(_shortened(absent, facts))
-    return found[:MAX_ENTRIES]
+    return found
 
 
 def _absent(measured: Sequence[_MeasuredAs]) -> Iterator[dict[str, Any]]:

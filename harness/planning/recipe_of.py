@@ -37,6 +37,7 @@ from harness.core.workload import (
 )
 from harness.errors import UsageError
 from harness.planning.exclude_entries import entries_without
+from harness.recipe.fields import MAX_EXCLUDED
 from harness.text.sources import TEXTS
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, 
     """The recipe's data, as a YAML file would hold it. ``specs`` are runs of one recipe, oldest first.
 
     ``whole`` writes every parameter of a method; otherwise those that have their default now are left out, unless the
-    method's label shows them, so that the label stays. Raises UsageError if none of them is of a variant.
+    method's label shows them, so that the label stays. Where a recipe may not exclude as much as no run is of, it plans
+    more. Raises UsageError if none of them is of a variant.
     """
     jobs = [spec.job for spec in specs if isinstance(spec.job, VariantJob)]
     if not jobs:
@@ -85,7 +87,7 @@ def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, 
         residency=_residency(jobs),
         threads=last.conditions.threads,
         attention=last.conditions.attention,
-        exclude=entries_without(measured) or None,
+        exclude=entries_without(measured)[:MAX_EXCLUDED] or None,
         seed=last.variant.seed,
         kv_cache=_distinct(job.variant.kv_cache for job in measured),
         decode_mode=_distinct(job.decode_mode for job in timed) or None,

@@ -18,7 +18,9 @@ MAX_RECIPE_NAME = 100
 MAX_PATH = 4096
 """Characters of a path or an id. Linux takes no longer path."""
 MAX_ENTRIES = 100
-"""Entries of a list that a person writes: models, texts, tasks, patterns, exclusions."""
+"""Entries of a list that a person writes: models, texts, tasks, patterns."""
+MAX_EXCLUDED = 1000
+"""Entries of ``exclude``. A recipe that follows from runs may have one for each combination that none is of."""
 MAX_VARIANTS = 1000
 """Combinations of parameters that the methods of a recipe, or its engines, expand to; and so their entries."""
 MAX_SIZES = 100

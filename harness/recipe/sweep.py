@@ -18,6 +18,7 @@ from harness.recipe.extends import read_extended
 from harness.recipe.faults import all_of, recipe_error
 from harness.recipe.fields import (
     MAX_ENTRIES,
+    MAX_EXCLUDED,
     MAX_RECIPE_NAME,
     MAX_VARIANTS,
     Bytes,
@@ -221,7 +222,7 @@ class Recipe(Strict):
     )
     exclude: tuple[dict[Name, OneValue], ...] = Field(
         (),
-        max_length=MAX_ENTRIES,
+        max_length=MAX_EXCLUDED,
         description="variants to leave out: those that match every key "
         "(model, method, engine, kv_cache, decode_mode, or a parameter of methods or engines)",
     )

@@ -19,12 +19,17 @@ from harness.core.identity import digest
 from harness.core.record import Fingerprint, RunRecord
 from harness.errors import UsageError
 from harness.planning.recipe_of import recipe_of
+from harness.recipe.fields import MAX_EXCLUDED
 from harness.report.write import report_files
 
 CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
 TABLE = f"{REPORT}/report.csv"
 """The one file whose numbers are compared if other code wrote it."""
 FORMATS = ("html", "md", "csv")
+CUT_SHORT = (
+    f"# 'exclude' holds {MAX_EXCLUDED} entries, the most that it may.\n"
+    "# If more was left out, this recipe plans more than was measured.\n"
+)
 CLOSE = 1e-6
 """The relative difference of two numbers that libraries and processors explain, which add up in other orders."""
 ROUNDING = 1e-12
@@ -147,7 +152,9 @@ def _recipes(records: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
         specs = [record.spec for record in records if record.spec.recipe == name]
         with suppress(UsageError):  # of no variant
             plain = json.loads(json.dumps(recipe_of(specs, whole=True)))
-            yield f"{RECIPES}/{name}.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+            full = len(plain.get("exclude", ())) == MAX_EXCLUDED
+            yield f"{RECIPES}/{name}.yaml", f"{CUT_SHORT}{text}" if full else text
 
 
 def _distinct(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

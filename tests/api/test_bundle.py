@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from imported_files import all_imported
 from run_specs import changed
 from typer.testing import CliRunner, Result
@@ -193,6 +194,15 @@ def test_its_recipe_can_be_read_and_asks_what_the_records_answer(made: Path, tmp
     assert recipe.name == "example"
     named = {each.spec.method.name for each in read_records(EXAMPLE) if isinstance(each.spec.job, VariantJob)}
     assert {each.name for each in recipe.methods} == named
+
+
+def test_a_recipe_that_may_leave_out_no_more_says_so(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = contents(made)["recipes/example.yaml"].decode()
+    left_out = yaml.safe_load(whole).get("exclude", [])
+    monkeypatch.setattr(derived_files, "MAX_EXCLUDED", len(left_out))
+    text = dict(derived_files._recipes(list(read_records(EXAMPLE))))["recipes/example.yaml"]
+    assert text.startswith("# 'exclude' holds")
+    assert yaml.safe_load(text) == yaml.safe_load(whole)
 
 
 def _edit(files: dict[str, bytes], name: str) -> None:

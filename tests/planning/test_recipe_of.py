@@ -171,6 +171,27 @@ def test_what_a_recipe_excludes_is_not_asked_again(tiny: Path) -> None:
     assert len(entries) < 10, "none for each of the 40 variants that are left out"
 
 
+def test_more_than_a_hundred_exclusions_are_all_found_again(tiny: Path) -> None:
+    """Half of a product in such an order that no entry leaves out two combinations."""
+    bits, sizes = (8, 4, 3, 2), range(8, 8 * 65, 8)
+    left_out = [
+        {"method": "rtn", "bits": width, "group_size": size}
+        for (i, width), (j, size) in product(enumerate(bits), enumerate(sizes))
+        if (i + j) % 2
+    ]
+    recipe = {
+        "name": "some",
+        "models": [str(tiny)],
+        "methods": ["none", {"rtn": {"bits": list(bits), "group_size": list(sizes)}}],
+        "measure": {"perplexity": {"text": "demo", "context": 64}},
+        "exclude": left_out,
+        "device": "cpu",
+    }
+    specs = planned(Recipe.model_validate_json(json.dumps(recipe)))
+    assert len(recipe_of(specs)["exclude"]) == len(left_out) == 128
+    assert asked(again(specs)) == asked(specs)
+
+
 @pytest.mark.parametrize("residency", ["resident", "streamed"])
 def test_a_recipe_says_whether_models_were_streamed(tiny: Path, residency: str) -> None:
     scored = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
