@@ -34,7 +34,7 @@ from harness.planning.forecast.forecast import RunForecast, SweepForecast, forec
 from harness.planning.forecast.learned import Component
 from harness.planning.forecast.pace import remaining
 from harness.planning.forecast.side_by_side import Constraints
-from harness.planning.forecast.work import Start, Starts, Work, work
+from harness.planning.forecast.work import FOOTPRINT, Start, Starts, Work, work
 from harness.planning.plan import PlannedRun
 from harness.plugins import method
 
@@ -101,6 +101,20 @@ def test_a_larger_model_takes_longer_and_leaves_more(make: Make) -> None:
         more, less = arithmetic([large, run])
         assert more.computing_s > less.computing_s
         assert more.disk_bytes - less.disk_bytes == 10**9 - run.checkpoint_bytes
+
+
+def test_a_token_of_a_mixture_reads_the_experts_that_it_goes_to(make: Make) -> None:
+    timed = {"prompt_tokens": 16, "new_tokens": 4}
+    (run, *_) = (run for run in make(measure={"throughput": timed}) if run.spec.kind == "performance")
+    assert run.size is not None
+    dense = replace(run, weight_bytes=40 * 10**9, size=replace(run.size, parameters=10**10, active=10**10))
+    mixture = replace(dense, size=replace(dense.size, active=10**9))
+    speeds = replace(SPEEDS, operations_per_s={"float32": 1e18})
+    every, some = (each.computing_s for each in arithmetic([dense, mixture], speeds))
+    effort = run.spec.job.effort
+    assert effort.timed is not None
+    times = effort.passes * (effort.timed.warmup + effort.timed.iterations) + FOOTPRINT
+    assert every - some == pytest.approx(times * 4 * 0.9 * 40e9 / SPEEDS.bandwidth_byte_per_s, rel=1e-6)
 
 
 def test_a_streamed_run_reads_its_weights_for_every_pass(make: Make) -> None:

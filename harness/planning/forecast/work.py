@@ -240,9 +240,13 @@ class _Model:
         return self.size.decoder * QUANTIZED_BYTES / self.speeds.bandwidth_byte_per_s
 
     def _pass_s(self, tokens: int) -> float:
-        """One forward pass: products, or reading all weights where that takes longer, and calling each layer."""
+        """One forward pass: products, or reading the weights where that takes longer, and calling each layer.
+
+        Of a mixture, each token reads the experts that it goes to; more tokens do so until they read all.
+        """
         multiplying_s = 2 * self.size.active * tokens / (REACHED * self.speeds.rate(self._dtype))
-        reading_s = self._weight_bytes / self.speeds.bandwidth_byte_per_s
+        read = min(1.0, tokens * self.size.active / self.size.parameters)
+        reading_s = read * self._weight_bytes / self.speeds.bandwidth_byte_per_s
         calling_s = self.size.matrices * LAYER_CALL * self.speeds.start_s
         return max(multiplying_s, reading_s) + self._unpacking_s + calling_s
 
