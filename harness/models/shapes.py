@@ -158,7 +158,7 @@ def shapes(
         raise SourceError(f"{label}: holds no decoder layers that are known by their names; it cannot be estimated")
     heads, hidden = attention(label, known), _number(label, "hidden_size", known.text.get("hidden_size"))
     _refuse_uneven(label, held, known, heads)
-    routed = routing(known.text)
+    routed = routing(config) or routing(known.text)  # a class may call what the file says otherwise
     return ModelShapes(
         label=label,
         model_type=header.model_type,

@@ -17,7 +17,7 @@ from harness.core.layers import layer_of
 from harness.core.method import PartsWork
 from harness.core.metric import LOGITS_BYTES
 from harness.core.model import MAIN_ENGINE
-from harness.core.workload import CalibrationRef, GridCell
+from harness.core.workload import GridCell
 from harness.models.memory import DTYPE_BITS, kv_cache_bytes, workspace_bytes
 from harness.models.scope import shape_of
 from harness.models.shapes import ModelSize, Widths, size_of, widths_of
@@ -239,6 +239,12 @@ class ModelLoad:
         return min(whole, STATES_SHARE * memory_bytes) if memory_bytes else whole
 
     @property
+    def quantizes(self) -> bool:
+        """Whether it quantizes what it loads as a whole: in a run for that, or while it is loaded."""
+        on_load = self.method.method.stage == "on_load" and self.runtime.name == MAIN_ENGINE
+        return on_load or isinstance(self.job, QuantizeModel)
+
+    @property
     def unquantized_bytes(self) -> float:
         """What is quantized while it is loaded, in main memory: mapped, and read ahead by transformers."""
         if self.method.method.stage != "on_load" or self.on_gpu or self.runtime.name != MAIN_ENGINE:
@@ -288,7 +294,15 @@ def beside_bytes(load: ModelLoad) -> int:
 
 
 def peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int | None:
-    """About the most memory that a run needs, of ``memory_bytes`` (0 if not known); None if sizes are not known.
+    """About the most memory that a run needs, of ``memory_bytes`` (0 if not known); None if sizes are not known."""
+    usual = _loaded_peak_bytes(load, residency, memory_bytes)
+    if usual is None or not isinstance(load.job, QuantizeModel):
+        return usual
+    return _quantizing_peak_bytes(load, load.job, residency, usual)
+
+
+def _loaded_peak_bytes(load: ModelLoad, residency: Residency, memory_bytes: int) -> int | None:
+    """That of a run that computes with what it loads.
 
     Resident: all weights, and in a reference run those of its second copy: on a CPU the first checkpoint stays mapped;
     the texts that a run writes; or the share of a GPU that its engine fills in any case. Or what a run that quantizes
@@ -351,22 +365,18 @@ def least_bytes(load: ModelLoad) -> int:
     return base + int(CERTAIN * max(layers, load.head_bytes if load.size and load.size.vocabulary else 0))
 
 
-def quantizing_peak_bytes(
-    load: ModelLoad, residency: Residency, calibration: CalibrationRef | None, memory_bytes: int
-) -> int | None:
-    """About the most memory that quantizing the source takes; None if the source's shapes are not known yet.
+def _quantizing_peak_bytes(load: ModelLoad, job: QuantizeModel, residency: Residency, usual: int) -> int:
+    """That of a run that quantizes its source, where loading and computing with it takes ``usual``.
 
     From disk to disk by the method's own account if it has one. What it counts for a layer, and all matrices besides,
     take those that its library quantizes in memory as a whole.
     """
-    source, method, size = load.source, load.method, load.size
-    usual = peak_bytes(load, residency, memory_bytes)
-    if usual is None or load.weight_bytes is None or size is None or method.method.parts_peak is None:
+    source, method, size, calibration = load.source, load.method, load.size, job.variant.calibration
+    if load.weight_bytes is None or size is None or method.method.parts_peak is None:
         return usual
     if residency == "resident" and method.method.reads_tensors:  # the model is gone before it works on tensors
         return usual
     plain_bytes = load.weight_bytes / size.parameters
-    calibrated = calibration if method.calibrated else None
     work = PartsWork(
         layer=largest_layer(source),
         plain_bytes=plain_bytes,
@@ -375,8 +385,8 @@ def quantizing_peak_bytes(
         hidden=size.hidden,
         vocabulary=size.vocabulary,
         heads=size.heads,
-        rows=calibrated.samples if calibrated else 0,
-        length=calibrated.length if calibrated else 0,
+        rows=calibration.samples if calibration else 0,
+        length=calibration.length if calibration else 0,
     )
     in_parts = math.ceil(method.method.parts_peak(method.params, work))
     if residency == "streamed":

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from harness import plugins as registry
 from harness.core.engine import Engine, refuses_nothing
-from harness.core.format import TRANSFORMERS_FORMAT, source_format
+from harness.core.format import GGUF_FORMAT, TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import DecodeMode, KvCache, Residency, Scalar
 from harness.core.inputs import Input
 from harness.core.job import (
@@ -54,7 +54,7 @@ from harness.planning import workloads
 from harness.planning.evidence import validate_evidence
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.peaks import WIDE_BYTES, ModelLoad, converting_peak_bytes, peak_bytes, quantizing_peak_bytes
+from harness.planning.peaks import WIDE_BYTES, ModelLoad, converting_peak_bytes, peak_bytes
 from harness.planning.residency import Residence, Wanted, overfull_elsewhere, place, room
 from harness.planning.support import (
     Combination,
@@ -182,9 +182,12 @@ class _Resolved:
     def weight_bytes(self, source: SourceModel, method: MethodChoice, runtime: Engine[Any]) -> int | None:
         """Estimated bytes of the weights that an engine loads; None if they are not known yet.
 
-        Codes of a checkpoint that was published quantized take what its files do, unless transformers unpacks them.
+        Codes of a checkpoint that was published quantized take what its files do, unless transformers unpacks them,
+        and a GGUF file that the engine reads as it is what it does itself.
         """
         loaded = method.checkpoint or source
+        if method.ref.stage in ("none", "published") and _is_read_as_gguf(loaded, method, runtime):
+            return loaded.stored_bytes or None
         if loaded.quantization is None:
             return _weight_bytes(loaded, method, self.machine.device, self.skip(method))
         stored = quantization_config(Path(loaded.ref.path))
@@ -542,12 +545,7 @@ class _OfMethod:
     @cached_property
     def is_converted(self) -> bool:
         """Whether an unquantized variant must first be converted to the engine's own format."""
-        choice, engine = self.choice, self.engine
-        if engine.convert is None or TRANSFORMERS_FORMAT in engine.reads or choice.ref.stage != "none":
-            return False
-        model = self.source.ref
-        as_it_is = choice.method.run_dtype(choice.params, model.dtype) == model.dtype
-        return not (as_it_is and source_format(model) in engine.reads and not model.altered)
+        return _is_converted(self.source, self.choice, self.engine)
 
     @property
     def needs_probe(self) -> bool:
@@ -618,7 +616,7 @@ class _OfMethod:
         placed = sweep.place(load, in_parts=choice.ref.stage == "on_load")
         return _with_peak(
             self._run(_placed(job, placed), made, choice.method.stack),
-            quantizing_peak_bytes(load, placed.residency, sweep.calibration, sweep.memory_bytes(job)),
+            peak_bytes(load, placed.residency, sweep.memory_bytes(job)),
             reason=unsupported or placed.unsupported,
             note=placed.note,
             checkpoint_bytes=written,
@@ -760,6 +758,19 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         return inspect(recipe.models[index], recipe.folder_of(("models", index, "id")))
     except SourceError as error:
         raise recipe.error(("models", index, "id"), str(error)) from None
+
+
+def _is_converted(source: SourceModel, method: MethodChoice, engine: Engine[Any]) -> bool:
+    if engine.convert is None or TRANSFORMERS_FORMAT in engine.reads or method.ref.stage != "none":
+        return False
+    model = source.ref
+    as_it_is = method.method.run_dtype(method.params, model.dtype) == model.dtype
+    return not (as_it_is and source_format(model) in engine.reads and not model.altered)
+
+
+def _is_read_as_gguf(loaded: SourceModel, method: MethodChoice, engine: Engine[Any]) -> bool:
+    is_gguf = source_format(loaded.ref) == GGUF_FORMAT and GGUF_FORMAT in engine.reads
+    return is_gguf and not _is_converted(loaded, method, engine)
 
 
 def _weight_bytes(source: SourceModel, method: MethodChoice, device: str, skip: tuple[str, ...] = ()) -> int | None:

@@ -17,10 +17,9 @@ from harness.core.job import (
     VariantJob,
     WriteText,
 )
-from harness.core.model import MAIN_ENGINE
 from harness.core.site import MAIN, Machine
 from harness.models import published
-from harness.planning.peaks import CERTAIN, ModelLoad, beside_bytes, least_bytes
+from harness.planning.peaks import CERTAIN, ModelLoad, beside_bytes, least_bytes, peak_bytes
 
 Wanted = Literal["auto", "resident", "streamed"]
 WEIGHTS_SHARE = 0.75
@@ -52,6 +51,19 @@ class Room:
         needed, have = weight_bytes / 2**30, room_bytes / 2**30
         return f"its weights take {needed:.1f} GiB, of {have:.1f} GiB that {self.of} leaves them"
 
+    def quantizing_excess(self, load: ModelLoad) -> str | None:
+        """Why main memory is too small to quantize a model in it, by the peak of the plan; None if it is not.
+
+        On a GPU, libraries keep in main memory what they do not work on.
+        """
+        if load.on_gpu or not load.quantizes or not self.all_bytes:
+            return None
+        peak = peak_bytes(load, "resident", self.all_bytes)
+        if peak is None or peak <= self.all_bytes:
+            return None
+        needed, have = peak / 2**30, self.all_bytes / 2**30
+        return f"quantizing it in memory takes about {needed:.1f} GiB, and {self.of} is {have:.1f} GiB"
+
     def holds(self, weight_bytes: int | None) -> bool:
         """Whether weights fit if they take all of it, as far as the sizes are known."""
         return weight_bytes is None or not self.all_bytes or weight_bytes <= self.all_bytes
@@ -71,13 +83,16 @@ def place(wanted: Wanted, load: ModelLoad, available: Room) -> Residence:
     """``auto`` streams what does not fit, or loads it whole if it cannot be streamed and its weights alone would fit.
 
     On a GPU it leaves room for the head of the reference, logits and activations, in main memory for other processes
-    too. What can be neither loaded nor streamed is unsupported, with both reasons.
+    too. What can be neither loaded nor streamed is unsupported, with both reasons. Engines that stream nothing load all
+    that fits, whatever is wanted.
     """
     job, method, weight_bytes, written_bytes = load.job, load.method, load.weight_bytes, load.written_bytes
+    if not load.runtime.streams:
+        told = wanted == "streamed" and not load.runtime.remote
+        note = f"loaded whole: {load.runtime.name} streams nothing" if told else None
+        return Residence(unsupported=overfull_elsewhere(load, available), note=note)
     beside = beside_bytes(load) if load.on_gpu else 0
-    excess = available.excess(weight_bytes, beside) if load.runtime.name == MAIN_ENGINE else None
-    if wanted != "streamed" and (overfull := overfull_elsewhere(load, available)):
-        return Residence(unsupported=overfull)
+    excess = available.excess(weight_bytes, beside) or available.quantizing_excess(load)
     if wanted == "auto" and excess is None:
         return Residence()
     obstacle, on_cpu = _obstacle(load), job.conditions.device == "cpu"
@@ -113,7 +128,7 @@ def overfull_elsewhere(load: ModelLoad, available: Room) -> str | None:
     """
     published = load.method.checkpoint is not None or load.source.ref.kind == "gguf"
     known = isinstance(load.job, ConvertModel) or not published
-    if load.runtime.name == MAIN_ENGINE or load.on_gpu or load.weight_bytes is None or not known:
+    if load.runtime.streams or load.on_gpu or load.weight_bytes is None or not known:
         return None
     if available.holds(int(CERTAIN * load.weight_bytes)):
         return None
@@ -137,7 +152,7 @@ def _shortage(load: ModelLoad, available: Room) -> str | None:
 
 def _obstacle(load: ModelLoad) -> str | None:
     """Why a job cannot read its model part by part; None if it can."""
-    job, source, method, runtime = load.job, load.source, load.method, load.runtime
+    job, source, method = load.job, load.source, load.method
     if isinstance(job, QuantizeModel):
         if method.method.quantize_parts is None and method.method.load_config is None:
             return f"{method.ref.name} quantizes only a model that is in memory as a whole"
@@ -157,8 +172,6 @@ def _obstacle(load: ModelLoad) -> str | None:
             f"a streamed model has quality only: a {job.kind} run needs it in memory as a whole; measure it with "
             "residency: resident on a machine where it fits"
         )
-    if not runtime.streams:
-        return f"{runtime.name} cannot stream a model; the engine {MAIN_ENGINE} can"
     if isinstance(job, VariantJob) and job.variant.kv_cache != "model":
         return f"kv_cache {job.variant.kv_cache} reads a text in chunks, each of which would read all weights again"
     if job.conditions.devices != 1:

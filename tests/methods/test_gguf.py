@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
+from gguf_files import ACTIVE, EXPERTS, INNER, VOCABULARY, WIDTH, write_mixture
 
 from harness.api.plan import plan
 from harness.core.method import PartsWork
@@ -95,6 +96,7 @@ def test_engines_share_one_reference_and_the_unquantized_model_is_converted(make
     assert len({run.spec.run_id for run in runs}) == len(runs)
 
 
+GRID = {"prompt_tokens": 16, "new_tokens": 4}
 CALIBRATED = {"methods": ["none", {"gguf": {"type": "Q8_0", "imatrix": True}}], "calibration": {"samples": 4}}
 TINY_BYTES = 919_808
 """Of the tiny model's weights."""
@@ -164,6 +166,49 @@ def test_what_collecting_an_importance_matrix_takes_is_planned() -> None:
     assert 0.60e9 <= parts_peak(params, work) <= 1.25 * 0.60e9
     more = replace(work, rows=800)
     assert parts_peak(params, more) - parts_peak(params, work) == 2 * (more.states_bytes - work.states_bytes)
+
+
+@pytest.mark.usefixtures("pretended_stack")
+def test_a_published_file_is_as_large_as_it_is(make: Any, tmp_path: Path) -> None:
+    """Only transformers makes it dense, in float32."""
+    file = tmp_path / "published.gguf"
+    write_mixture(file)
+    size = file.stat().st_size
+    beside = make(methods=["none", {"checkpoint": {"id": str(file)}}])
+    (published,) = (run for run in beside if run.spec.kind == "quality" and run.spec.method.name == "checkpoint")
+    assert published.weight_bytes == size
+    assert published.peak_bytes > LIBRARIES_BYTES + size
+    alone = make(models=[str(file)], methods=["none", {"none": {"dtype": "float16"}}], measure={"throughput": GRID})
+    sizes = {(run.spec.engine, run.spec.method.label): run for run in alone if run.spec.kind == "performance"}
+    attention, experts = 4 * WIDTH**2, 3 * EXPERTS * WIDTH * INNER
+    parameters = VOCABULARY * WIDTH + EXPERTS * WIDTH + attention + experts
+    assert sizes["llamacpp", "none"].weight_bytes == size
+    assert sizes["llamacpp", "none dtype=float16"].weight_bytes == 2 * parameters, "it is converted"
+    assert sizes["transformers", "none"].weight_bytes == 4 * parameters
+    assert {run.size.parameters for run in sizes.values()} == {parameters}
+    assert {run.size.active for run in sizes.values()} == {parameters - experts * (EXPERTS - ACTIVE) // EXPERTS}
+
+
+@pytest.mark.usefixtures("pretended_stack", "no_python")
+def test_streaming_concerns_no_engine_that_streams_nothing(make: Any, tmp_path: Path) -> None:
+    """What memory certainly cannot hold is refused whatever the residency; other runs are as under ``auto``."""
+    write_mixture(tmp_path / "published.gguf")
+    methods = ["none", {"gguf": {"type": "Q8_0"}}, {"checkpoint": {"id": str(tmp_path / "published.gguf")}}]
+    measure = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "throughput": GRID}
+    for limits in ({}, {"memory": 700_000}):
+        found = {
+            residency: {
+                run.spec.run_id: (run.unsupported, run.spec.job.conditions.residency)
+                for run in (runs := make(methods=methods, measure=measure, residency=residency, limits=limits))
+                if run.spec.engine == "llamacpp" and run.spec.job.measures_variant
+            }
+            for residency in ("auto", "streamed")
+        }
+        assert found["streamed"] == found["auto"]
+        assert {way for _, way in found["auto"].values()} == {"resident"}
+        assert sum(reason is not None for reason, _ in found["auto"].values()) == (2 if limits else 0), "the control"
+        notes = {run.note for run in runs if run.spec.engine == "llamacpp" and run.spec.kind == "quality"}
+        assert all("loaded whole: llamacpp streams nothing" in str(note) for note in notes)
 
 
 def test_without_its_stack_the_engine_alone_is_unsupported(make: Any) -> None:

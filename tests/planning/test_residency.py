@@ -549,10 +549,40 @@ def test_it_is_the_same_run_whether_it_quantizes_while_loading_or_reads_what_was
     assert whole.keys() < cut.keys()
 
 
-def test_what_fits_is_quantized_while_it_is_loaded(make: Make) -> None:
-    """Also beside a baseline that is streamed. Runs that are loaded whole do so whatever others do."""
-    found = residencies(make(measure=QUALITY, limits=TOO_SMALL, **ON_LOAD))
-    assert {title: way for title, way in found.items() if "bnb-nf4" in title} == {"quality bnb-nf4": "resident"}
+def test_what_fits_unquantized_too_is_quantized_while_it_is_loaded(make: Make) -> None:
+    """The peak that is printed decides. Its codes alone would fit in less than the unquantized baseline needs."""
+    (whole,) = (run for run in make(measure=QUALITY, **ON_LOAD) if run.spec.title == "quality bnb-nf4")
+    assert whole.spec.job.conditions.residency == "resident"
+    for limit, ways in (
+        (whole.peak_bytes, {"quality bnb-nf4": "resident"}),
+        (whole.peak_bytes - 1, {"quantize bnb-nf4": "streamed", "quality bnb-nf4": "streamed"}),
+    ):
+        runs = make(measure=QUALITY, limits={"memory": limit}, **ON_LOAD)
+        found = residencies(runs)
+        assert {title: way for title, way in found.items() if "bnb-nf4" in title} == ways
+        assert found["quality none"] == "resident", "what quantizes nothing needs less while it is loaded"
+    (note,) = {str(run.note) for run in runs if run.spec.title == "quality bnb-nf4"}
+    assert "streamed from disk: quantizing it in memory takes about 0.6 GiB, and limits.memory is" in note
+
+
+def test_a_library_that_needs_the_model_several_times_quantizes_from_disk_where_that_does_not_fit(make: Make) -> None:
+    """Weights of 0.9 MB would fit; the peak that is printed decides."""
+    content = {"methods": CALIBRATED["methods"][1:], "measure": QUALITY, "calibration": {"samples": 4, "length": 32}}
+    (whole,) = quantizing(make(**content, residency="resident"))
+    for limit, way in ((whole.peak_bytes, "resident"), (whole.peak_bytes - 1, "streamed")):
+        (run,) = quantizing(make(**content, limits={"memory": limit}))
+        assert run.spec.job.conditions.residency == way
+        assert run.unsupported is None
+
+
+def test_speed_of_what_may_not_fit_while_it_is_quantized_is_measured_and_the_plan_says_so(make: Make) -> None:
+    runs = make(limits={"memory": "500MB"}, methods=["none", "bnb-nf4"])
+    (timed, *_) = (run for run in runs if run.spec.kind == "performance" and run.spec.method.name == "bnb-nf4")
+    assert timed.unsupported is None
+    assert "loaded whole although it may not fit: quantizing it in memory" in str(timed.note)
+
+
+def test_runs_that_are_loaded_whole_quantize_while_they_load_whatever_others_do(make: Make) -> None:
     timed = [run.spec for run in make(residency="streamed", **ON_LOAD) if run.spec.job.measures_variant]
     own = {spec.kind: "quantize" in spec.needs for spec in timed if spec.method.name == "bnb-nf4"}
     assert own == {"quality": True, "performance": False}

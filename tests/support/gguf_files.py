@@ -20,3 +20,37 @@ def write_q8_0(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+EXPERTS, ACTIVE, WIDTH, INNER, VOCABULARY = 4, 2, 64, 96, 128
+
+
+def write_mixture(path: Path, architecture: str = "qwen3moe") -> None:
+    """A mixture of one layer whose experts are in Q8_0, everything else in float32, without a tokenizer."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_context_length(128)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(INNER)
+    writer.add_expert_feed_forward_length(INNER)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(32)
+    writer.add_value_length(32)
+    writer.add_expert_count(EXPERTS)
+    writer.add_expert_used_count(ACTIVE)
+    writer.add_tensor("token_embd.weight", np.zeros((VOCABULARY, WIDTH), np.float32))
+    writer.add_tensor("blk.0.ffn_gate_inp.weight", np.zeros((EXPERTS, WIDTH), np.float32))
+    for name in ("q", "k", "v", "output"):
+        writer.add_tensor(f"blk.0.attn_{name}.weight", np.zeros((WIDTH, WIDTH), np.float32))
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    for name, shape in (("gate", (INNER, WIDTH)), ("up", (INNER, WIDTH)), ("down", (WIDTH, INNER))):
+        codes = gguf.quants.quantize(np.zeros((EXPERTS, *shape), np.float32), q8_0)
+        writer.add_tensor(f"blk.0.ffn_{name}_exps.weight", codes, raw_dtype=q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_files import ACTIVE, EXPERTS, INNER, WIDTH, write_mixture
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.errors import SourceError
@@ -124,3 +125,12 @@ def test_a_converted_file_is_estimated_as_its_checkpoint(kind: str, tmp_path: Pa
     assert converted.attention == checkpoint.attention
     assert converted.parameters == checkpoint.parameters
     assert configuration(tmp_path / "model.gguf")["model_type"] == kind
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "granitemoe", "phimoe"])
+def test_the_experts_of_a_file_are_those_that_it_says(architecture: str, tmp_path: Path) -> None:
+    """Classes of transformers call their number by other names, and have defaults for it."""
+    write_mixture(tmp_path / "model.gguf", architecture)
+    model = read(str(tmp_path / "model.gguf"))
+    assert model.expert_parameters == 3 * EXPERTS * WIDTH * INNER
+    assert model.active == model.parameters - model.expert_parameters * (EXPERTS - ACTIVE) // EXPERTS
