@@ -195,20 +195,22 @@ def test_streaming_concerns_no_engine_that_streams_nothing(make: Any, tmp_path: 
     write_mixture(tmp_path / "published.gguf")
     methods = ["none", {"gguf": {"type": "Q8_0"}}, {"checkpoint": {"id": str(tmp_path / "published.gguf")}}]
     measure = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "throughput": GRID}
-    for limits in ({}, {"memory": 700_000}):
-        found = {
-            residency: {
-                run.spec.run_id: (run.unsupported, run.spec.job.conditions.residency)
-                for run in (runs := make(methods=methods, measure=measure, residency=residency, limits=limits))
+    for limits, refused in (({}, 0), ({"memory": 700_000}, 2)):
+        auto, streamed = (
+            {
+                run.spec.run_id: run
+                for run in make(methods=methods, measure=measure, residency=residency, limits=limits)
                 if run.spec.engine == "llamacpp" and run.spec.job.measures_variant
             }
             for residency in ("auto", "streamed")
+        )
+        assert {key: run.unsupported for key, run in streamed.items()} == {
+            key: run.unsupported for key, run in auto.items()
         }
-        assert found["streamed"] == found["auto"]
-        assert {way for _, way in found["auto"].values()} == {"resident"}
-        assert sum(reason is not None for reason, _ in found["auto"].values()) == (2 if limits else 0), "the control"
-        notes = {run.note for run in runs if run.spec.engine == "llamacpp" and run.spec.kind == "quality"}
-        assert all("loaded whole: llamacpp streams nothing" in str(note) for note in notes)
+        assert {run.spec.job.conditions.residency for run in streamed.values()} == {"resident"}
+        assert sum(run.reason is not None for run in auto.values()) == refused, "the control"
+        assert all("loaded whole: llamacpp streams nothing" in str(run.note) for run in streamed.values())
+        assert not any("streams nothing" in str(run.note) for run in auto.values())
 
 
 def test_without_its_stack_the_engine_alone_is_unsupported(make: Any) -> None:

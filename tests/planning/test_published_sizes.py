@@ -110,9 +110,7 @@ QUANTIZED: Mapping[str, dict[str, Any]] = {
 }
 
 
-def save(
-    folder: Path, config: Mapping[str, Any], tensors: Tensors, stated: Mapping[str, bytes] | None = None
-) -> Path:
+def save(folder: Path, config: Mapping[str, Any], tensors: Tensors, stated: Mapping[str, bytes] | None = None) -> Path:
     """A checkpoint of zeros, but for what it states of its shapes; planning reads no weights."""
     folder.mkdir()
     header: dict[str, Any] = {}
@@ -293,5 +291,5 @@ def test_a_state_without_a_shape_says_nothing(state: object, tmp_path: Path) -> 
 
 def test_a_state_that_is_no_json_is_refused(tmp_path: Path) -> None:
     tensors, _ = four_bits("a", (64, 96), {})
-    with pytest.raises(SourceError, match="a.weight.quant_state.bitsandbytes__nf4: not valid JSON"):
+    with pytest.raises(SourceError, match=r"a\.weight\.quant_state\.bitsandbytes__nf4: not valid JSON"):
         stored_widths(save(tmp_path / "m", {}, tensors))

@@ -172,18 +172,18 @@ def test_what_a_recipe_excludes_is_not_asked_again(tiny: Path) -> None:
 
 
 def test_more_than_a_hundred_exclusions_are_all_found_again(tiny: Path) -> None:
-    """Half of a product in such an order that no entry leaves out two combinations."""
-    bits, sizes = (8, 4, 3, 2), range(8, 8 * 65, 8)
+    """Each of 128 variants has one of two caches, in turn, so that no entry leaves out two combinations."""
+    bits, sizes, caches = (8, 4, 3, 2), range(8, 8 * 33, 8), ("model", "int8")
     left_out = [
-        {"method": "rtn", "bits": width, "group_size": size}
+        {"method": "rtn", "bits": width, "group_size": size, "kv_cache": caches[(i + j) % 2]}
         for (i, width), (j, size) in product(enumerate(bits), enumerate(sizes))
-        if (i + j) % 2
     ]
     recipe = {
         "name": "some",
         "models": [str(tiny)],
         "methods": ["none", {"rtn": {"bits": list(bits), "group_size": list(sizes)}}],
         "measure": {"perplexity": {"text": "demo", "context": 64}},
+        "kv_cache": list(caches),
         "exclude": left_out,
         "device": "cpu",
     }

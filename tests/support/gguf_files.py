@@ -26,7 +26,7 @@ EXPERTS, ACTIVE, WIDTH, INNER, VOCABULARY = 4, 2, 64, 96, 128
 
 
 def write_mixture(path: Path, architecture: str = "qwen3moe") -> None:
-    """A mixture of one layer whose experts are in Q8_0, everything else in float32, without a tokenizer."""
+    """A mixture of one layer in Q8_0, but for its router and its embeddings, and without a tokenizer."""
     import gguf
     import numpy as np
 
@@ -44,12 +44,12 @@ def write_mixture(path: Path, architecture: str = "qwen3moe") -> None:
     writer.add_expert_used_count(ACTIVE)
     writer.add_tensor("token_embd.weight", np.zeros((VOCABULARY, WIDTH), np.float32))
     writer.add_tensor("blk.0.ffn_gate_inp.weight", np.zeros((EXPERTS, WIDTH), np.float32))
-    for name in ("q", "k", "v", "output"):
-        writer.add_tensor(f"blk.0.attn_{name}.weight", np.zeros((WIDTH, WIDTH), np.float32))
     q8_0 = gguf.GGMLQuantizationType.Q8_0
-    for name, shape in (("gate", (INNER, WIDTH)), ("up", (INNER, WIDTH)), ("down", (WIDTH, INNER))):
-        codes = gguf.quants.quantize(np.zeros((EXPERTS, *shape), np.float32), q8_0)
-        writer.add_tensor(f"blk.0.ffn_{name}_exps.weight", codes, raw_dtype=q8_0)
+    matrices = {f"attn_{name}": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")}
+    matrices |= {"ffn_gate_exps": (EXPERTS, INNER, WIDTH), "ffn_up_exps": (EXPERTS, INNER, WIDTH)}
+    for name, shape in {**matrices, "ffn_down_exps": (EXPERTS, WIDTH, INNER)}.items():
+        codes = gguf.quants.quantize(np.zeros(shape, np.float32), q8_0)
+        writer.add_tensor(f"blk.0.{name}.weight", codes, raw_dtype=q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
