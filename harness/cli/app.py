@@ -104,12 +104,22 @@ def main() -> None:
         if not _has_working_folder():
             say("qharness: the working folder was deleted; change to one that exists", error=True)
             sys.exit(ExitCode.USAGE)
+        if _is_of_store(error):
+            say(f"qharness: {_anonymous(reason_of(error))}", error=True)
+            sys.exit(ExitCode.USAGE)
         if error.errno not in UNUSABLE_PATHS:
             _internal()
         say(f"qharness: {_anonymous(quoted(str(error.filename)))}: {reason_of(error)}", error=True)
         sys.exit(ExitCode.USAGE)
     except Exception:  # noqa: BLE001 - the last handler says how to report the error
         _internal()
+
+
+def _is_of_store(error: OSError) -> bool:
+    """Whether it is of a store at a URL, which cannot be reached or refuses: such an error begins with the URL."""
+    from harness.storage.objects import is_url
+
+    return is_url(reason_of(error))
 
 
 def _has_working_folder() -> bool:

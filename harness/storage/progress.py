@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from harness.core.foreign import parse_json
 from harness.core.identity import NAME
 from harness.core.progress import SweepProgress
-from harness.errors import ResultsError
+from harness.errors import ResultsError, reason_of
 from harness.storage.json_codec import decode, encode
+from harness.storage.objects import is_url
 from harness.storage.place import StorePlace
 
 PROGRESS = ".progress.json"
@@ -26,8 +27,15 @@ def write_progress(place: StorePlace, progress: SweepProgress) -> None:
 
 
 def read_progress(place: StorePlace) -> tuple[SweepProgress, ...]:
-    """The notes in a results folder, by recipe, or in the folder of one recipe."""
-    names = place.names("")
+    """The notes in a results folder, by recipe, or in the folder of one recipe.
+
+    Raises ResultsError if what is in it cannot be listed.
+    """
+    try:
+        names = place.names("")
+    except OSError as error:
+        where = "" if is_url(place.title) else f"{place.title}: "  # an error of a store says where it is
+        raise ResultsError(f"{where}{reason_of(error)}") from None
     if PROGRESS in names:
         return tuple(_notes(place, [PROGRESS]))
     return tuple(_notes(place, [f"{name}/{PROGRESS}" for name in sorted(names) if NAME.fullmatch(name)]))

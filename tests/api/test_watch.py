@@ -196,10 +196,10 @@ def test_results_with_a_note_are_as_intact_as_before(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_silent_for_four_heartbeats_is_dead(tmp_path: Path) -> None:
     put(tmp_path, replace(NOTE, noted=ago(39)))
-    [alive] = ResultsWatch(tmp_path).sweeps()
+    [alive] = ResultsWatch(tmp_path).look_at_sweeps().sweeps
     assert alive.runs
     put(tmp_path, replace(NOTE, noted=ago(41)))
-    [dead] = ResultsWatch(tmp_path).sweeps()
+    [dead] = ResultsWatch(tmp_path).look_at_sweeps().sweeps
     assert not dead.runs
     assert "dead: silent for 0:41" in frame_text(ResultsWatch(tmp_path).look())
     put(tmp_path, replace(NOTE, noted=ago(41), ending="finished"))
@@ -209,20 +209,20 @@ def test_a_sweep_that_is_silent_for_four_heartbeats_is_dead(tmp_path: Path) -> N
 def test_a_note_that_changes_is_a_sign_of_life_whatever_the_clocks_say(tmp_path: Path) -> None:
     watch = ResultsWatch(tmp_path)
     put(tmp_path, replace(NOTE, noted="2001-01-01T00:00:00+00:00"))
-    assert not watch.sweeps()[0].runs
+    assert not watch.look_at_sweeps().sweeps[0].runs
     put(tmp_path, replace(NOTE, noted="2001-01-01T00:00:10+00:00"))
-    assert watch.sweeps()[0].runs
+    assert watch.look_at_sweeps().sweeps[0].runs
 
 
 def test_a_sweep_whose_note_cannot_be_read_for_a_moment_still_runs(tmp_path: Path) -> None:
     watch = ResultsWatch(tmp_path)
     put(tmp_path, replace(NOTE, noted=ago(0)))
-    before = watch.sweeps()
+    before = watch.look_at_sweeps().sweeps
     (tmp_path / NOTE.recipe / PROGRESS).write_text('{"cut":', encoding="utf-8")
-    assert [each.progress for each in watch.sweeps()] == [each.progress for each in before]
-    assert watch.sweeps()[0].runs
+    assert [each.progress for each in watch.look_at_sweeps().sweeps] == [each.progress for each in before]
+    assert watch.look_at_sweeps().sweeps[0].runs
     put(tmp_path, replace(NOTE, noted=ago(0), ending="finished"))
-    assert not watch.sweeps()[0].runs
+    assert not watch.look_at_sweeps().sweeps[0].runs
 
 
 def test_records_are_read_again_only_after_some_were_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,8 +321,12 @@ def test_the_report_is_written_again_for_each_record_and_ends_with_the_sweep(tmp
         wait=sweep.wait,
     )
     assert len(pages) == 4  # one per record: none for a heartbeat, none for the end
-    write_report_on_change(results, reports, ["csv"], on_written=lambda paths: pages.append(paths[0].read_text()))
+    waits: list[float] = []
+    write_report_on_change(
+        results, reports, ["csv"], on_written=lambda paths: pages.append(paths[0].read_text()), wait=waits.append
+    )
     assert len(pages) == 5  # no sweep runs: once
+    assert sum(waits) == 10, "one may be just being started"
     assert pages[-1] == pages[-2]
 
 

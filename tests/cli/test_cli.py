@@ -70,6 +70,20 @@ def test_a_folder_that_may_not_be_looked_at_is_named(
     assert capsys.readouterr().err == "qharness: 'private/results': Permission denied\n"
 
 
+@pytest.mark.parametrize("kind", [OSError, PermissionError])
+def test_a_store_that_fails_in_any_command_is_one_message(
+    kind: type[OSError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise kind(errno.EACCES if kind is PermissionError else errno.EIO, "s3://team/results: cannot write: refused")
+
+    monkeypatch.setattr("harness.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "qharness: s3://team/results: cannot write: refused\n"
+
+
 def test_a_folder_without_records_is_no_results_folder(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     ended = qharness("report", tmp_path, "--out", tmp_path / "out")

@@ -42,7 +42,7 @@ def report(
     if watch:
         from harness.api.watch import write_report_on_change
 
-        write_report_on_change(results, out or Path("reports"), formats.split(","), redact, _say_written)
+        write_report_on_change(results, out or Path("reports"), formats.split(","), redact, _say_written, _say_trouble)
         return
     from harness.api.report import write_folder_report
 
@@ -65,3 +65,7 @@ def report(
 def _say_written(paths: Sequence[Path]) -> None:
     for path in paths:
         say(path)
+
+
+def _say_trouble(reason: str) -> None:
+    say(f"{reason}; tried again until it can be read", error=True)

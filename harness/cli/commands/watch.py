@@ -18,8 +18,8 @@ def watch(
 ) -> None:
     """Show how far a sweep is, what failed, and the figures so far, until the sweep or Ctrl-C ends it.
 
-    All of it comes from the results: the sweep may run in another terminal or on another machine. Where the
-    output is no terminal, the state is printed once.
+    All of it comes from the results: the sweep may run in another terminal or on another machine. If none runs, it
+    waits ten seconds for one that is just being started. Where the output is no terminal, the state is printed once.
     """
     from rich.console import Console
     from rich.live import Live
@@ -29,15 +29,18 @@ def watch(
 
     watched = ResultsWatch(results)
     if once or not sys.stdout.isatty():
+        watched.refuse_absent()
         sys.stdout.write(frame_text(watched.look(), shutil.get_terminal_size().columns))
         return
     console = Console()
     seen = watched.look()
     try:
-        with Live(frame(seen, console.width), console=console, auto_refresh=False) as live:
-            while seen.runs:
+        with Live(console=console, auto_refresh=False) as live:
+            while watched.goes_on(seen):
+                live.update(frame(seen, console.width, awaits=True), refresh=True)
                 time.sleep(LOOK_EVERY_S)
                 seen = watched.look()
-                live.update(frame(seen, console.width), refresh=True)
+            live.update(frame(seen, console.width), refresh=True)
     finally:
         console.show_cursor()  # an interrupt may come while Live hides it, before it would show it again
+    watched.refuse_absent()

@@ -27,9 +27,14 @@ STATUS_STYLES = {"unsupported": "yellow"}
 ENDING_STYLES = {"finished": "bold green", "running": "bold", "interrupted": "bold yellow", "failed": "bold red"}
 
 
-def frame(watched: Watched, width: int) -> Group:
-    """One frame for a terminal that many characters wide. Text from the folder has no effect on the terminal."""
-    return Group(*_parts(watched, width))
+def frame(watched: Watched, width: int, awaits: bool = False) -> Group:
+    """One frame for a terminal that many characters wide. Text from the folder has no effect on the terminal.
+
+    ``awaits``: it is looked again, even if no sweep runs.
+    """
+    hint = "no sweep runs here: waiting some seconds for one that is just being started"
+    idle = awaits and not watched.trouble and not any(sweep.runs for sweep in watched.sweeps)
+    return Group(*_parts(watched, width), *([line(hint, "dim")] if idle else []))
 
 
 def frame_text(watched: Watched, width: int = NARROWEST, colour: bool = False) -> str:
@@ -38,6 +43,8 @@ def frame_text(watched: Watched, width: int = NARROWEST, colour: bool = False) -
 
 
 def _parts(watched: Watched, width: int) -> Iterator[Text | Table | str]:
+    if watched.trouble:
+        yield line(f"{watched.trouble}; this is how it was last, and it is tried again", "yellow")
     if not watched.sweeps:
         yield line("no sweep has noted here how far it is: it may not have begun, or be of an older qharness", "yellow")
     for sweep in watched.sweeps:
