@@ -42,7 +42,8 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> Iterator[MergeStep
     while a sweep writes in the target; StorageError if the disk refuses. Nothing is written before all sources are
     known to hold records.
     """
-    target, stores = open_results(into), [open_source(each) for each in sources]
+    target, opened = open_results(into), [open_source(each) for each in sources]
+    stores = list({store.root.resolve(): store for store in opened}.values())  # each once, however often it is named
     for store in stores:
         name = shown(store.place.title)
         if not is_url(name) and not store.root.is_dir():

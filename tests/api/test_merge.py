@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import permutations
@@ -74,6 +75,21 @@ def test_a_second_merge_adds_nothing(tmp_path: Path) -> None:
     before = contents(tmp_path / "all")
     assert actions(sources, tmp_path / "all") == {"already there": 2}
     assert contents(tmp_path / "all") == before
+
+
+def test_a_source_that_is_named_twice_is_taken_once(tmp_path: Path) -> None:
+    """Also by another path, within another source, or as a copy."""
+    source = saved(tmp_path / "1", record("one"), record("two"))
+    (tmp_path / "link").symlink_to(source)
+    shutil.copytree(source, tmp_path / "copy")
+    ended = command(source, f"{source}/", tmp_path / "link", source, "--into", tmp_path / "all")
+    assert ended.exit_code == ExitCode.OK
+    assert contents(tmp_path / "all") == contents(source)
+    assert actions([source / "sweep", source, tmp_path / "copy"], tmp_path / "again") == {
+        "copied": 2,
+        "already there": 4,
+    }
+    assert contents(tmp_path / "again") == contents(source)
 
 
 def test_a_merge_goes_on_after_an_interruption(tmp_path: Path) -> None:
