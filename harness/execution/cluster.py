@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
+from pathlib import Path
 
+from harness.core.foreign import shown
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Artifacts, Machine, Node, Speeds
-from harness.errors import UsageError
+from harness.errors import UsageError, reason_of
 from harness.execution.local import LocalSite
 from harness.host.speeds import TYPICAL
 from harness.stacks import stack_names
@@ -155,6 +158,18 @@ class ClusterSite:
 
     def _is_on_some(self, stack: str) -> bool:
         return any(stack in _ready(report) for report in self.reports.values())
+
+
+@contextmanager
+def writing_to(cache: Path) -> Iterator[None]:
+    """Raises UsageError if the cache folder of a cluster takes no files: a quota is used up, it is read-only …"""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"--cache {shown(cache)}: takes no files ({reason_of(error)}); make room there, or name another folder that "
+            "all nodes share"
+        ) from None
 
 
 def paths_read(specs: Sequence[RunSpec], shared_downloads: bool) -> tuple[str, ...]:

@@ -31,7 +31,15 @@ from harness.core.run import RunSpec
 from harness.core.site import Node, Speeds
 from harness.errors import HarnessError, ResultsError, SourceError, UsageError, reason_of
 from harness.execution import fetch
-from harness.execution.cluster import ClusterSite, NodeReport, find_absent, paths_read, refuse_absent, report_node
+from harness.execution.cluster import (
+    ClusterSite,
+    NodeReport,
+    find_absent,
+    paths_read,
+    refuse_absent,
+    report_node,
+    writing_to,
+)
 from harness.execution.debris import clear
 from harness.execution.exchange import Exchange
 from harness.execution.executor import RunLost
@@ -159,8 +167,8 @@ class _RayNode:
 def open_ray(choice: ExecutorChoice, site: LocalSite, report: Callable[[str], None]) -> RayExecutor:
     """Connects to the cluster at ``choice.address``, or starts one of this machine alone, and an agent on each node.
 
-    Raises UsageError if Ray is not installed, the cluster cannot be reached, a node cannot start an agent, does not see
-    the cache folder or cannot use the cache's URL, and if the nodes are unlike.
+    Raises UsageError if Ray is not installed, the cluster cannot be reached, the cache folder takes no files, a node
+    cannot start an agent, does not see that folder or cannot use the cache's URL, and if the nodes are unlike.
     """
     os.environ.update(ENVIRONMENT)
     try:
@@ -382,11 +390,12 @@ class RayExecutor:
         return None
 
     def _refuse_unseen_cache(self) -> None:
-        """Raises UsageError unless every node sees what is written into the cache folder here."""
+        """Raises UsageError unless the cache folder takes files, and every node sees them there."""
         cache = self._artifacts.root.absolute()
-        cache.mkdir(parents=True, exist_ok=True)
         probe = cache / f".shared-{current_owner()}.part"
-        probe.touch()
+        with writing_to(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"written to see whether every node sees it\n")  # a full disk takes a name alone
         try:
             for name, absent in self._ask_all("find_absent", [str(probe)]).items():
                 if absent:
@@ -395,7 +404,7 @@ class RayExecutor:
                         "or a URL (--cache, or $QHARNESS_CACHE for a folder)"
                     )
         finally:
-            probe.unlink()
+            probe.unlink(missing_ok=True)
 
     def _refuse_unreachable_cache(self) -> None:
         """Raises UsageError unless every node can fetch artifacts from the URL of the cache, and send them there."""

@@ -29,7 +29,14 @@ from harness.core.site import Node, Speeds
 from harness.errors import ResultsError, UsageError
 from harness.execution import agent, fetch
 from harness.execution.agent import AgentSettings, Beating, RemoteAgent
-from harness.execution.cluster import ClusterSite, NodeReport, paths_read, refuse_absent, refuse_unreadable
+from harness.execution.cluster import (
+    ClusterSite,
+    NodeReport,
+    paths_read,
+    refuse_absent,
+    refuse_unreadable,
+    writing_to,
+)
 from harness.execution.executor import RunLost
 from harness.execution.executors import ExecutorChoice
 from harness.execution.fetch import HubContent
@@ -80,8 +87,8 @@ class Submitter(Protocol):
 def open_slurm(choice: ExecutorChoice, site: LocalSite, report: Callable[[str], None]) -> SlurmExecutor:
     """Submits one job for each of ``choice.nodes`` nodes and waits until all of them report.
 
-    Raises UsageError if this machine cannot submit jobs, if Slurm refuses the options or a job ends before it reports,
-    and if the nodes are unlike.
+    Raises UsageError if this machine cannot submit jobs, if the cache folder takes no files, if Slurm refuses the
+    options or a job ends before it reports, and if the nodes are unlike.
     """
     options = parse_options(choice.slurm)
     return SlurmExecutor(site, choice.nodes or 1, partial(_submitter, options), report, _limit_s(options))
@@ -201,16 +208,18 @@ class SlurmExecutor:
 
         A job ends after ``limit_s``, if that is known.
         """
-        cache = here.artifacts.root.absolute()
+        self._cache = cache = here.artifacts.root.absolute()
         self._spool = cache / f".spool-{current_owner()}.part"
-        self._spool.mkdir(mode=0o700, parents=True)
+        with writing_to(cache):
+            self._spool.mkdir(mode=0o700, parents=True)
         self._agents: dict[str, RemoteAgent] = {}
         self._jobs: dict[str, _Job] = {}
         self._beating = Beating(self._spool / agent.BEAT)
         try:
             pythons = {stack: str(python) for stack, python in here.stacks.pythons.items()}
             settings = encode(AgentSettings(str(cache), pythons, here.stacks.device))
-            (self._spool / agent.SETTINGS).write_text(settings, encoding="utf-8")
+            with writing_to(cache):
+                (self._spool / agent.SETTINGS).write_text(settings, encoding="utf-8")
             self._submit(count, make_submitter(self._spool / "jobs"))
             reports = self._wait_for(RemoteAgent.read_report, report)
             device = ClusterSite(here, reports, self._ask_anew, self._time_node).machine("auto").device
@@ -230,18 +239,14 @@ class SlurmExecutor:
     def refuse_unseen(self, specs: Sequence[RunSpec]) -> None:
         """Nodes fetch nothing, so they must also see what was fetched here from a hub."""
         paths = paths_read(specs, shared_downloads=True)
-        for each in self._agents.values():
-            each.ask_for(paths)
-        refuse_absent(self._wait_for(RemoteAgent.read_absent))
+        refuse_absent(self._ask_all(lambda each: each.ask_for(paths), RemoteAgent.read_absent))
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         """Here. Then each node must be able to read the data sets."""
         fetched = fetch.fetch(specs, self.site)
         data = HubContent.data_of(specs)
         if not data.is_empty:
-            for each in self._agents.values():
-                each.ask_to_read(data)
-            refuse_unreadable(self._wait_for(RemoteAgent.read_problem))
+            refuse_unreadable(self._ask_all(lambda each: each.ask_to_read(data), RemoteAgent.read_problem))
         return fetched
 
     def run(
@@ -269,12 +274,20 @@ class SlurmExecutor:
     def _submit(self, count: int, submitter: Submitter) -> None:
         for number in range(1, count + 1):
             name = f"node-{number}"
-            (self._spool / name).mkdir()
+            with writing_to(self._cache):
+                (self._spool / name).mkdir()
             try:
                 self._jobs[name] = _Job(submitter.submit(agent.serve, str(self._spool), name))
             except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
                 raise UsageError(f"--executor slurm: the job of {name} was not accepted: {error}") from error
             self._agents[name] = RemoteAgent(self._spool / name, self._jobs[name].find_end)
+
+    def _ask_all(self, ask: Callable[[RemoteAgent], None], read: Callable[[RemoteAgent], T | None]) -> dict[str, T]:
+        """What every node answers, by its name. Raises as ``_wait_for``, and if the cache takes no question."""
+        with writing_to(self._cache):
+            for each in self._agents.values():
+                ask(each)
+        return self._wait_for(read)
 
     def _wait_for(
         self, read: Callable[[RemoteAgent], T | None], report: Callable[[str], None] = lambda message: None
@@ -303,6 +316,4 @@ class SlurmExecutor:
         return None
 
     def _ask_anew(self) -> dict[str, NodeReport]:
-        for each in self._agents.values():
-            each.ask_anew()
-        return self._wait_for(RemoteAgent.read_report)
+        return self._ask_all(RemoteAgent.ask_anew, RemoteAgent.read_report)

@@ -17,10 +17,12 @@ from harness.execution.local import local_site
 from harness.execution.ray_cluster import (
     HTTP2_SETTINGS,
     Agent,
+    RayExecutor,
     _refuse_unreachable,
     _restore_environment,
     _usable_nodes,
 )
+from harness.storage.cache import Cache
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -49,6 +51,14 @@ def test_auto_takes_the_cpu_where_no_node_has_a_gpu() -> None:
 def test_a_cluster_that_can_run_nothing_is_refused(device: str, lacks: str) -> None:
     with pytest.raises(UsageError, match=f"no node of the cluster has {lacks}"):
         _usable_nodes([node("head"), node("gone", False, CPU=8.0, GPU=1.0)], device)
+
+
+def test_a_cache_folder_that_takes_no_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    executor = object.__new__(RayExecutor)
+    executor._artifacts = Cache(tmp_path / "file" / "cache")
+    with pytest.raises(UsageError, match=r"--cache .*/file/cache: takes no files \(Not a directory\); "):
+        executor._refuse_unseen_cache()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -17,10 +18,12 @@ import pytest
 import submitit
 from hub_data import keep_data_set
 from other_files import seeing
+from typer.testing import CliRunner
 
 from harness.api.plan import PlanSettings, plan_with_state
 from harness.api.run import RunSettings, run_part
 from harness.api.workplace import Workplace
+from harness.cli.app import app
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.execution import agent, slurm, starter
@@ -113,6 +116,30 @@ def test_a_job_that_ends_before_its_node_reports_is_told_with_its_last_words(tmp
 
     with pytest.raises(UsageError, match=r"node-1 does not serve: its job has ended .*no room on this node"):
         SlurmExecutor(local_site(tmp_path / "cache", device="cpu"), 1, failing)
+
+
+def test_a_cache_that_takes_no_files_ends_the_command_before_a_job_is_submitted(tmp_path: Path) -> None:
+    """Whatever the reason; here it is a file. Nothing catches an OSError on its way to the user."""
+    (tmp_path / "recipe.yaml").write_text("models: [x]\nmeasure: {memory: {}}\ndevice: cpu\n", encoding="utf-8")
+    (tmp_path / "file").touch()
+    options = ["--executor", "slurm", "--cache", str(tmp_path / "file"), "--results", str(tmp_path / "results")]
+    ended = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), *options])
+    assert isinstance(ended.exception, UsageError)
+    assert re.search(r"--cache .*/file: takes no files \(Not a directory\); ", str(ended.exception))
+
+
+def test_a_cache_whose_quota_is_used_up_meanwhile_ends_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+    with closing(SlurmExecutor(local_site(tmp_path / "cache", device="cpu"), 1, jobs)) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(agent, "_write", full)
+            with pytest.raises(UsageError, match=r"--cache .*/cache: takes no files \(Disk quota exceeded\)"):
+                executor.refuse_unseen([])
+        executor.refuse_unseen([])
 
 
 def test_nodes_without_the_device_are_refused(tmp_path: Path) -> None:
