@@ -93,14 +93,18 @@ def run_part(
         with store.locked(chosen.name):  # a bucket that takes nothing is known before nodes are waited for
             pass
 
+    note = ProgressNote(store, chosen.name)
+    on_event = note.following(on_event)
+
     def report(message: str) -> None:
         on_event(Waiting(anonymizer.message(message)))
 
-    with closing(open_executor(settings.executor, site, report)) as opened:
+    with note, closing(open_executor(settings.executor, site, report)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
         ask = partial(_ask_servers, chosen, store, site.spill_roots, opened.site.artifacts)
         planned = tuple(part(_planned(chosen, settings, opened, lambda planned: ask(part(planned)))))
+        note.plan([each.spec for each in planned], opened.device_of)
         if not planned:
             return ()
 
@@ -108,8 +112,7 @@ def run_part(
             basis = forecast_basis(opened.site.speeds(chosen.device), store, chosen.name, records)
             return basis.forecast(todo, planned, opened.nodes(chosen.device), hourly_price(chosen))
 
-        with ProgressNote(store, [each.spec for each in planned]) as note:
-            return sweep(planned, store, opened, note.following(on_event), settings.paranoid, site.spill_roots, expect)
+        return sweep(planned, store, opened, on_event, settings.paranoid, site.spill_roots, expect)
 
 
 def _ask_servers(

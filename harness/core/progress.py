@@ -40,6 +40,7 @@ class SweepProgress:
     ``runs`` are all that were planned; ``ended`` counts those that have a record by status, of which ``reused`` have an
     earlier one. ``saved`` grows whenever a record may have been written. ``failures`` are the last ones. ``left_s`` is
     how long the rest is expected to take, None if that is not known. A note comes at least every ``heartbeat_s``.
+    ``preparing`` says what a sweep does that has not planned its runs yet; it is empty afterwards.
     """
 
     recipe: str
@@ -54,6 +55,7 @@ class SweepProgress:
     failures: tuple[RunFailure, ...] = ()
     left_s: float | None = None
     ending: Ending = "running"
+    preparing: str = ""
 
     @property
     def done(self) -> int:

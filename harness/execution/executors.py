@@ -47,6 +47,10 @@ class OpenExecutor(Executor, Protocol):
         """Raises UsageError, with the node and the file, if a node lacks something that these specs read from disk."""
         ...
 
+    def device_of(self, spec: RunSpec) -> str:
+        """On which of several GPUs or sets of cores a run executes now, as people name them; empty if that is unknown."""
+        ...
+
     def close(self) -> None:
         """Ends them; no run executes meanwhile."""
         ...

@@ -179,6 +179,9 @@ class LocalExecutor:
         finally:
             self._workers.give_back(worker)
 
+    def device_of(self, spec: RunSpec) -> str:
+        return self._workers.device_of(spec)
+
     def stop(self) -> None:
         self._workers.stop()
 
@@ -213,9 +216,11 @@ class _Workers:
         with self._changed:
             worker = next((each for each in self.idle if each.may_make(spec)), None)
             if worker is None:
-                worker = _Worker(site, self._starter, self._free_gpus(spec, site), self._free_cores(spec, site))
+                gpus, cores = self._free_gpus(spec, site), self._free_cores(spec, site)
+                worker = _Worker(site, self._starter, gpus, cores, _device(gpus, cores, site, spec.device))
             else:
                 self.idle.remove(worker)
+            worker.run_id = spec.run_id
             self._busy.append(worker)
             if self._stopped:
                 worker.stop()
@@ -235,6 +240,10 @@ class _Workers:
             with self._changed:
                 self._busy.remove(worker)
                 self._changed.notify_all()
+
+    def device_of(self, spec: RunSpec) -> str:
+        """Asked by the thread that shows a phase, so it waits for nobody."""
+        return next((worker.device for worker in tuple(self._busy) if worker.run_id == spec.run_id), "")
 
     def stop(self) -> None:
         with self._changed:
@@ -314,13 +323,15 @@ class _Worker:
     _phases: Phases
     _log: Log
 
-    def __init__(self, site: LocalSite, starter: Starter, gpus: tuple[str, ...] | None, cores: tuple[int, ...]) -> None:
+    def __init__(
+        self, site: LocalSite, starter: Starter, gpus: tuple[str, ...] | None, cores: tuple[int, ...], device: str
+    ) -> None:
         """``gpus`` are the names of those that it sees; None leaves that to the environment.
 
-        ``cores`` are the processors that it is confined to; empty leaves it all.
+        ``cores`` are the processors that it is confined to; empty leaves it all. ``device`` is what people call them.
         """
-        self.is_idle = False
-        self.gpus, self.cores = gpus, cores
+        self.is_idle, self.run_id = False, ""
+        self.gpus, self.cores, self.device = gpus, cores, device
         self._site, self._starter = site, starter
         self._started = self._stopped = False
         self._starting = threading.Lock()
@@ -532,6 +543,16 @@ class _Worker:
 
     def _failure(self, kind: str, message: str) -> Failure:
         return Failure(self._phases.current, kind, message)
+
+
+def _device(gpus: tuple[str, ...] | None, cores: Sequence[int], site: LocalSite, device: str) -> str:
+    """What people call these GPUs, by their places among the site's, or these cores; empty if there are no others."""
+    names = site.machine(device).uuids if gpus else ()
+    if len(names) > 1:
+        return f"GPU {', '.join(str(place) for place, name in enumerate(names) if name in (gpus or ()))}"
+    if len(cores) > 2 and cores[-1] - cores[0] == len(cores) - 1:
+        return f"cores {cores[0]}-{cores[-1]}"
+    return f"core{'s' * (len(cores) > 1)} {', '.join(map(str, cores))}" if cores else ""
 
 
 def _end(process: Process) -> None:

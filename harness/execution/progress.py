@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -15,7 +15,7 @@ from harness.core.progress import Ending, RunFailure, RunUnderWay, SweepProgress
 from harness.core.record import FAILURES, RunRecord
 from harness.core.run import RunSpec, titles_among
 from harness.errors import ResultsError
-from harness.execution.events import Ended, Event, Lost, PhaseBegan, Remaining, Started, Withdrawn
+from harness.execution.events import Ended, Event, Lost, PhaseBegan, Remaining, Started, Waiting, Withdrawn
 from harness.execution.interrupt import uninterrupted
 from harness.storage.progress import write_progress
 from harness.storage.store import Store
@@ -27,24 +27,27 @@ KEPT_FAILURES = 8
 
 
 class ProgressNote:
-    """Follows the events of a sweep. While its context lasts, a thread writes the note of what it has seen.
+    """Follows the events of a sweep, from before it plans. While its context lasts, a thread writes the note of what it
+    has seen.
 
-    A sweep that executes nothing and ends at once leaves the note of the one before. A note that cannot be written is
-    no error: the sweep goes on, and the next one may succeed.
+    A sweep that executes nothing and ends at once leaves the note of the one before. So does one that another sweep
+    into the same folder keeps from beginning: until the runs are planned, it writes only while nobody else sweeps
+    there. A note that cannot be written is no error: the sweep goes on, and the next one may succeed.
     """
 
-    def __init__(self, store: Store, specs: Sequence[RunSpec]) -> None:
+    def __init__(self, store: Store, recipe: str) -> None:
         self._store = store
         self._end_s: float | None = None  # when it is expected to end, by this process's clock
         now = _now()
-        self._note = SweepProgress(specs[0].recipe, now, now, HEARTBEAT_S, len(specs))
-        self._title_among = titles_among(specs)
+        self._note = SweepProgress(recipe, now, now, HEARTBEAT_S, 0, preparing="planning")
+        self._title_among: Callable[[RunSpec], str] = lambda spec: spec.title
+        self._device_of: Callable[[RunSpec], str] = lambda spec: ""
         self._statuses: dict[str, str] = {}
         self._running: dict[str, RunUnderWay] = {}
         self._failures: dict[str, RunFailure] = {}
         self._made = 0
         self._written = False
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._changed, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._write_on_change, name="progress", daemon=True)
 
@@ -62,6 +65,13 @@ class ProgressNote:
                 ending: Ending = "interrupted" if kind is KeyboardInterrupt else "failed" if kind else "finished"
                 self._running.clear()
                 self._write(ending)
+
+    def plan(self, specs: Sequence[RunSpec], device_of: Callable[[RunSpec], str]) -> None:
+        """Takes note of what the sweep is about to run. ``device_of`` names what a run executes on, if it knows."""
+        with self._writing, self._lock:  # a note that is being written holds the folder that the sweep will lock
+            self._note = replace(self._note, runs=len(specs), preparing="")
+            self._title_among, self._device_of = titles_among(specs), device_of
+        self._changed.set()
 
     def following(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
         """The same receiver of events, from which the note hears of them too."""
@@ -81,7 +91,11 @@ class ProgressNote:
                 self._note = replace(self._note, runs=event.total)  # those that nothing needs are left out
                 self._running[spec.run_id] = RunUnderWay(self._title(spec), "start", _now(), where)
             elif isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
-                self._running[event.spec.run_id] = replace(self._running[event.spec.run_id], phase=event.name)
+                known = self._running[event.spec.run_id]
+                where = self._device_of(event.spec) or known.where
+                self._running[event.spec.run_id] = replace(known, phase=event.name, where=where)
+            elif isinstance(event, Waiting) and self._note.preparing:
+                self._note = replace(self._note, preparing=event.message)
             elif isinstance(event, Remaining):
                 self._end_s = time.monotonic() + event.left_s.expected
             elif isinstance(event, Lost):
@@ -123,9 +137,17 @@ class ProgressNote:
             self._write("running")
 
     def _write(self, ending: Ending) -> None:
+        with self._writing:
+            note = self._state(ending)
+            alone = self._store.locked(note.recipe) if note.preparing else nullcontext()
+            with suppress(OSError, ResultsError), alone:  # a full disk ends the sweep where it loses a result, not here
+                write_progress(self._store.place, note)
+                self._written = True
+
+    def _state(self, ending: Ending) -> SweepProgress:
         with self._lock:
             left_s = None if self._end_s is None else max(self._end_s - time.monotonic(), 0.0)
-            note = replace(
+            return replace(
                 self._note,
                 noted=_now(),
                 ended=dict(sorted(Counter(self._statuses.values()).items())),
@@ -134,9 +156,6 @@ class ProgressNote:
                 left_s=left_s if ending == "running" else None,
                 ending=ending,
             )
-        with suppress(OSError, ResultsError):  # a full disk ends the sweep where it loses a result, not here
-            write_progress(self._store.place, note)
-            self._written = True
 
 
 def _now() -> str:

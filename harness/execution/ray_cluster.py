@@ -326,6 +326,10 @@ class RayExecutor:
             raise
         raise RunLost("its agent returned no outcome", for_good=False)
 
+    def device_of(self, spec: RunSpec) -> str:
+        """Only its agent knows; who watches sees the node."""
+        return ""
+
     def stop(self) -> None:
         for agent in self._agents.values():
             agent.stop.remote()

@@ -259,6 +259,10 @@ class SlurmExecutor:
                 self._jobs[node.name].job.cancel(check=False)
             raise
 
+    def device_of(self, spec: RunSpec) -> str:
+        """Only its agent knows; who watches sees the node."""
+        return ""
+
     def stop(self) -> None:
         for each in self._agents.values():
             each.stop()

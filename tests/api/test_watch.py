@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Event, Semaphore, Thread
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from run_specs import run_spec
 from typer.testing import CliRunner
 
 from harness.api import watch as watching
+from harness.api.run import run
 from harness.api.verify import verify
 from harness.api.watch import ResultsWatch, write_report_on_change
 from harness.cli.app import app
@@ -53,9 +57,27 @@ def record(spec: RunSpec, status: str = "ok", message: str = "") -> RunRecord:
     return RunRecord(spec, Outcome(status, failure), "now", 1, "2026-01-01T00:00:00+00:00", 1.0)  # type: ignore[arg-type]
 
 
+def planned_note(
+    store: Store, planned: Sequence[RunSpec], device_of: Callable[[RunSpec], str] = lambda spec: ""
+) -> ProgressNote:
+    note = ProgressNote(store, "sweep")
+    note.plan(planned, device_of)
+    return note
+
+
 def noted(root: Path) -> SweepProgress:
     [note] = read_progress(LocalPlace(root))
     return note
+
+
+def wait_for(root: Path, holds: Callable[[SweepProgress], bool]) -> SweepProgress:
+    """The note of the one sweep, once it is so."""
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        if (found := read_progress(LocalPlace(root))) and holds(found[0]):
+            return found[0]
+        time.sleep(0.005)
+    raise AssertionError("the note did not come")
 
 
 def ago(seconds: float) -> str:
@@ -77,7 +99,7 @@ def put(root: Path, note: SweepProgress) -> SweepProgress:
 
 def test_a_finished_sweep_has_noted_each_run_once(tmp_path: Path) -> None:
     planned = specs(6)
-    note = ProgressNote(Store(tmp_path), planned)
+    note = planned_note(Store(tmp_path), planned)
     with note:
         for index, spec in enumerate(planned[:5], 1):
             note.follow(Started(spec, index, 6))
@@ -102,7 +124,7 @@ def test_a_finished_sweep_has_noted_each_run_once(tmp_path: Path) -> None:
 )
 def test_the_note_says_how_the_sweep_ended(tmp_path: Path, error: type[BaseException] | None, ending: str) -> None:
     [spec] = specs(1)
-    note = ProgressNote(Store(tmp_path), [spec])
+    note = planned_note(Store(tmp_path), [spec])
 
     def sweep() -> None:
         with note:
@@ -121,15 +143,7 @@ def test_the_note_says_how_the_sweep_ended(tmp_path: Path, error: type[BaseExcep
 def test_what_executes_is_noted_while_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noting, "QUIET_S", 0.0)
     planned = specs(3)
-    note = ProgressNote(Store(tmp_path), planned)
-
-    def wait_for(holds: Callable[[SweepProgress], bool]) -> SweepProgress:
-        until = time.monotonic() + WAIT_S
-        while time.monotonic() < until:
-            if (found := read_progress(LocalPlace(tmp_path))) and holds(found[0]):
-                return found[0]
-            time.sleep(0.005)
-        raise AssertionError("the note did not come")
+    note = planned_note(Store(tmp_path), planned)
 
     with note:
         note.follow(Started(planned[0], 1, 3))
@@ -139,17 +153,118 @@ def test_what_executes_is_noted_while_it_does(tmp_path: Path, monkeypatch: pytes
         note.follow(Started(planned[1], 2, 3, "node-2"))
         note.follow(Remaining(Span(120.0, 60.0, 180.0)))
         note.follow(PhaseBegan(planned[1], "score"))
-        found = wait_for(lambda each: any(run.phase == "score" for run in each.running))
+        found = wait_for(tmp_path, lambda each: any(run.phase == "score" for run in each.running))
         assert [(run.title, run.where) for run in found.running] == [(planned[1].title, "node-2")]
         assert (found.done, found.waiting, found.ending) == (1, 1, "running")
         assert found.left_s is not None
         assert 60 < found.left_s <= 120
 
 
+def test_the_device_of_a_run_is_noted_where_it_is_one_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noting, "QUIET_S", 0.0)
+    first, second, third = specs(3)
+    devices = {first.run_id: "GPU 0", second.run_id: "GPU 3"}
+    with planned_note(
+        Store(tmp_path), [first, second, third], lambda spec: devices.get(spec.run_id, "")
+    ) as note:
+        for number, spec in enumerate((first, second, third), 1):
+            note.follow(Started(spec, number, 3, "node-1" if spec is third else ""))
+            note.follow(PhaseBegan(spec, "load"))
+        found = wait_for(tmp_path, lambda each: [run.phase for run in each.running] == ["load"] * 3)
+        assert [run.where for run in found.running] == ["GPU 0", "GPU 3", "node-1"]
+
+
+@pytest.fixture
+def nodes_never_come(monkeypatch: pytest.MonkeyPatch) -> Iterator[Semaphore]:
+    """A cluster whose nodes are waited for until the semaphore is released, and then refused."""
+    monkeypatch.setattr(noting, "QUIET_S", 0.0)
+    refused = Semaphore(0)
+
+    def wait(choice: object, site: object, report: Callable[[str], None]) -> NoReturn:
+        report("waiting for 2 of 4 nodes")
+        assert refused.acquire(timeout=WAIT_S)
+        raise UsageError("the nodes are unlike")
+
+    monkeypatch.setattr("harness.api.run.open_executor", wait)
+    yield refused
+    refused.release()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("models: [x]\nmethods: [none]\nmeasure: {memory: {}}\ndevice: cpu\n", encoding="utf-8")
+    return path
+
+
+def begin(recipe: Path, results: Path) -> Future[object]:
+    """A sweep in a thread."""
+    begun: Future[object] = Future()
+
+    def sweep() -> None:
+        try:
+            begun.set_result(run(recipe, results, results.with_name("cache")))
+        except BaseException as error:  # noqa: BLE001 - looked at by the test
+            begun.set_exception(error)
+
+    Thread(target=sweep, daemon=True).start()
+    return begun
+
+
+@pytest.mark.parametrize("before", ["dead", "interrupted", "none"])
+def test_a_sweep_is_seen_before_it_has_planned_also_where_an_earlier_one_ended(
+    tmp_path: Path, recipe: Path, nodes_never_come: Semaphore, before: str
+) -> None:
+    results = tmp_path / "results"
+    if before != "none":
+        put(results, replace(NOTE, ending="running" if before == "dead" else "interrupted"))
+    begun = begin(recipe, results)
+    wait_for(results, lambda each: each.preparing == "waiting for 2 of 4 nodes")
+    watch = ResultsWatch(results)
+    seen = watch.look()
+    assert watch.goes_on(seen)
+    [line, *rest] = frame_text(seen).splitlines()
+    assert line.startswith("sweep · running for ")
+    assert rest == ["  waiting for 2 of 4 nodes, before the first run"]
+    nodes_never_come.release()
+    assert isinstance(begun.exception(WAIT_S), UsageError)
+    seen = watch.look()
+    assert not watch.goes_on(seen)
+    assert frame_text(seen).startswith("sweep · failed after ")
+
+
+def test_a_sweep_that_is_kept_out_by_another_does_not_hide_it(
+    tmp_path: Path, recipe: Path, nodes_never_come: Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, tried, locked = tmp_path / "results", Event(), Store.locked
+    with Store(results).locked("sweep"):
+        other = put(results, NOTE)
+        monkeypatch.setattr(Store, "locked", lambda store, name: tried.set() or locked(store, name))
+        begun = begin(recipe, results)
+        assert tried.wait(WAIT_S)
+        nodes_never_come.release()
+        assert isinstance(begun.exception(WAIT_S), UsageError)
+        assert noted(results) == other
+
+
+def test_a_sweep_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:
+    watch = ResultsWatch(tmp_path)
+    looks = [watch.goes_on(watch.look_at_sweeps()) for _ in range(3)]
+    put(tmp_path, replace(NOTE, noted=ago(0)))
+    looks += [watch.goes_on(watch.look_at_sweeps())]
+    put(tmp_path, replace(NOTE, noted=ago(0), ending="finished"))
+    assert looks == [True] * 4
+    assert not watch.goes_on(watch.look_at_sweeps()), "one has run"
+    idle = ResultsWatch(tmp_path)
+    assert sum(iter(lambda: idle.goes_on(idle.look_at_sweeps()), False)) == 5
+
+
 def test_a_sweep_that_executes_nothing_leaves_the_note_of_the_one_before(tmp_path: Path) -> None:
     earlier = put(tmp_path, replace(NOTE, ending="finished"))
     [spec] = specs(1)
-    note = ProgressNote(Store(tmp_path), [spec])
+    note = planned_note(Store(tmp_path), [spec])
     with note:
         note.follow(Started(spec, 1, 1))
         note.follow(Ended(record(spec), 1, 1, reused=True))
@@ -159,7 +274,7 @@ def test_a_sweep_that_executes_nothing_leaves_the_note_of_the_one_before(tmp_pat
 def test_a_note_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     [spec] = specs(1)
     (tmp_path / "sweep").write_text("a file where the folder should be", encoding="utf-8")
-    note = ProgressNote(Store(tmp_path), [spec])
+    note = planned_note(Store(tmp_path), [spec])
     with note:
         note.follow(Ended(record(spec), 1, 1, reused=False))
     assert (tmp_path / "sweep").is_file()
@@ -167,7 +282,7 @@ def test_a_note_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 def test_a_note_names_no_path_of_this_machine(tmp_path: Path) -> None:
     [spec] = specs(1)
-    note = ProgressNote(Store(tmp_path, Anonymizer({"/home/ada": "~"})), [spec])
+    note = planned_note(Store(tmp_path, Anonymizer({"/home/ada": "~"})), [spec])
     with note:
         note.follow(Ended(record(spec, "failed", "no such file: /home/ada/model"), 1, 1, reused=False))
     assert noted(tmp_path).failures[0].message == "no such file: ~/model"

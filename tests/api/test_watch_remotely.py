@@ -78,7 +78,8 @@ def test_a_sweep_into_a_bucket_is_followed_from_another_machine(
     store, executor = open_results(url, tmp_path / "sweeping"), Patient(Cache(tmp_path / "artifacts"))
 
     def run() -> None:
-        with ProgressNote(store, SPECS) as note:
+        with ProgressNote(store, "sweep") as note:
+            note.plan(SPECS, lambda spec: "")
             sweep([PlannedRun(each) for each in SPECS], store, executor, note.follow)  # type: ignore[arg-type]
 
     sweeping = threading.Thread(target=run)

@@ -69,6 +69,25 @@ def test_each_record_is_shown_when_it_is_saved_until_the_sweep_ends(
     assert SHOWN in terminal.text
 
 
+def test_a_sweep_that_begins_later_is_waited_for(tmp_path: Path) -> None:
+    """Also if not even its folder is there."""
+    patient = f"from harness.api import watch; watch.FIRST_LOOKS = 10**9; {OFTEN}"
+    terminal = Terminal(["watch", tmp_path / "results"], ("-c", patient))
+    terminal.wait_for("no sweep runs here: waiting")
+    sweep = Sweep(tmp_path / "results")
+    terminal.wait_for(f"0 of {len(RUNS)} runs")
+    sweep.end()
+    assert terminal.wait() == ExitCode.OK, terminal.text
+    assert "example · finished after" in terminal.text
+
+
+def test_a_folder_that_does_not_appear_is_a_wrong_one(tmp_path: Path) -> None:
+    terminal = Terminal(["watch", tmp_path / "nowhere"], ("-c", OFTEN))
+    assert terminal.wait() == ExitCode.USAGE, terminal.text
+    assert "no such folder" in terminal.text
+    assert "Traceback" not in terminal.text
+
+
 def test_an_interrupt_ends_it_and_leaves_the_terminal_as_it_was(
     tmp_path: Path, watched: Callable[[], Terminal]
 ) -> None:

@@ -401,9 +401,14 @@ def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
     )
     first, second = executor._workers.take(one, site), executor._workers.take(two, site)
     assert (first.gpus, second.gpus) == (("GPU-a",), ("GPU-b", "GPU-c"))
+    assert (executor.device_of(one), executor.device_of(two)) == ("GPU 0", "GPU 1, 2")
     executor._workers.give_back(first)
     assert executor._workers.take(one, site).gpus == ("GPU-a",), "speeds are all measured on the first GPU"
     assert executor._workers.take(run_spec("quality"), site).gpus == ()
+    assert executor.device_of(run_spec("quality")) == ""
+    single, site = local(tmp_path, GPUS[:1])
+    single._workers.take(one, site)
+    assert single.device_of(one) == "", "there is no other"
 
 
 def test_each_worker_on_a_cpu_has_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +418,7 @@ def test_each_worker_on_a_cpu_has_cores_of_its_own(tmp_path: Path, monkeypatch: 
     two, alone = run_spec("quality", threads=2), run_spec("performance", threads=2)
     first, second = executor._workers.take(two, executor.site), executor._workers.take(two, executor.site)
     assert (first.cores, second.cores) == ((0, 2), (4, 6))
+    assert executor.device_of(two) == "cores 0, 2"
     executor._workers.give_back(first)
     assert executor._workers.take(two, executor.site).cores == (0, 2)
     assert executor._workers.take(alone, executor.site).cores == ()

@@ -60,7 +60,10 @@ def _sweep(sweep: WatchedSweep) -> Iterator[Text | Table | str]:
     now = datetime.now(UTC).isoformat()
     words, style = _state(sweep)
     yield line(f"{progress.recipe} · {words}", style)
-    yield line(f"  {progress.done} of {progress.runs} runs · {_counts(sweep)}")
+    if progress.preparing:
+        yield line(f"  {progress.preparing}, before the first run")
+    else:
+        yield line(f"  {progress.done} of {progress.runs} runs · {_counts(sweep)}")
     if sweep.runs and progress.running:
         table = _grid("running", "phase", "for", "on")
         for run in progress.running:
