@@ -129,7 +129,10 @@ class Artifacts(Protocol):
     """The artifacts that runs left at a site for other runs."""
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """The outcome of the run that made the spec's artifact; None if there is none, or it is seen to be damaged."""
+        """The outcome of the run that made the spec's artifact; None if there is none, or it is seen to be damaged.
+
+        Raises OSError if it may be elsewhere, and that cannot be read.
+        """
         ...
 
     def maker(self, spec: RunSpec) -> Owner | None:
@@ -139,7 +142,8 @@ class Artifacts(Protocol):
     def damage(self, spec: RunSpec, read_data: bool) -> str | None:
         """What is wrong with the spec's artifact; None if nothing is, or there is none.
 
-        Without ``read_data`` only names and sizes are checked, with it every byte.
+        Without ``read_data`` only names and sizes are checked, with it every byte, after fetching what is elsewhere.
+        Raises OSError if that cannot be fetched, which says nothing of what it is.
         """
         ...
 

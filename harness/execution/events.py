@@ -86,6 +86,14 @@ class ArtifactDamaged:
 
 
 @dataclass(frozen=True)
+class NotFetched:
+    """An artifact at the shared cache could not be fetched; it stays there. If a later try fails too, it is made again."""
+
+    spec: RunSpec
+    reason: str
+
+
+@dataclass(frozen=True)
 class NotShared:
     """What a run made could not be sent to the shared cache; it is in the cache of this machine."""
 
@@ -162,6 +170,7 @@ Event = (
     | DamageFound
     | Verifying
     | ArtifactDamaged
+    | NotFetched
     | NotShared
     | TakenIn
     | Expected

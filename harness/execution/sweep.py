@@ -36,6 +36,7 @@ from harness.execution.events import (
     Expected,
     Forecasted,
     Lost,
+    NotFetched,
     NotShared,
     PhaseBegan,
     Remaining,
@@ -53,6 +54,7 @@ from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
+from harness.storage.disk import TAKES_NOTHING
 from harness.storage.pack import PACK
 from harness.storage.spill import Saver
 from harness.storage.store import Store
@@ -127,15 +129,30 @@ class _Sweep:
             maker = self.artifacts.maker(spec)
 
     def _look(self, spec: RunSpec) -> tuple[Outcome | None, str | None]:
-        """The outcome, and what is wrong with the artifact."""
+        """The outcome, and what is wrong with the artifact; neither of one that cannot be fetched.
+
+        If that is because this machine's disk takes nothing, the sweep ends: it would not take a new one either.
+        """
         damage = self.artifacts.damage(spec, read_data=False)
-        kept = self.artifacts.outcome(spec) if damage is None else None
-        if kept is not None and spec.run_id not in self._intact:
-            self.on_event(Verifying(spec))
-            damage = self.artifacts.damage(spec, read_data=True)
-            if damage is None:
-                self._intact.add(spec.run_id)
+        try:
+            kept = self.artifacts.outcome(spec) if damage is None else None
+            if kept is not None and spec.run_id not in self._intact:
+                self.on_event(Verifying(spec))
+                damage = self.artifacts.damage(spec, read_data=True)
+                if damage is None:
+                    self._intact.add(spec.run_id)
+        except OSError as error:
+            self.on_event(NotFetched(spec, reason_of(error)))
+            if error.errno in TAKES_NOTHING:
+                self.saver.report(f"the artifact of {spec.title} cannot be fetched, since there is no room for it", error)
+            return None, None
         return kept, damage
+
+    def known(self, spec: RunSpec) -> Outcome | None:
+        """The outcome of an artifact for a forecast, unchecked; None also if it cannot be read now."""
+        with suppress(OSError):
+            return self.artifacts.outcome(spec)
+        return None
 
     def share(self, spec: RunSpec) -> None:
         """Sends what a run made to where other machines find it; the sweep goes on if that fails."""
@@ -266,7 +283,7 @@ class _Progress:
         self._latest = {record.spec.run_id: record for record in earlier}
         self._finished = done(planned, earlier, sweep.outcome)
         self._losses: dict[int, _Loss] = {}
-        todo = left(planned, self._finished, sweep.artifacts.outcome) if expect else ()
+        todo = left(planned, self._finished, sweep.known) if expect else ()
         self._forecast = expect(todo, earlier) if expect and todo else NOTHING
         self._running: dict[str, float] = {}  # when each that executes began
         if self._forecast.runs:
@@ -360,6 +377,8 @@ class _Progress:
             return None
         attempt = _Attempt(index, planned, node, datetime.now(UTC).isoformat(), time.perf_counter())
         kept = None if refusal else sweep.reusable(spec)
+        if sweep.saver.trouble is not None:  # no new artifact can be kept either
+            return None
         if kept is None and not refusal:
             self._running[spec.run_id] = attempt.began_s
             return attempt

@@ -120,7 +120,8 @@ class Cache:
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """The outcome of the run that made the spec's folder; None if there is none, or it is seen to be damaged.
 
-        Reads ``outcome.json``, and compares names and sizes of the files; ``damage`` says what is wrong.
+        Reads ``outcome.json``, and compares names and sizes of the files; ``damage`` says what is wrong. Raises OSError
+        if it may be shared, and that cannot be read.
         """
         if not spec.job.cached:
             return None
@@ -130,7 +131,7 @@ class Cache:
                 there = _read_shared(self.shared, spec.kind, spec.run_id)
                 return None if there is None else there[0].outcome
             kept = _read(folder, spec.kind, spec.run_id)
-        except (ResultsError, OSError):
+        except ResultsError:
             return None
         return None if _changed(folder, kept, read_data=False) else kept.outcome
 
@@ -153,6 +154,7 @@ class Cache:
 
         With ``read_data`` a shared folder is fetched before, and what is wrong with it is found. If it is
         ``for_nodes``, names and sizes are compared; a store that cannot be reached then says nothing against it.
+        Raises OSError if it cannot be fetched: the store cannot be reached, or the disk here takes no more.
         """
         if not spec.job.cached:
             return None
@@ -162,8 +164,9 @@ class Cache:
             except ResultsError as error:
                 return str(error)
             except OSError as error:
-                at = self.shared.objects.at(f"{spec.kind}/{spec.run_id}")
-                return None if self.for_nodes else f"{at}: cannot be fetched: {reason_of(error)}"
+                if not self.for_nodes:
+                    at = self.shared.objects.at(f"{spec.kind}/{spec.run_id}")
+                    raise OSError(error.errno, f"{at}: cannot be fetched: {reason_of(error)}") from None
             return None
         return self._damage(spec.kind, spec.run_id, read_data)
 

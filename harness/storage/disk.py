@@ -28,6 +28,10 @@ _FULL_WORDS = ("no space left on device", "disk quota exceeded", "storagefull")
 """How Linux, Python and Rust name it."""
 
 
+TAKES_NOTHING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""How a disk refuses whatever is written to it: it is full, a quota is used up, or it is read-only."""
+
+
 def is_full(text: str) -> bool:
     """Whether the text of an error or a log names a full disk."""
     return any(word in text.lower() for word in _FULL_WORDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from command_line import qharness
 from hub_server import Repository, hub_server
 from instant_executor import InstantExecutor
-from object_store import ObjectStore, served
+from object_store import Kind, ObjectStore, served
 from run_specs import run_spec
 from typer.testing import CliRunner, Result
 
@@ -25,10 +26,11 @@ from harness.api.verify import verify
 from harness.cli.app import app
 from harness.core.model import MethodRef, ModelRef
 from harness.errors import ExitCode, ResultsError, StorageError, UsageError
-from harness.execution.events import ArtifactDamaged, Ended, Event, NotShared
+from harness.execution.events import ArtifactDamaged, Ended, Event, NotFetched, NotShared
 from harness.execution.sweep import sweep
 from harness.planning.plan import PlannedRun
 from harness.storage.cache import Cache
+from harness.storage.disk import Disk
 from harness.storage.objects import Objects
 from harness.storage.reading import read_records
 from harness.storage.shared_cache import SharedCache
@@ -198,9 +200,11 @@ class TestSweep:
     def url(self, server: ObjectStore) -> str:
         return server.bucket(f"sweep-{next(NUMBERS)}")
 
-    def run(self, url: str, machine: Path, results: str = "results") -> tuple[list[str], list[Event]]:
+    def run(
+        self, url: str, machine: Path, results: str = "results", disk: Disk | None = None
+    ) -> tuple[list[str], list[Event]]:
         store = open_results(f"{url}/{results}", machine)
-        executor = InstantExecutor(Cache(machine, shared=SharedCache(Objects(f"{url}/cache"))))
+        executor = InstantExecutor(Cache(machine, disk or Disk(), SharedCache(Objects(f"{url}/cache"))))
         events: list[Event] = []
         sweep(planned(), store, executor, events.append, spill_roots=[machine / "spill"])  # type: ignore[arg-type]
         return [spec.kind for spec in executor.ran], events
@@ -223,6 +227,52 @@ class TestSweep:
             each.reason.startswith(f"{url}/cache/quantize") for each in events if isinstance(each, ArtifactDamaged)
         ] == [True]
         assert cache.read(next(name for name in cache.list() if name.endswith("safetensors")), 10) == b"weights"
+
+    @pytest.mark.parametrize("what", ["outcome.json", "model.safetensors"])
+    def test_an_artifact_that_cannot_be_fetched_is_not_damaged(
+        self, url: str, tmp_path: Path, server: ObjectStore, what: str
+    ) -> None:
+        self.run(url, tmp_path / "a")
+        there = Objects(f"{url}/cache").list()
+        with server.failing(lambda method, path, number: "500" if path.endswith(what) and method == "GET" else None):
+            ran, events = self.run(url, tmp_path / "b", "other")
+        assert ran == ["quantize", "quality"], "it costs time, and no run"
+        (missed,) = (each for each in events if isinstance(each, NotFetched))
+        assert missed.spec == MADE
+        assert missed.reason.startswith(f"{url}/cache/quantize")
+        assert not [each for each in events if isinstance(each, ArtifactDamaged)]
+        assert Objects(f"{url}/cache").list() == there, "what is whole stays"
+
+    def test_a_fault_that_passes_costs_nothing(self, url: str, tmp_path: Path, server: ObjectStore) -> None:
+        self.run(url, tmp_path / "a")
+        failed: list[int] = []
+
+        def twice(method: str, path: str, number: int) -> Kind | None:
+            if path.endswith("model.safetensors") and method == "GET" and len(failed) < 2:
+                failed.append(number)
+                return "500"
+            return None
+
+        with server.failing(twice):
+            ran, events = self.run(url, tmp_path / "b", "other")
+        assert (len(failed), ran) == (2, ["quality"])
+        assert not [each for each in events if isinstance(each, NotFetched)]
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_a_disk_that_has_no_room_for_an_artifact_ends_the_sweep(
+        self, url: str, tmp_path: Path, number: int
+    ) -> None:
+        class Full(Disk):
+            def _mkdir(self, path: Path, mode: int) -> None:
+                if "quantize" in path.parts:
+                    raise OSError(number, os.strerror(number), str(path))
+                super()._mkdir(path, mode)
+
+        self.run(url, tmp_path / "a")
+        with pytest.raises(StorageError, match=f"no room for it: .*{os.strerror(number)}"):
+            self.run(url, tmp_path / "b", "other", Full())
+        assert open_results(f"{url}/other").read().records == (), "it is not made again"
+        assert self.run(url, tmp_path / "b", "other")[0] == ["quality"]
 
     def test_a_cache_that_takes_nothing_costs_no_run(self, url: str, tmp_path: Path, server: ObjectStore) -> None:
         with server.failing(lambda method, path, number: "500" if "/cache/" in path and method == "PUT" else None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 from ray_nodes import RealCluster
 
 from harness.core.record import RunRecord
+from harness.core.site import Node
 from harness.execution.events import Event, Lost, PhaseBegan, Started
 from harness.execution.executors import ExecutorChoice, open_executor
 from harness.execution.local import local_site
@@ -43,6 +46,52 @@ def nll(records: tuple[RunRecord, ...]) -> dict[str, tuple[float, ...]]:
         for each in record.outcome.measurements
         if each.metric == "nll"
     }
+
+
+def test_an_agent_that_is_killed_is_started_again_and_its_run_repeated(
+    cluster: RealCluster, sweeps: Any, tiny: Path, tmp_path: Path
+) -> None:
+    """As the kernel does when a node's memory runs out. The node lives and goes on."""
+    import ray
+
+    recipe = sweeps.recipe(
+        {
+            "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+            "methods": ["none"],
+            "measure": {"perplexity": MEASURE["perplexity"]},
+            "device": "cpu",
+            "threads": 1,
+        }
+    )
+    events: list[Event] = []
+    killed: dict[str, int] = {}
+    site = local_site(tmp_path / "shared", device="cpu")
+
+    def pid(name: str) -> int:
+        number: int = ray.get(executor._agents[name].__ray_call__.remote(lambda agent: os.getpid()))
+        return number
+
+    def show(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, PhaseBegan) and event.spec.kind == "quality" and not killed:
+            (began,) = [each.node for each in events if isinstance(each, Started) and each.spec == event.spec]
+            killed[began] = pid(began)
+            os.kill(killed[began], signal.SIGKILL)
+
+    with closing(open_executor(ExecutorChoice("ray", address=cluster.address), site)) as executor:
+        assert isinstance(executor, RayExecutor)
+        planned = plan(load_recipe(recipe), executor.site)
+        records = sweep(planned, sweeps.store, executor, show)
+        ((node, before),) = killed.items()
+        assert pid(node) != before, "another process has taken its place"
+        assert executor.run(planned[-1].spec, planned[-1].inputs, lambda phase: None, Node(node))[0].status == "ok"
+    assert [record.status for record in records] == ["ok"] * len(planned), [r.outcome.failure for r in records]
+    (loss,) = [event for event in events if isinstance(event, Lost)]
+    assert (loss.node, loss.for_good, loss.again) == (node, False, True)
+    assert loss.reason == "the process that had started it was ended"
+    (again,) = [record for record in records if any(fact.code == "node_lost" for fact in record.outcome.facts)]
+    assert again.spec == loss.spec
+    assert len(sweeps.store.read("sweep").records) == len(planned), "nothing is lost, nothing is doubled"
 
 
 def test_a_sweep_on_nodes_of_which_one_is_killed_gives_the_figures_of_a_local_one(

@@ -44,6 +44,7 @@ from harness.execution.events import (
     DamageFound,
     Ended,
     Lost,
+    NotFetched,
     PhaseBegan,
     Started,
     TakenIn,
@@ -331,6 +332,7 @@ def test_a_plan_and_the_progress_of_a_sweep(
         *(Ended(each, number, len(records), False) for number, each in enumerate(records)),
         *(event for each in records for event in (Withdrawn(each), TakenIn(each), Verifying(each.spec))),
         *(ArtifactDamaged(records[0].spec, word) for word in words),
+        *(NotFetched(records[0].spec, word) for word in words),
         *(Lost(records[0].spec, word, word, True, True) for word in words),
         *(DamageFound(Damaged(Path(word), word), word) for word in words),
     ]

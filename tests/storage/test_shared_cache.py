@@ -225,8 +225,10 @@ def test_a_store_that_cannot_be_reached_costs_no_run(
     machine("a").share(ARTIFACT)
     make(machine("c"))
     with server.failing(lambda method, path, number: "500"):
-        assert machine("b").outcome(ARTIFACT) is None
-        assert "cannot be fetched" in (machine("b").damage(ARTIFACT, read_data=True) or "")
+        with pytest.raises(OSError, match="cannot read"):
+            machine("b").outcome(ARTIFACT)
+        with pytest.raises(OSError, match="cannot be fetched"):
+            machine("b").damage(ARTIFACT, read_data=True)
         with pytest.raises(OSError, match="s3://"):
             machine("c").share(ARTIFACT)
     assert len(objects.list()) == 3, "nothing that is whole was deleted"

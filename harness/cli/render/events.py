@@ -20,6 +20,7 @@ from harness.execution.events import (
     Forecasted,
     GpuUnused,
     Lost,
+    NotFetched,
     NotShared,
     PhaseBegan,
     Remaining,
@@ -83,6 +84,12 @@ def _(event: Verifying) -> Rendered:
 def _(event: NotShared) -> Rendered:
     lines = [f"{event.spec.title}: not sent to the shared cache", f"    {event.reason}"]
     return Rendered({"event": "not_shared", **event.spec.names(), "reason": event.reason}, lines, "yellow")
+
+
+@rendered.register
+def _(event: NotFetched) -> Rendered:
+    lines = [f"{event.spec.title}: its artifact cannot be fetched from the shared cache", f"    {event.reason}"]
+    return Rendered({"event": "not_fetched", **event.spec.names(), "reason": event.reason}, lines, "yellow")
 
 
 @rendered.register
