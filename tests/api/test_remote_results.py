@@ -110,6 +110,16 @@ def test_a_report_is_named_after_its_recipe(example: str, tmp_path: Path) -> Non
     assert ours == theirs
 
 
+def test_a_bundle_and_a_baseline_are_those_of_the_folder(example: str, tmp_path: Path) -> None:
+    kept = tmp_path / "baselines"
+    for name, place in (("here", EXAMPLE), ("there", example)):
+        for words in (("bundle", place, "--out", tmp_path / f"{name}.qh.zip"), ("baseline", "set", name, place)):
+            ended = command(*words, *(["--baselines", kept] if words[0] == "baseline" else []))
+            assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "here.qh.zip").read_bytes() == (tmp_path / "there.qh.zip").read_bytes()
+    assert files(kept / "here") == files(kept / "there") != {}
+
+
 def test_verify_reads_every_byte_that_is_there_now(example: str, server: ObjectStore) -> None:
     url = server.bucket(f"verified-{next(NUMBERS)}") + "/results"
     list(merge([EXAMPLE], url))
