@@ -167,8 +167,8 @@ def writing_to(cache: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"--cache {shown(cache)}: takes no files ({reason_of(error)}); make room there, or name another folder that "
-            "all nodes share"
+            f"--cache {shown(cache)}: takes no files ({reason_of(error)}); make room there, or name another folder "
+            "that all nodes share"
         ) from None
 
 

@@ -71,6 +71,13 @@ class DamageFound:
 
 
 @dataclass(frozen=True)
+class ReadingResults:
+    """No other sweep writes to the recipe's results from now on, and what is there is read."""
+
+    recipe: str
+
+
+@dataclass(frozen=True)
 class Verifying:
     """The artifact of an earlier sweep is hashed before this one uses it."""
 
@@ -87,7 +94,7 @@ class ArtifactDamaged:
 
 @dataclass(frozen=True)
 class NotFetched:
-    """An artifact at the shared cache could not be fetched; it stays there. If a later try fails too, it is made again."""
+    """An artifact at the shared cache could not be fetched and is made again; the one that is there stays."""
 
     spec: RunSpec
     reason: str
@@ -168,6 +175,7 @@ Event = (
     | Ended
     | Withdrawn
     | DamageFound
+    | ReadingResults
     | Verifying
     | ArtifactDamaged
     | NotFetched

@@ -48,7 +48,7 @@ class OpenExecutor(Executor, Protocol):
         ...
 
     def device_of(self, spec: RunSpec) -> str:
-        """On which of several GPUs or sets of cores a run executes now, as people name them; empty if that is unknown."""
+        """On which of several GPUs or cores a run executes now, as people name them; empty if that is unknown."""
         ...
 
     def close(self) -> None:

@@ -31,8 +31,8 @@ class ProgressNote:
     has seen.
 
     A sweep that executes nothing and ends at once leaves the note of the one before. So does one that another sweep
-    into the same folder keeps from beginning: until the runs are planned, it writes only while nobody else sweeps
-    there. A note that cannot be written is no error: the sweep goes on, and the next one may succeed.
+    into the same folder keeps from beginning: until its own first event it writes only while nobody else sweeps there.
+    A note that cannot be written is no error: the sweep goes on, and the next one may succeed.
     """
 
     def __init__(self, store: Store, recipe: str) -> None:
@@ -46,7 +46,7 @@ class ProgressNote:
         self._running: dict[str, RunUnderWay] = {}
         self._failures: dict[str, RunFailure] = {}
         self._made = 0
-        self._written = False
+        self._written = self._begun = False
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._changed, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._write_on_change, name="progress", daemon=True)
@@ -85,6 +85,7 @@ class ProgressNote:
     def follow(self, event: Event) -> None:
         """Takes note of an event of the sweep."""
         with self._lock:
+            self._begun = not self._note.preparing  # an event of the sweep, which has the folder for itself
             if isinstance(event, Started):
                 spec = event.spec
                 where = event.node or spec.device
@@ -138,8 +139,10 @@ class ProgressNote:
 
     def _write(self, ending: Ending) -> None:
         with self._writing:
-            note = self._state(ending)
-            alone = self._store.locked(note.recipe) if note.preparing else nullcontext()
+            note, begun = self._state(ending), self._begun
+            if not (begun or note.preparing) and ending == "running":
+                return  # the sweep is about to lock the folder
+            alone = nullcontext() if begun else self._store.locked(note.recipe)
             with suppress(OSError, ResultsError), alone:  # a full disk ends the sweep where it loses a result, not here
                 write_progress(self._store.place, note)
                 self._written = True

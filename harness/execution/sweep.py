@@ -39,6 +39,7 @@ from harness.execution.events import (
     NotFetched,
     NotShared,
     PhaseBegan,
+    ReadingResults,
     Remaining,
     Started,
     TakenIn,
@@ -144,7 +145,9 @@ class _Sweep:
         except OSError as error:
             self.on_event(NotFetched(spec, reason_of(error)))
             if error.errno in TAKES_NOTHING:
-                self.saver.report(f"the artifact of {spec.title} cannot be fetched, since there is no room for it", error)
+                self.saver.report(
+                    f"the artifact of {spec.title} cannot be fetched, since there is no room for it", error
+                )
             return None, None
         return kept, damage
 
@@ -201,6 +204,7 @@ def sweep(
     saver = Saver(store, spill_roots)
     under_way = _Sweep(store, saver, executor, session, on_event, paranoid)
     with store.locked(recipe):
+        on_event(ReadingResults(recipe))
         for damaged in saver.damaged(recipe):
             on_event(DamageFound(damaged, None))
         for taken in saver.take_in(recipe):

@@ -6,9 +6,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from concurrent.futures import Future
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 from types import SimpleNamespace
@@ -166,9 +167,7 @@ def test_the_device_of_a_run_is_noted_where_it_is_one_of_several(
     monkeypatch.setattr(noting, "QUIET_S", 0.0)
     first, second, third = specs(3)
     devices = {first.run_id: "GPU 0", second.run_id: "GPU 3"}
-    with planned_note(
-        Store(tmp_path), [first, second, third], lambda spec: devices.get(spec.run_id, "")
-    ) as note:
+    with planned_note(Store(tmp_path), [first, second, third], lambda spec: devices.get(spec.run_id, "")) as note:
         for number, spec in enumerate((first, second, third), 1):
             note.follow(Started(spec, number, 3, "node-1" if spec is third else ""))
             note.follow(PhaseBegan(spec, "load"))
@@ -195,7 +194,7 @@ def nodes_never_come(monkeypatch: pytest.MonkeyPatch) -> Iterator[Semaphore]:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "sweep.yaml"
-    path.write_text("models: [x]\nmethods: [none]\nmeasure: {memory: {}}\ndevice: cpu\n", encoding="utf-8")
+    path.write_text("name: sweep\nmodels: [x]\nmethods: [none]\nmeasure: {memory: {}}\ndevice: cpu\n", encoding="utf-8")
     return path
 
 
@@ -247,6 +246,26 @@ def test_a_sweep_that_is_kept_out_by_another_does_not_hide_it(
         nodes_never_come.release()
         assert isinstance(begun.exception(WAIT_S), UsageError)
         assert noted(results) == other
+
+
+def test_a_sweep_that_began_while_this_one_planned_is_not_hidden_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noting, "QUIET_S", 0.0)
+
+    def refused(note: ProgressNote) -> None:
+        with note:
+            wait_for(tmp_path, lambda each: each.preparing == "planning")
+            with note._writing:
+                held.enter_context(Store(tmp_path).locked("sweep"))
+            put(tmp_path, NOTE)
+            note.plan(specs(2), lambda spec: "")
+            raise ResultsError("another 'qharness run' is writing here")
+
+    with ExitStack() as held:
+        with pytest.raises(ResultsError, match="another"):
+            refused(ProgressNote(Store(tmp_path), "sweep"))
+        assert noted(tmp_path) == NOTE
 
 
 def test_a_sweep_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:

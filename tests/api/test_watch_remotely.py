@@ -113,7 +113,7 @@ def test_a_sweep_into_a_bucket_is_followed_from_another_machine(
     assert "1 of 3 runs · 1 ok · 1 running · 1 waiting" in frames[1]
     assert "3 of 3 runs · 3 ok" in frames[-1]
     assert sorted(set(pages)) == [1, 2, 3], "the report is written again as records arrive"
-    assert not watch.goes_on(watch.look())
+    assert not any(sweep.runs for sweep in watch.look().sweeps)
 
 
 def note(url: str, tmp_path: Path, ending: Ending = "running") -> None:

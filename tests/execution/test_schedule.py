@@ -397,7 +397,7 @@ def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
     executor, site = local(tmp_path, GPUS)
     one, two = (
         run_spec("quality", device="cuda", hardware="GPUs"),
-        run_spec("quality", device="cuda", hardware="GPUs", gpus=2),
+        run_spec("quality", device="cuda", hardware="GPUs", gpus=2, seed=1),
     )
     first, second = executor._workers.take(one, site), executor._workers.take(two, site)
     assert (first.gpus, second.gpus) == (("GPU-a",), ("GPU-b", "GPU-c"))

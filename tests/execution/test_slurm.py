@@ -120,7 +120,8 @@ def test_a_job_that_ends_before_its_node_reports_is_told_with_its_last_words(tmp
 
 def test_a_cache_that_takes_no_files_ends_the_command_before_a_job_is_submitted(tmp_path: Path) -> None:
     """Whatever the reason; here it is a file. Nothing catches an OSError on its way to the user."""
-    (tmp_path / "recipe.yaml").write_text("models: [x]\nmethods: [none]\nmeasure: {memory: {}}\ndevice: cpu\n", encoding="utf-8")
+    recipe = "name: sweep\nmodels: [x]\nmethods: [none]\nmeasure: {memory: {}}\ndevice: cpu\n"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (tmp_path / "file").touch()
     options = ["--executor", "slurm", "--cache", str(tmp_path / "file"), "--results", str(tmp_path / "results")]
     ended = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), *options])

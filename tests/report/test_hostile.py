@@ -46,6 +46,7 @@ from harness.execution.events import (
     Lost,
     NotFetched,
     PhaseBegan,
+    ReadingResults,
     Started,
     TakenIn,
     Verifying,
@@ -333,6 +334,7 @@ def test_a_plan_and_the_progress_of_a_sweep(
         *(event for each in records for event in (Withdrawn(each), TakenIn(each), Verifying(each.spec))),
         *(ArtifactDamaged(records[0].spec, word) for word in words),
         *(NotFetched(records[0].spec, word) for word in words),
+        *(ReadingResults(word) for word in words),
         *(Lost(records[0].spec, word, word, True, True) for word in words),
         *(DamageFound(Damaged(Path(word), word), word) for word in words),
     ]

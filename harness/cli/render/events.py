@@ -23,6 +23,7 @@ from harness.execution.events import (
     NotFetched,
     NotShared,
     PhaseBegan,
+    ReadingResults,
     Remaining,
     Started,
     TakenIn,
@@ -73,6 +74,11 @@ def _(event: DamageFound) -> Rendered:
         return Rendered(entry, [event.damaged.remark], "red")
     line = f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"
     return Rendered(entry, [line], "red")
+
+
+@rendered.register
+def _(event: ReadingResults) -> Rendered:
+    return Rendered({"event": "reading_results", "recipe": event.recipe})
 
 
 @rendered.register

@@ -107,10 +107,12 @@ class _Live:
 
     def __call__(self, event: Event) -> None:
         from harness.cli.render.events import rendered
-        from harness.execution.events import Ended, Lost, PhaseBegan, Remaining, Started, Verifying
+        from harness.execution.events import Ended, Lost, PhaseBegan, ReadingResults, Remaining, Started, Verifying
 
         if isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
             self._running[event.spec.run_id].phase, self._other = event.name, ""
+        elif isinstance(event, ReadingResults):
+            self._other = "reading the results"
         elif isinstance(event, Verifying):
             self._other = f"verifying the artifact of {event.spec.title}"
         elif isinstance(event, Lost):
