@@ -378,7 +378,7 @@ def test_a_printed_plan_has_each_peak_beside_the_memory_that_there_is(
     show_plan(PlanState(runs), as_json=False)
     header, *lines = capsys.readouterr().out.splitlines()
     end = header.index("peak ≈") + len("peak ≈")
-    peaks = [[str(round(run.peak_bytes / 1000)), "kB"] for run in runs]
+    peaks = [[f"{run.peak_bytes / 1e6:.0f}", "MB"] for run in runs]
     assert [line[:end].split()[-2:] for line in lines[: len(runs)]] == peaks
     assert "memory of a run: 3.0 GiB" in lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -58,21 +58,18 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
     numbers = ("#", "weights ≈", "peak ≈", "time ≈", *spent)
     for column in ("#", "run", "stack", "weights ≈", "peak ≈", "time ≈", *spent, "state"):
         table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
-    unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
+    weights = _sizes([run.weight_bytes for run in planned])
+    peaks = _sizes([run.peak_bytes for run in planned])
     title = titles_among([run.spec for run in planned])
     for index, run in enumerate(planned, 1):
         spec = run.spec
-        size, peak = (
-            "" if each is None else f"{significant(each / unit.bytes)} {unit.name}"
-            for each in (run.weight_bytes, run.peak_bytes)
-        )
         made = expected.get(spec.run_id)
-        cells = [peak, "" if made is None else about(made.time)]
+        cells = [weights[index - 1], peaks[index - 1], "" if made is None else about(made.time)]
         if costs:
             cells.append("" if made is None else bytes_words(made.disk_bytes))
         if price is not None:
             cells.append("" if made is None else significant(cost_of(made.time, price), 2))
-        add_row(table, str(index), title(spec), spec.stack, size, *cells, _state(run, state.done))
+        add_row(table, str(index), title(spec), spec.stack, *cells, _state(run, state.done))
     memory = {run.memory_bytes for run in planned}
     left = sum(_state(run, state.done) == "to do" for run in planned)
     notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
@@ -86,6 +83,12 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
             *forecast_lines(state),
         ]
     )
+
+
+def _sizes(column: Sequence[int | None]) -> list[str]:
+    """A column in one unit, so that its numbers compare."""
+    unit = size_unit([size or 0 for size in column], DECIMAL)
+    return ["" if size is None else f"{significant(size / unit.bytes)} {unit.name}" for size in column]
 
 
 def _where(state: PlanState) -> str:
