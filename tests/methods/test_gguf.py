@@ -11,7 +11,8 @@ import gguf
 import pytest
 from gguf_files import ACTIVE, EXPERTS, INNER, VOCABULARY, WIDTH, write_mixture
 
-from harness.api.plan import plan
+from harness.api.plan import PlanState, plan
+from harness.cli.render.plan import show_plan
 from harness.core.method import PartsWork
 from harness.core.run import RunSpec
 from harness.core.site import Machine
@@ -211,6 +212,17 @@ def test_streaming_concerns_no_engine_that_streams_nothing(make: Any, tmp_path: 
         assert sum(run.reason is not None for run in auto.values()) == refused, "the control"
         assert all("loaded whole: llamacpp streams nothing" in str(run.note) for run in streamed.values())
         assert not any("streams nothing" in str(run.note) for run in auto.values())
+
+
+@pytest.mark.usefixtures("pretended_stack")
+def test_a_printed_plan_has_notes_of_runs_that_are_of_no_variant(
+    make: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    show_plan(PlanState(make(residency="streamed")), as_json=False)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert "note: probe tiny: streamed from disk" in notes
+    assert "note: tiny × none × llamacpp: loaded whole: llamacpp streams nothing" in notes
 
 
 def test_without_its_stack_the_engine_alone_is_unsupported(make: Any) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from harness import plugins as registry
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import about, bytes_words, cost_of, forecast_entry, forecast_lines
+from harness.core.job import VariantJob
 from harness.core.method import Method, MethodParams
 from harness.core.run import titles_among
 from harness.core.site import MAIN, Site
@@ -72,7 +73,9 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
         add_row(table, str(index), title(spec), spec.stack, *cells, _state(run, state.done))
     memory = {run.memory_bytes for run in planned}
     left = sum(_state(run, state.done) == "to do" for run in planned)
-    notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
+    noted = [run for run in planned if run.note and not run.unsupported]
+    whose = ((run.spec.subject if isinstance(run.spec.job, VariantJob) else title(run.spec), run.note) for run in noted)
+    notes = [f"note: {name}: {note}" for name, note in whose]
     show_parts(
         [
             table,
