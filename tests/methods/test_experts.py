@@ -118,7 +118,6 @@ ELSEWHERE = {"gguf"}
 """Needs llama.cpp: ``test_gguf_experts``."""
 UNTRIED = {"torchao-fp8-dynamic"}
 """Needs a GPU, and quantizes the same layers as torchao-int8-dynamic."""
-OF_A_LIBRARY = ("rtn", "int8", "bnb-int8", "bnb-nf4", "torchao-int4", "quanto", "hqq", "inc-rtn", "quark", "llmc-rtn")
 FEW = ("rtn", "int8", "bnb-nf4", "hqq", "llmc-rtn")
 CALIBRATION = {"samples": 4, "length": 64}
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
@@ -174,18 +173,15 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 def cases() -> Iterator[Any]:
     """Every method with every mixture.
 
-    ``make test`` takes a few with one. ``make test-thorough`` takes all quick ones with two, one of each library with
-    all four, and each that calibrates with one, the mixtures in turns.
+    ``make test`` takes a few with one. ``make test-thorough`` takes all quick ones with all four, and each that
+    calibrates with one, the mixtures in turns.
     """
     kinds = sorted(OTHERS)
     turns: list[tuple[Any, str | None]] = [(case, None) for case in QUICK]
     turns += zip(CALIBRATED, cycle(kinds), strict=False)
     for kind in kinds:
         for (name, given), turn in turns:
-            if turn is not None:
-                is_slow = kind != turn
-            else:
-                is_slow = kind not in ("gpt_oss", "qwen3_moe") and name not in OF_A_LIBRARY
+            is_slow = turn not in (None, kind)
             is_thorough = turn is not None or kind != "qwen3_moe" or name not in FEW
             marks = [pytest.mark.slow] * is_slow or [pytest.mark.thorough] * is_thorough
             case = "-".join(filter(None, (kind, name, given.get("algorithm"))))
