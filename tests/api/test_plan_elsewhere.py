@@ -68,6 +68,9 @@ class Elsewhere:
     def run(self, *anything: object) -> NoReturn:
         pytest.fail("nothing may be executed")
 
+    def device_of(self, spec: RunSpec) -> str:
+        return ""
+
     def stop(self) -> None:
         """Nothing executes."""
 
