@@ -90,6 +90,13 @@ LATENT = {
     "v_head_dim": 16,
     "num_key_value_heads": 4,
 }
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+STATE_SPACE = {"vocab_size": 128, "num_hidden_layers": 4, "chunk_size": 16, "bos_token_id": 1, "eos_token_id": 2}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**WIDE, **HEADS),
     "llama with a tied head": lambda: transformers.LlamaConfig(**WIDE, **HEADS, tie_word_embeddings=True),
@@ -119,6 +126,26 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=128, n_positions=256, n_embd=64, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+    "mamba2": lambda: transformers.Mamba2Config(
+        **(STATE_SPACE | {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2})
+    ),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **WIDE,
+        **HEADS,
+        **EXPERTS,
+        **LINEAR,
+        shared_expert_intermediate_size=48,
+        num_experts=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+    ),
+    "zamba2": lambda: transformers.Zamba2Config(
+        **WIDE,
+        mamba_d_state=16,
+        chunk_size=16,
+        adapter_rank=8,
+        num_mem_blocks=1,
+        layers_block_type=["linear_attention", "hybrid"] * 2,
     ),
 }
 
@@ -480,6 +507,14 @@ def test_a_model_that_changes_torch_around_its_layers_is_refused(tmp_path: Path)
 
     inner.forward = within_autocast
     with pytest.raises(UnsupportedError, match="changes a setting of torch"), torch.inference_mode():
+        list(model.hidden_each(batches()))
+
+
+def test_a_model_that_changes_weights_that_are_not_there_is_refused(tmp_path: Path) -> None:
+    """RWKV divides the weights of all of its layers in its first forward pass."""
+    config = transformers.RwkvConfig(vocab_size=128, hidden_size=64, num_hidden_layers=4, rescale_every=2)
+    model = streamed(saved(tmp_path, config))
+    with pytest.raises(UnsupportedError, match=r"changes .* in its forward pass"), torch.inference_mode():
         list(model.hidden_each(batches()))
 
 

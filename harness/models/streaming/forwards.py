@@ -43,8 +43,8 @@ class Forwards:
     def run(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Iterator[torch.Tensor]:
         """The result of each call, in order, once all have ended. The parts are read once for all of them.
 
-        Raises UnsupportedError if the model reads parameters without calling the module that owns them, or suspends
-        within a setting of torch that the other passes must not see.
+        Raises UnsupportedError if the model reads or changes parameters without calling the module that owns them, or
+        suspends within a setting of torch that the other passes must not see.
         """
         if self._running is not None:
             raise HarnessError("a streamed model runs one group of forward passes at a time; finish the one before")
@@ -73,7 +73,7 @@ class Forwards:
             """Runs a pass until it waits for a part or ends."""
             self._heap.bound()
             outcome = self._switch(pass_)
-            if number == first:  # what the model has kept for later passes since then is theirs too
+            if number == first or number not in suspended:  # what the model keeps for later passes is theirs too
                 waiting.share(_fixed(self._parts.model))
             if pass_.dead:
                 suspended.pop(number, None)
@@ -104,6 +104,11 @@ class Forwards:
                 waiting.take(number)
                 step(number, suspended[number])
             self._parts.free(name)
+        if (name := self._parts.changed()) is not None:
+            raise UnsupportedError(
+                f"the model changes {name} in its forward pass while that is not there: it cannot be streamed; measure "
+                "it with residency: resident"
+            )
         self._trace = trace
         self._running = None
         for number in sorted(results):

@@ -74,6 +74,7 @@ class Parts:
         self._conversions = self.model._weight_conversions
         self._empty: dict[str, torch.Tensor] = dict(stored_tensors(self.model))
         self._empty_attributes = {name: dict(vars(tensor)) for name, tensor in self._empty.items()}
+        self._versions = {name: tensor._version for name, tensor in self._empty.items()}
         self._tied = tied_tensors(self.model, self._empty)
         self._made_from = sources(self.model, self._config, self.reader.tensors)
         self.parts = {part.name: part for part in self._cut()}
@@ -136,6 +137,10 @@ class Parts:
             if owner is not None and owner.name == part.name:
                 found[name] = tensor
         return found
+
+    def changed(self) -> str | None:
+        """An empty parameter that was computed with in place, if there is one: its numbers have not changed with it."""
+        return next((name for name, tensor in self._empty.items() if tensor._version != self._versions[name]), None)
 
     def prefetch(self, name: str) -> None:
         """Begins to read a part in another thread, unless it is loaded or something is being read already."""
