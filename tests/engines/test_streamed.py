@@ -96,7 +96,6 @@ LINEAR = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
-STATE_SPACE = {"vocab_size": 128, "num_hidden_layers": 4, "chunk_size": 16, "bos_token_id": 1, "eos_token_id": 2}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**WIDE, **HEADS),
     "llama with a tied head": lambda: transformers.LlamaConfig(**WIDE, **HEADS, tie_word_embeddings=True),
@@ -126,9 +125,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=128, n_positions=256, n_embd=64, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2
-    ),
-    "mamba2": lambda: transformers.Mamba2Config(
-        **(STATE_SPACE | {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2})
     ),
     "qwen3_next": lambda: transformers.Qwen3NextConfig(
         **WIDE,
@@ -496,6 +492,22 @@ def test_a_model_that_reads_weights_of_modules_it_does_not_call_is_refused(tmp_p
         list(model.hidden_each(batches()))
 
 
+def test_a_model_that_asks_for_its_embedding_before_it_calls_it_is_the_same_streamed(tmp_path: Path) -> None:
+    """Llama 4 moves the tokens to the device of the embedding's weights."""
+    config = transformers.Llama4TextConfig(**WIDE, **HEADS, intermediate_size_mlp=96, num_local_experts=4)
+    request = saved(tmp_path, config)
+    whole, cut = load(request), streamed(request)
+    with torch.inference_mode():
+        assert sha256(cut.logits_each(batches())) == sha256(map(whole.logits, batches()))
+
+
+def test_a_layer_that_is_given_a_tensor_without_numbers_is_refused(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    model._parts.model.model.layers[1].register_forward_hook(lambda layer, given, states: states.to("meta"))
+    with pytest.raises(UnsupportedError, match="a module that it does not call"), torch.inference_mode():
+        list(model.hidden_each(batches()))
+
+
 def test_a_model_that_changes_torch_around_its_layers_is_refused(tmp_path: Path) -> None:
     model = streamed(saved(tmp_path, CONFIGS["llama"]()))
     inner = model._parts.model.model
@@ -562,9 +574,9 @@ def test_what_a_pass_keeps_for_later_waits_with_its_states(tmp_path: Path, monke
     monkeypatch.setattr(waiting.WaitingStates, "hold", watched)
     with torch.inference_mode():
         list(model.hidden_each(windows))
-    assert held[3:6] == [1, 1, 1]  # before the first layer the embeddings are the states
-    assert held[6:9] == [2, 2, 2]
-    assert max(alive[3:-3]) == 0
+    assert held[:3] == [1, 1, 1]  # before the first layer the embeddings are the states
+    assert held[3:6] == [2, 2, 2]
+    assert max(alive[:-3]) == 0
 
 
 def _tensors_of(shape: tuple[int, ...]) -> Iterator[torch.Tensor]:

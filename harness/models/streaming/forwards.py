@@ -38,7 +38,7 @@ class Forwards:
         self.passes = 0
         for part in parts.parts.values():
             if not part.stays:
-                part.module.register_forward_pre_hook(self._waiting_for(part), prepend=True)
+                part.module.register_forward_pre_hook(self._waiting_for(part), prepend=True, with_kwargs=True)
 
     def run(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Iterator[torch.Tensor]:
         """The result of each call, in order, once all have ended. The parts are read once for all of them.
@@ -88,18 +88,19 @@ class Forwards:
                 waiting.hold(number, _local_tensors(pass_))
 
         first = 0
+        embedding = self._parts.part_of(self._parts.model.get_input_embeddings())
+        if embedding is not None:  # Llama 4 asks for its device before it calls it
+            self._load(embedding.name, trace)
         for number, call in enumerate(calls):
             pass_ = greenlet(call)
             pass_.gr_context = contextvars.copy_context()
             step(number, pass_)
+        if embedding is not None:
+            self._parts.free(embedding.name)
         while suspended:
             first = min(suspended)
             name = wanted[first]
-            self._parts.load(name)
-            trace.append(name)
-            following = self._following(trace)
-            if following is not None and self._parts.parts[following].is_layer:  # a head may not be needed after all
-                self._parts.prefetch(following)
+            self._load(name, trace)
             for number in [each for each in suspended if wanted[each] == name]:
                 waiting.take(number)
                 step(number, suspended[number])
@@ -114,6 +115,14 @@ class Forwards:
         for number in sorted(results):
             waiting.take(number)
             yield results.pop(number)
+
+    def _load(self, name: str, trace: list[str]) -> None:
+        """Loads a part, adds it to the trace, and begins to read the next one."""
+        self._parts.load(name)
+        trace.append(name)
+        following = self._following(trace)
+        if following is not None and self._parts.parts[following].is_layer:  # a head may not be needed after all
+            self._parts.prefetch(following)
 
     def _following(self, trace: Sequence[str]) -> str | None:
         """The part that will be needed after those of ``trace``: as in the pass before, or the layer after this one."""
@@ -132,9 +141,11 @@ class Forwards:
             raise
 
     def _waiting_for(self, part: ModelPart) -> Callable[..., None]:
-        def wait(module: Any, positional: tuple[Any, ...]) -> None:
+        def wait(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             if part.name in self._parts.loaded:
                 return
+            if _has_empty((positional, named)):  # torch may compute with such tensors, and give any numbers
+                raise UnsupportedError(READS_AROUND)
             if self._running is None or getcurrent() is self._running:
                 raise HarnessError(f"{part.name} of a streamed model was called outside of its forward passes")
             if _modes() != self._mode:
@@ -213,6 +224,14 @@ def _tensors(values: Any) -> list[torch.Tensor]:
         and (each.is_floating_point() or each.is_complex() or each.dtype is torch.bool)
         and each.untyped_storage().resizable()
     ]
+
+
+def _has_empty(values: Any) -> bool:
+    """Whether there is a tensor without numbers among nested values."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return any(isinstance(each, torch.Tensor) and each.device.type == "meta" for each in tree_leaves(values))
 
 
 def _fixed(model: Any) -> Iterator[torch.Tensor]:
