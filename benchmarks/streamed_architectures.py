@@ -80,7 +80,7 @@ SIZES: Sequence[tuple[str, int]] = (
 )
 """The most that a number may be, by the first pattern that its name matches."""
 INDEXER = {
-    **{"indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 16, "indexer_budget": 16},
+    **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16},
     **{"indexer_compress_ratio": 4, "split_ngram_parts": 4},
 }
 OWN: Mapping[str, Mapping[str, Any]] = {
@@ -239,7 +239,7 @@ def shrunk(kind: str) -> Mapping[str, Any]:
 
 
 def _shrunk(default: PreTrainedConfig, own: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(default)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(default)}
     values = {name: value for name, value in vars(default).items() if name in names}
     by_layer = {name: value for name, value in values.items() if _is_by_layer(value, default)}
     chosen = _one_of_each(list(zip(*by_layer.values(), strict=True)))

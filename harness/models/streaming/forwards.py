@@ -105,9 +105,9 @@ class Forwards:
                 waiting.take(number)
                 step(number, suspended[number])
             self._parts.free(name)
-        if (name := self._parts.changed()) is not None:
+        if (changed := self._parts.changed()) is not None:
             raise UnsupportedError(
-                f"the model changes {name} in its forward pass while that is not there: it cannot be streamed; measure "
+                f"the model changes {changed} in its forward pass while that is not there: it cannot be streamed; measure "
                 "it with residency: resident"
             )
         self._trace = trace
