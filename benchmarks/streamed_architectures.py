@@ -120,7 +120,7 @@ def main() -> int:
     for kind in wanted:
         began = time.perf_counter()
         outcome = alone(kind)
-        why = outcome.detail.partition(":")[0] if outcome.label == "unsupported" else outcome.detail
+        why = re.split("[:;]", outcome.detail)[0] if outcome.label == "unsupported" else outcome.detail
         found.setdefault(replace(outcome, detail=why), []).append(kind)
         told = f"{outcome.label}: {outcome.detail}" if outcome.detail else outcome.label
         print(f"{kind}: {told} ({time.perf_counter() - began:.1f} s)", flush=True)

@@ -107,8 +107,8 @@ class Forwards:
             self._parts.free(name)
         if (changed := self._parts.changed()) is not None:
             raise UnsupportedError(
-                f"the model changes {changed} in its forward pass while that is not there: it cannot be streamed; measure "
-                "it with residency: resident"
+                f"the model changes {changed} in its forward pass while that is not there: it cannot be streamed; "
+                f"{RESIDENT}"
             )
         self._trace = trace
         self._running = None
