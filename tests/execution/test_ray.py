@@ -90,7 +90,7 @@ def test_an_agent_that_is_killed_is_started_again_and_its_run_repeated(
     assert (loss.node, loss.for_good, loss.again) == (node, False, True)
     assert loss.reason == "the process that had started it was ended"
     (again,) = [record for record in records if any(fact.code == "node_lost" for fact in record.outcome.facts)]
-    assert again.spec == loss.spec
+    assert again.spec.run_id == loss.spec.run_id
     assert len(sweeps.store.read("sweep").records) == len(planned), "nothing is lost, nothing is doubled"
 
 
