@@ -15,7 +15,7 @@ from harness.core.inputs import Input
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Machine, Node
-from harness.execution.events import Ended, Event, PhaseBegan, Started
+from harness.execution.events import Ended, Event, PhaseBegan, ReadingResults, Started
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, LocalSite, local_site
 from harness.execution.sweep import sweep
@@ -96,7 +96,7 @@ def test_a_sweep_runs_through_any_executor(sweeps, tiny: Path, make: Callable[[P
     (record,) = sweep(planned, sweeps.store, executor, events.append)
     assert record.status == "ok", record.outcome.failure
     assert executor.site.artifacts.outcome(spec) == record.outcome
-    assert isinstance(events[0], Started)
+    assert [type(event) for event in events[:2]] == [ReadingResults, Started]
     assert "quantize" in [event.name for event in events if isinstance(event, PhaseBegan)]
     log = (sweeps.store.folder("sweep", spec.run_id) / "1" / LOG).read_text(encoding="utf-8")
     assert log.startswith("polite") == isinstance(executor, Polite)

@@ -65,10 +65,13 @@ class Parts:
     """
 
     def __init__(self, request: LoadRequest, reader: TensorReader | None = None) -> None:
+        import torch
+
         self._stored = {} if reader else quantization_config(request.path)
         self.reader = reader or CheckpointReader(request.path)
         self.loads: list[str] = []
-        self.model, self._config, self._finish = _rehearse(request, self.reader)
+        with torch.inference_mode(False):  # in which tensors would not know whether they were changed
+            self.model, self._config, self._finish = _rehearse(request, self.reader)
         if self._stored.get("quant_method") in native.FORMATS:
             self.model._weight_conversions = None  # else it would be saved as it was stored: packed
         self._conversions = self.model._weight_conversions
