@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -15,39 +15,50 @@ from harness.core.progress import Ending, RunFailure, RunUnderWay, SweepProgress
 from harness.core.record import FAILURES, RunRecord
 from harness.core.run import RunSpec, titles_among
 from harness.errors import ResultsError
-from harness.execution.events import Ended, Event, Lost, PhaseBegan, Remaining, Started, Waiting, Withdrawn
+from harness.execution.events import (
+    Ended,
+    Event,
+    Lost,
+    PhaseBegan,
+    ReadingResults,
+    Remaining,
+    Started,
+    Waiting,
+    Withdrawn,
+)
 from harness.execution.interrupt import uninterrupted
-from harness.storage.progress import write_progress
+from harness.storage.progress import remove_preparing, write_progress
 from harness.storage.store import Store
 
 HEARTBEAT_S = 10.0
 QUIET_S = 1.0
 """How long a note waits for further events: it is written once a second at most, which disturbs no measurement."""
 KEPT_FAILURES = 8
+PLANNING = "planning"
 
 
 class ProgressNote:
     """Follows the events of a sweep, from before it plans. While its context lasts, a thread writes the note of what it
     has seen.
 
-    A sweep that executes nothing and ends at once leaves the note of the one before. So does one that another sweep
-    into the same folder keeps from beginning: until its own first event it writes only while nobody else sweeps there.
-    A note that cannot be written is no error: the sweep goes on, and the next one may succeed.
+    A sweep that executes nothing and ends at once leaves the note of the one before. So does one that never begins,
+    because another one has the folder: what it prepares is noted in a file of its own. A note that cannot be written is
+    no error: the sweep goes on, and the next one may succeed.
     """
 
     def __init__(self, store: Store, recipe: str) -> None:
         self._store = store
         self._end_s: float | None = None  # when it is expected to end, by this process's clock
         now = _now()
-        self._note = SweepProgress(recipe, now, now, HEARTBEAT_S, 0, preparing="planning")
+        self._note = SweepProgress(recipe, now, now, HEARTBEAT_S, 0, preparing=PLANNING)
         self._title_among: Callable[[RunSpec], str] = lambda spec: spec.title
         self._device_of: Callable[[RunSpec], str] = lambda spec: ""
         self._statuses: dict[str, str] = {}
         self._running: dict[str, RunUnderWay] = {}
         self._failures: dict[str, RunFailure] = {}
         self._made = 0
-        self._written = self._begun = False
-        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._written = self._prepared = False
+        self._lock = threading.Lock()
         self._changed, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._write_on_change, name="progress", daemon=True)
 
@@ -61,17 +72,24 @@ class ProgressNote:
             self._closed.set()
             self._changed.set()
             self._thread.join()
-            if self._written or self._made:
-                ending: Ending = "interrupted" if kind is KeyboardInterrupt else "failed" if kind else "finished"
-                self._running.clear()
-                self._write(ending)
+            ending: Ending = "interrupted" if kind is KeyboardInterrupt else "failed" if kind else "finished"
+            self._running.clear()
+            note = self._state(ending)
+            with suppress(OSError, ResultsError):
+                if note.preparing and ending != "finished":
+                    if self._prepared:
+                        write_progress(self._store.place, note)
+                    return
+                self._remove_preparing()
+                if self._written or self._made:
+                    with self._store.locked(note.recipe):  # it has been released, and another sweep may have begun
+                        write_progress(self._store.place, note)
 
     def plan(self, specs: Sequence[RunSpec], device_of: Callable[[RunSpec], str]) -> None:
         """Takes note of what the sweep is about to run. ``device_of`` names what a run executes on, if it knows."""
-        with self._writing, self._lock:  # a note that is being written holds the folder that the sweep will lock
-            self._note = replace(self._note, runs=len(specs), preparing="")
+        with self._lock:
+            self._note = replace(self._note, runs=len(specs), preparing=PLANNING)
             self._title_among, self._device_of = titles_among(specs), device_of
-        self._changed.set()
 
     def following(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
         """The same receiver of events, from which the note hears of them too."""
@@ -85,8 +103,9 @@ class ProgressNote:
     def follow(self, event: Event) -> None:
         """Takes note of an event of the sweep."""
         with self._lock:
-            self._begun = not self._note.preparing  # an event of the sweep, which has the folder for itself
-            if isinstance(event, Started):
+            if isinstance(event, ReadingResults):  # it has the folder for itself
+                self._note = replace(self._note, preparing="")
+            elif isinstance(event, Started):
                 spec = event.spec
                 where = event.node or spec.device
                 self._note = replace(self._note, runs=event.total)  # those that nothing needs are left out
@@ -135,17 +154,19 @@ class ProgressNote:
             if self._closed.wait(QUIET_S):
                 return
             self._changed.clear()
-            self._write("running")
-
-    def _write(self, ending: Ending) -> None:
-        with self._writing:
-            note, begun = self._state(ending), self._begun
-            if not (begun or note.preparing) and ending == "running":
-                return  # the sweep is about to lock the folder
-            alone = nullcontext() if begun else self._store.locked(note.recipe)
-            with suppress(OSError, ResultsError), alone:  # a full disk ends the sweep where it loses a result, not here
+            note = self._state("running")
+            with suppress(OSError, ResultsError):  # a full disk ends the sweep where it loses a result, not here
                 write_progress(self._store.place, note)
-                self._written = True
+                self._prepared |= bool(note.preparing)
+                self._written |= not note.preparing
+            if not note.preparing:
+                self._remove_preparing()
+
+    def _remove_preparing(self) -> None:
+        if self._prepared:
+            with suppress(OSError, ResultsError):  # it is older than what is noted from now on
+                remove_preparing(self._store.place, self._note.recipe)
+                self._prepared = False
 
     def _state(self, ending: Ending) -> SweepProgress:
         with self._lock:

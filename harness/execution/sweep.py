@@ -80,6 +80,7 @@ class _Sweep:
     on_event: Callable[[Event], None]
     paranoid: bool
     _intact: set[str] = field(default_factory=set)
+    _out_of_reach: set[str] = field(default_factory=set)
 
     @property
     def artifacts(self) -> Artifacts:
@@ -106,7 +107,7 @@ class _Sweep:
         """
         kept = self.outcome(spec)
         if kept is not None and kept.is_interrupted:
-            self._wait_for_maker(spec, sum(phase.wall_s for phase in kept.phases))
+            self._wait_for_maker(spec)
             kept = self.outcome(spec)
         if kept is None or reusable(kept) is not None:
             return kept
@@ -116,24 +117,21 @@ class _Sweep:
             return kept
         return None
 
-    def _wait_for_maker(self, spec: RunSpec, patience_s: float) -> None:
-        """Waits while another process measures the last of an artifact.
-
-        One of another machine may have ended unseen, so it is waited for no longer than ``patience_s``.
-        """
-        maker = self.artifacts.maker(spec)
-        if maker is not None:
-            self.on_event(Waiting(f"waiting for another sweep, which measures the last of {spec.title}"))
-        end = time.monotonic() + patience_s
-        while maker is not None and (maker.state() == "living" or time.monotonic() < end):
+    def _wait_for_maker(self, spec: RunSpec) -> None:
+        """Waits while another process measures the last of an artifact, or may do so."""
+        if self.artifacts.maker(spec) is None:
+            return
+        self.on_event(Waiting(f"waiting for another sweep, which still measures the last of {spec.title}"))
+        while self.artifacts.maker(spec) is not None:
             time.sleep(LOOK_AGAIN_S)
-            maker = self.artifacts.maker(spec)
 
     def _look(self, spec: RunSpec) -> tuple[Outcome | None, str | None]:
         """The outcome, and what is wrong with the artifact; neither of one that cannot be fetched.
 
         If that is because this machine's disk takes nothing, the sweep ends: it would not take a new one either.
         """
+        if spec.run_id in self._out_of_reach:  # what it needs may have been made again by now
+            return None, None
         damage = self.artifacts.damage(spec, read_data=False)
         try:
             kept = self.artifacts.outcome(spec) if damage is None else None
@@ -143,10 +141,11 @@ class _Sweep:
                 if damage is None:
                     self._intact.add(spec.run_id)
         except OSError as error:
+            self._out_of_reach.add(spec.run_id)
             self.on_event(NotFetched(spec, reason_of(error)))
             if error.errno in TAKES_NOTHING:
                 self.saver.report(
-                    f"the artifact of {spec.title} cannot be fetched, since there is no room for it", error
+                    f"the artifact of {spec.title} cannot be fetched, since this machine's cache takes nothing", error
                 )
             return None, None
         return kept, damage
@@ -379,8 +378,8 @@ class _Progress:
             self.records[spec.run_id] = record
             self._show(index, reused=True)
             return None
+        kept = None if refusal else sweep.reusable(spec)  # which may wait for another sweep
         attempt = _Attempt(index, planned, node, datetime.now(UTC).isoformat(), time.perf_counter())
-        kept = None if refusal else sweep.reusable(spec)
         if sweep.saver.trouble is not None:  # no new artifact can be kept either
             return None
         if kept is None and not refusal:

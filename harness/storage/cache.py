@@ -13,6 +13,7 @@ import errno
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -138,16 +139,23 @@ class Cache:
     def maker(self, spec: RunSpec) -> Owner | None:
         """The other process that may still measure the last of the spec's artifact; None if none does.
 
-        At a URL there is no such artifact: it is sent when its run has ended.
+        One of another machine cannot be seen to end: what it wrote is waited for no longer than its run had taken by
+        then. At a URL there is no such artifact: it is sent when its run has ended.
         """
+        folder = self.folder(spec.kind, spec.run_id)
         try:
-            owner = owner_in(_read(self.folder(spec.kind, spec.run_id), spec.kind, spec.run_id).maker)
-        except ResultsError:
+            kept = _read(folder, spec.kind, spec.run_id)
+            age_s = time.time() - (folder / OUTCOME).stat().st_mtime
+        except (OSError, ResultsError):
             return None
+        owner = owner_in(kept.maker)
         if owner is None or owner == current_owner():
             return None
         state = owner.state()
-        return None if state == "dead" or (state == "unknown" and self.shared is not None) else owner
+        if state == "unknown":
+            took_s = sum(phase.wall_s for phase in kept.outcome.phases)
+            return owner if self.shared is None and age_s < took_s else None
+        return None if state == "dead" else owner
 
     def damage(self, spec: RunSpec, read_data: bool) -> str | None:
         """What is wrong with the spec's folder; None if nothing is, or there is none.

@@ -279,7 +279,7 @@ class TestSweep:
                 super()._mkdir(path, mode)
 
         self.run(url, tmp_path / "a")
-        with pytest.raises(StorageError, match=f"no room for it: .*{os.strerror(number)}"):
+        with pytest.raises(StorageError, match=f"takes nothing: .*{os.strerror(number)}"):
             self.run(url, tmp_path / "b", "other", Full())
         assert open_results(f"{url}/other").read().records == (), "it is not made again"
         assert self.run(url, tmp_path / "b", "other")[0] == ["quality"]

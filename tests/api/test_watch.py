@@ -7,13 +7,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Event, Semaphore, Thread
+from threading import Semaphore, Thread
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from run_specs import run_spec
@@ -32,12 +31,12 @@ from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.errors import ResultsError, UsageError
 from harness.execution import progress as noting
-from harness.execution.events import Ended, Lost, PhaseBegan, Remaining, Started, Withdrawn
+from harness.execution.events import Ended, Lost, PhaseBegan, ReadingResults, Remaining, Started, Withdrawn
 from harness.execution.progress import ProgressNote
 from harness.planning.forecast.forecast import Span
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.place import LocalPlace
-from harness.storage.progress import PROGRESS, read_progress, write_progress
+from harness.storage.progress import PREPARING, PROGRESS, read_progress, write_progress
 from harness.storage.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
@@ -63,6 +62,7 @@ def planned_note(
 ) -> ProgressNote:
     note = ProgressNote(store, "sweep")
     note.plan(planned, device_of)
+    note.follow(ReadingResults("sweep"))
     return note
 
 
@@ -237,35 +237,52 @@ def test_a_sweep_is_seen_before_it_has_planned_also_where_an_earlier_one_ended(
 def test_a_sweep_that_is_kept_out_by_another_does_not_hide_it(
     tmp_path: Path, recipe: Path, nodes_never_come: Semaphore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results, tried, locked = tmp_path / "results", Event(), Store.locked
+    results = tmp_path / "results"
     with Store(results).locked("sweep"):
-        other = put(results, NOTE)
-        monkeypatch.setattr(Store, "locked", lambda store, name: tried.set() or locked(store, name))
+        other = put(results, replace(NOTE, noted=datetime.now(UTC).isoformat()))
         begun = begin(recipe, results)
-        assert tried.wait(WAIT_S)
+        until = time.monotonic() + WAIT_S
+        while not (results / "sweep" / PREPARING).exists() and time.monotonic() < until:
+            time.sleep(0.005)
+        assert noted(results) == other
         nodes_never_come.release()
         assert isinstance(begun.exception(WAIT_S), UsageError)
         assert noted(results) == other
 
 
-def test_a_sweep_that_began_while_this_one_planned_is_not_hidden_either(
+@pytest.mark.parametrize(
+    ("begun", "preparing", "shown"),
+    [
+        ({"ending": "running", "noted": ago(9)}, ago(0), "begun"),
+        ({"ending": "running", "noted": ago(90)}, ago(0), "preparing"),
+        ({"ending": "finished", "noted": ago(9)}, ago(0), "preparing"),
+        ({"ending": "finished", "noted": ago(0)}, ago(9), "begun"),
+    ],
+)
+def test_a_sweep_that_prepares_hides_an_older_one_that_does_not_run(
+    tmp_path: Path, begun: dict[str, Any], preparing: str, shown: str
+) -> None:
+    notes = {"begun": replace(NOTE, **begun), "preparing": replace(NOTE, noted=preparing, preparing="planning")}
+    for note in notes.values():
+        put(tmp_path, note)
+    assert noted(tmp_path) == notes[shown]
+
+
+def test_a_sweep_that_plans_locks_nothing_and_its_note_goes_when_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(noting, "QUIET_S", 0.0)
-
-    def refused(note: ProgressNote) -> None:
-        with note:
-            wait_for(tmp_path, lambda each: each.preparing == "planning")
-            with note._writing:
-                held.enter_context(Store(tmp_path).locked("sweep"))
-            put(tmp_path, NOTE)
-            note.plan(specs(2), lambda spec: "")
-            raise ResultsError("another 'qharness run' is writing here")
-
-    with ExitStack() as held:
-        with pytest.raises(ResultsError, match="another"):
-            refused(ProgressNote(Store(tmp_path), "sweep"))
-        assert noted(tmp_path) == NOTE
+    file = tmp_path / "sweep" / PREPARING
+    with Store(tmp_path).locked("sweep"), ProgressNote(Store(tmp_path), "sweep") as note:
+        wait_for(tmp_path, lambda each: each.preparing == "planning")
+        note.plan(specs(2), lambda spec: "")
+        assert file.exists()
+        note.follow(ReadingResults("sweep"))
+        assert wait_for(tmp_path, lambda each: not each.preparing).runs == 2
+        until = time.monotonic() + WAIT_S
+        while file.exists() and time.monotonic() < until:
+            time.sleep(0.005)
+        assert not file.exists()
 
 
 def test_a_sweep_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:

@@ -234,5 +234,5 @@ def test_what_another_sweep_still_measures_is_waited_for_and_not_made_twice(
     assert record.outcome == whole
     assert cache.maker(QUANTIZE) is None
     waited = [event.message for event in seen if isinstance(event, Waiting)]
-    said = f"waiting for another sweep, which measures the last of {QUANTIZE.title}"
-    assert waited == [said] * (changes != DEAD)
+    said = f"waiting for another sweep, which still measures the last of {QUANTIZE.title}"
+    assert waited == [said] * (not made_again)
