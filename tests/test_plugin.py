@@ -78,6 +78,7 @@ def test_a_plugins_method_is_listed_and_measured(qharness: Command, sweeps, tiny
 
 
 @pytest.mark.usefixtures("known")
+@pytest.mark.thorough
 def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupported(
     qharness: Command, sweeps, tiny: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
     )
 
 
+@pytest.mark.thorough
 def test_a_plugins_metric_is_measured_shown_gated_recommended_by_and_followed(
     qharness: Command, sweeps, tiny: Path, tmp_path: Path
 ) -> None:

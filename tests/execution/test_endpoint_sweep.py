@@ -225,6 +225,7 @@ def test_what_needs_a_model_here_is_unsupported_on_a_server(
     assert "needs the capability decodes" in str(reasons["performance"])
 
 
+@pytest.mark.thorough
 def test_a_server_that_goes_away_is_a_failed_record(
     sweeps, tiny: Path, tokenizer: Any, servers: tuple[FakeOpenAI, FakeOpenAI]
 ) -> None:

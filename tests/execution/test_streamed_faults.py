@@ -97,8 +97,14 @@ def run(sweeps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     ("patch", "content", "status", "message", "advice"),
     [
         (NO_ROOM, {}, "failed", "no room for the states of suspended windows", "set TMPDIR to a folder on a larger"),
-        (SLOW_DISK, {"limits": {"time": "60s"}}, "unsupported", "its disk is too slow for the time limit", "raise the"),
-        (CUT_SHORT, {}, "failed", "it was cut short within", "fetch it again"),
+        pytest.param(
+            *(SLOW_DISK, {"limits": {"time": "60s"}}, "unsupported"),
+            *("its disk is too slow for the time limit", "raise the"),
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            *(CUT_SHORT, {}, "failed", "it was cut short within", "fetch it again"), marks=pytest.mark.thorough
+        ),
     ],
     ids=["no room", "slow disk", "cut short"],
 )
@@ -116,6 +122,7 @@ def test_what_breaks_while_a_model_is_streamed_is_a_record_with_what_to_do(
     assert "Traceback" not in ended.output
 
 
+@pytest.mark.thorough
 def test_quantizing_from_a_disk_too_slow_is_a_record_with_what_to_do(run: Run, tiny: Path) -> None:
     measure = {"perplexity": {"text": "demo", "context": 32, "windows": 2}}
     rtn = {"rtn": {"bits": 4, "group_size": 32}}

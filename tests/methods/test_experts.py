@@ -421,7 +421,14 @@ def matrices_of(block: str, expert: int) -> set[str]:
     return {f"{block}.experts.{expert}.{each}_proj" for each in ("gate", "up", "down")}
 
 
-@pytest.mark.parametrize("name", ["inc-gptq", "inc-awq", pytest.param("autoround", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "inc-awq",
+        pytest.param("inc-gptq", marks=pytest.mark.thorough),
+        pytest.param("autoround", marks=pytest.mark.slow),
+    ],
+)
 def test_an_expert_that_no_token_reaches_is_rounded_to_nearest_and_named(tmp_path: Path, tiny: Path, name: str) -> None:
     """Calibration moves weights of other experts beyond the nearest on the grid.
 
@@ -443,6 +450,7 @@ def with_a_dead_expert(tmp_path: Path, tiny: Path) -> Path:
     return source
 
 
+@pytest.mark.thorough
 def test_quark_s_gptq_rounds_an_expert_that_no_token_reaches_to_nearest(
     tmp_path: Path, with_a_dead_expert: Path
 ) -> None:
@@ -495,6 +503,7 @@ def test_quark_s_awq_scales_attention_alone(tmp_path: Path, tiny: Path, kind: st
     assert notes == {"matrices_only_clipped": 4 * 3}
 
 
+@pytest.mark.thorough
 def test_quark_s_gptq_leaves_all_experts_of_mixtral_and_says_so(tmp_path: Path, tiny: Path) -> None:
     """Its table names the layers of attention alone."""
     found, _ = told("quark", made("mixtral", tmp_path / "source", tiny), tmp_path / "out", algorithm="gptq")
