@@ -397,10 +397,10 @@ class RayExecutor:
         """Raises UsageError unless the cache folder takes files, and every node sees them there."""
         cache = self._artifacts.root.absolute()
         probe = cache / f".shared-{current_owner()}.part"
-        with writing_to(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"written to see whether every node sees it\n")  # a full disk takes a name alone
         try:
+            with writing_to(cache):
+                cache.mkdir(parents=True, exist_ok=True)
+                probe.write_bytes(b"written to see whether every node sees it\n")  # a full disk takes a name alone
             for name, absent in self._ask_all("find_absent", [str(probe)]).items():
                 if absent:
                     raise UsageError(
@@ -408,7 +408,8 @@ class RayExecutor:
                         "or a URL (--cache, or $QHARNESS_CACHE for a folder)"
                     )
         finally:
-            probe.unlink(missing_ok=True)
+            with suppress(OSError):  # it could not be written either
+                probe.unlink()
 
     def _refuse_unreachable_cache(self) -> None:
         """Raises UsageError unless every node can fetch artifacts from the URL of the cache, and send them there."""

@@ -83,7 +83,8 @@ def too_long_lines(forecast: SweepForecast) -> Iterator[str]:
 def _named(runs: Sequence[RunForecast]) -> str:
     """Their limit, the first runs with their times, and how many others there are."""
     first = ", ".join(f"{run.title} {about(run.time)}" for run in runs[:NAMED])
-    others = f", and {len(runs) - NAMED} others" if len(runs) > NAMED else ""
+    more = len(runs) - NAMED
+    others = f", and {more} other{'s' * (more > 1)}" if more > 0 else ""
     return f" ({duration(runs[0].limit_s or 0.0)}): {first}{others}"
 
 
